@@ -1,0 +1,169 @@
+"""Softmax attention over a map, with relative positions: once explicit, once fused, the same numbers.
+
+Attention Augmented Convolutional Networks (arXiv 1904.09925), section 3.1:
+logit(i, j) = q_i / sqrt(dk / num_heads) · (k_j + r_w[j_x - i_x] + r_h[j_y - i_y]).
+"""
+from typing import Optional, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.jit import Final
+from timm.layers import trunc_normal_, use_fused_attn
+
+from .grid_attention import GridAttention
+from .position import rel_logits_h, rel_logits_w
+
+
+def fold_rel_pos(
+        q: torch.Tensor,
+        k: torch.Tensor,
+        rel_h: Optional[torch.Tensor],
+        rel_w: Optional[torch.Tensor],
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Lengthen q and k so that their plain product holds the relative logits too.
+
+    q gets its logits against every row and every column, k the one-hot code of its own row and column: the product
+    picks one of each. Nothing of size (H * W)² arises.
+
+    Args:
+        q: Scaled queries (B, num_heads, H, W, dim).
+        k: Keys, same shape.
+        rel_h: (2 * L_h - 1, dim), or None for no row positions.
+        rel_w: (2 * L_w - 1, dim), or None for no column positions.
+
+    Returns:
+        q and k, each (B, num_heads, H * W, dim + H + W).
+    """
+    B, num_heads, H, W, _ = q.shape
+    queries, keys = [q], [k]
+    if rel_h is not None:
+        queries.append(rel_logits_h(q, rel_h))
+        row = torch.arange(H, device=k.device)
+        keys.append((row.unsqueeze(1) == row).to(k.dtype).view(1, 1, H, 1, H).expand(B, num_heads, H, W, H))
+    if rel_w is not None:
+        queries.append(rel_logits_w(q, rel_w))
+        column = torch.arange(W, device=k.device)
+        keys.append((column.unsqueeze(1) == column).to(k.dtype).expand(B, num_heads, H, W, W))
+    return torch.cat(queries, dim=-1).flatten(2, 3), torch.cat(keys, dim=-1).flatten(2, 3)
+
+
+def fused_attention(
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        dropout_p: float = 0.,
+        causal: bool = False,
+) -> torch.Tensor:
+    """One `scaled_dot_product_attention` call for q, k and v of different head dims.
+
+    Its memory-lean kernels want equal head dims (CPU), in multiples of 8 (CUDA); zeros change no product.
+
+    Args:
+        q: Scaled queries (B, num_heads, N, dim_k).
+        k: Keys, same shape.
+        v: Values (B, num_heads, N, dim_v).
+        dropout_p: Dropout probability of the weights.
+        causal: Let position i see positions 0 … i only.
+
+    Returns:
+        (B, num_heads, N, dim_v)
+    """
+    dim_k, dim_v = q.shape[-1], v.shape[-1]
+    dim = (max(dim_k, dim_v) + 7) // 8 * 8
+    q, k, v = F.pad(q, (0, dim - dim_k)), F.pad(k, (0, dim - dim_k)), F.pad(v, (0, dim - dim_v))
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=causal, scale=1.)[..., :dim_v]
+
+
+def attention_weights(
+        q: torch.Tensor,
+        k: torch.Tensor,
+        rel_h: Optional[torch.Tensor],
+        rel_w: Optional[torch.Tensor],
+        causal: bool = False,
+) -> torch.Tensor:
+    """The softmax of all logits, in full.
+
+    Args:
+        q: Scaled queries (B, num_heads, H, W, dim).
+        k: Keys, same shape.
+        rel_h: (2 * L_h - 1, dim), or None for no row positions.
+        rel_w: (2 * L_w - 1, dim), or None for no column positions.
+        causal: Let position i see positions 0 … i only.
+
+    Returns:
+        (B, num_heads, H * W, H * W), rows summing to 1.
+    """
+    H, W = q.shape[2], q.shape[3]
+    logits = q.flatten(2, 3) @ k.flatten(2, 3).transpose(-2, -1)
+    logits = logits.unflatten(3, [H, W]).unflatten(2, [H, W])  # (B, num_heads, H, W, H, W)
+    if rel_h is not None:
+        logits = logits + rel_logits_h(q, rel_h).unsqueeze(-1)
+    if rel_w is not None:
+        logits = logits + rel_logits_w(q, rel_w).unsqueeze(-2)
+    logits = logits.flatten(4, 5).flatten(2, 3)
+    if causal:
+        position = torch.arange(H * W, device=q.device)
+        logits = logits.masked_fill(position > position.unsqueeze(1), float('-inf'))
+    return logits.softmax(dim=-1)
+
+
+class SoftmaxAttention(GridAttention):
+    """Multi-head softmax attention over a map or a sequence, by default with relative positions.
+
+    Which of two equal ways it goes follows `timm.layers.use_fused_attn()` (environment variable TIMM_FUSED_ATTN) at
+    construction; the explicit one holds all (H * W)² weights.
+
+    Args:
+        feat_size: Lengths of the attended map's axes that the relative tables are made for; at other lengths they are
+            interpolated (see `resize_rel_table`). Needed for `'rel'` alone.
+        pos_embed: `'rel'`, or as in `GridAttention`.
+        causal: Let position i see positions 0 … i only (sequences).
+
+    See `GridAttention` for the other arguments.
+    """
+    fused_attn: Final[bool]
+
+    def __init__(
+            self,
+            in_channels: int,
+            dk: int,
+            dv: int,
+            num_heads: int,
+            *,
+            feat_size: Sequence[int] = (),
+            pos_embed: Optional[str] = 'rel',
+            causal: bool = False,
+            device=None,
+            dtype=None,
+            **kwargs,
+    ):
+        super().__init__(in_channels, dk, dv, num_heads, pos_embed=pos_embed, device=device, dtype=dtype, **kwargs)
+        self.fused_attn = use_fused_attn()
+        self.causal = causal
+        self.scale = (dk // num_heads) ** -0.5
+        # a sequence is a map of one row: it has columns only
+        lengths = dict(zip(('rel_w', 'rel_h'), reversed(feat_size))) if pos_embed == 'rel' else {}
+        for name in ('rel_h', 'rel_w'):
+            shape = (2 * lengths[name] - 1, dk // num_heads) if name in lengths else None
+            self.register_parameter(name, shape and nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all weights anew."""
+        super().reset_parameters()
+        for table in (self.rel_h, self.rel_w):
+            if table is not None:
+                trunc_normal_(table, std=self.scale)
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Weigh the values; shapes as in `GridAttention.attend`."""
+        v = v.flatten(2, 3)
+        if self.fused_attn:
+            q, k = fold_rel_pos(q * self.scale, k, self.rel_h, self.rel_w)
+            return fused_attention(q, k, v, self.attn_drop.p if self.training else 0., self.causal)
+        return self.attn_drop(self.weights(q, k)) @ v
+
+    def weights(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        """All weights; shapes as in `GridAttention.weights`."""
+        return attention_weights(q * self.scale, k, self.rel_h, self.rel_w, self.causal)

@@ -1,0 +1,352 @@
+"""Attention-augmented convolution: Concat[Conv(x), Attention(x)], a drop-in for `nn.Conv2d` and `nn.Conv1d`.
+
+Attention Augmented Convolutional Networks (arXiv 1904.09925), section 3.2.
+"""
+import math
+from typing import List, Optional, Sequence, Tuple, Union
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from timm.layers import register_notrace_module, to_ntuple
+
+from .attention import SoftmaxAttention
+from .linear_attention import LinearAttention
+
+_CONV = {1: nn.Conv1d, 2: nn.Conv2d}
+_POS_EMBED = {'softmax': ('rel', 'sincos', 'coord', None), 'linear': ('sincos', 'coord', None)}
+_MIN_DIM_HEAD = 20  # of the keys, where dk is a share: section 4 of the paper
+_DEFAULT_FEAT_SIZE = 32
+
+
+def resolve_depth(name: str, depth: Union[int, float], out_channels: int, num_heads: int, min_dim_head: int = 1) -> int:
+    """Turn dk or dv into a number of channels, all heads together.
+
+    Args:
+        name: What to call it in an error.
+        depth: An int is that many channels. A float is the share of `out_channels`, rounded down to a multiple of
+            `num_heads`, but at least `min_dim_head` channels a head.
+        out_channels: Channels of the augmented convolution.
+        num_heads: Number of heads.
+        min_dim_head: Smallest depth of a head where `depth` is a share.
+
+    Returns:
+        A multiple of `num_heads`.
+    """
+    if isinstance(depth, bool) or not isinstance(depth, (int, float)):
+        raise TypeError(f'{name} must be an int (channels) or a float (share of out_channels), got {depth!r}')
+    if isinstance(depth, int):
+        if depth < num_heads or depth % num_heads:
+            raise ValueError(f'{name}={depth} must be a positive multiple of num_heads={num_heads}')
+        return depth
+    if not 0. < depth <= 2.:
+        raise ValueError(f'{name}={depth} as a share of out_channels must lie in (0, 2]; use an int for channels')
+    # a share like 0.29 of 100 is 28.999… in binary: the small summand keeps the floor on the intended side
+    dim_head = max(min_dim_head, math.floor(depth * out_channels / num_heads + 1e-9))
+    return dim_head * num_heads
+
+
+def resolve_depths(
+        out_channels: int,
+        dk: Union[int, float],
+        dv: Union[int, float],
+        num_heads: int,
+) -> Tuple[int, int]:
+    """Channels of the keys and of the values by the paper's rule (section 4).
+
+    `dk = max(20 · Nh, ⌊κ · F / Nh⌋ · Nh)` and `dv = ⌊υ · F / Nh⌋ · Nh` for the shares κ and υ of F output channels.
+
+    Returns:
+        dk and dv, all heads together; both 0 where `dv` is 0.
+    """
+    if isinstance(num_heads, bool) or not isinstance(num_heads, int):
+        raise TypeError(f'num_heads must be an int, got {num_heads!r}')
+    if num_heads < 1:
+        raise ValueError(f'num_heads={num_heads} must be at least 1')
+    if not isinstance(dv, bool) and dv == 0:
+        return 0, 0
+    keys = resolve_depth('dk', dk, out_channels, num_heads, _MIN_DIM_HEAD)
+    values = resolve_depth('dv', dv, out_channels, num_heads, 0)
+    if not 0 < values <= out_channels:
+        raise ValueError(
+            f'dv={dv} gives {values} channels of attention in num_heads={num_heads} heads; '
+            f'possible are 1 channel a head up to all out_channels={out_channels}, or dv=0 for a plain convolution')
+    return keys, values
+
+
+def centre_pad(
+        kernel_size: Sequence[int],
+        padding: Union[str, Sequence[int]],
+        dilation: Sequence[int],
+) -> List[int]:
+    """How to pad a map so that its every stride-th pixel lies under the centre of an output pixel's kernel.
+
+    Args:
+        kernel_size: One for each axis; the centre of an even kernel is the pixel before its middle.
+        padding: Zeros on both sides of each axis, or 'same' or 'valid'.
+        dilation: One for each axis.
+
+    Returns:
+        Zeros to add as `torch.nn.functional.pad` takes them (last axis first); negative ones crop.
+    """
+    pad: List[int] = []
+    for axis in reversed(range(len(kernel_size))):
+        reach = dilation[axis] * (kernel_size[axis] - 1)
+        before = {'same': reach // 2, 'valid': 0}[padding] if isinstance(padding, str) else padding[axis]
+        after = reach - before if padding == 'same' else before
+        pad += [before - reach // 2, after - (reach - reach // 2)]
+    return pad
+
+
+class _AugmentedConv(nn.Module):
+    """What the layers of one and two axes share."""
+    ndim: int
+
+    def __init__(
+            self,
+            in_channels: int,
+            out_channels: int,
+            kernel_size: Union[int, Sequence[int]],
+            stride: Union[int, Sequence[int]] = 1,
+            padding: Union[str, int, Sequence[int]] = 0,
+            dilation: Union[int, Sequence[int]] = 1,
+            groups: int = 1,
+            bias: bool = True,
+            *,
+            dk: Union[int, float] = 0.2,
+            dv: Union[int, float] = 0.1,
+            num_heads: int = 8,
+            attention: str = 'softmax',
+            pos_embed: Optional[str] = 'rel',
+            feat_size: Union[int, Sequence[int], None] = None,
+            attn_pool: int = 1,
+            attn_drop: float = 0.,
+            causal: bool = False,
+            device=None,
+            dtype=None,
+    ):
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self._check_attention(attention, pos_embed, attn_pool, in_channels)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = self._per_axis('kernel_size', kernel_size)
+        self.stride = self._per_axis('stride', stride)
+        self.padding = padding if isinstance(padding, str) else self._per_axis('padding', padding, minimum=0)
+        self.dilation = self._per_axis('dilation', dilation)
+        self.groups = groups
+        self.dk, self.dv = resolve_depths(out_channels, dk, dv, num_heads)
+        self.num_heads = num_heads
+        feat_size = self._per_axis('feat_size', _DEFAULT_FEAT_SIZE if feat_size is None else feat_size)
+
+        self.left_pad = self.dilation[0] * (self.kernel_size[0] - 1) if causal else 0
+        conv_channels = out_channels - self.dv
+        if conv_channels % groups:
+            raise ValueError(
+                f'groups={groups} must divide the channels of the convolution, '
+                f'out_channels - dv = {out_channels} - {self.dv} = {conv_channels}')
+        # made even where nothing of it is kept: its constructor checks what it shares with the layer's
+        conv = _CONV[self.ndim](
+            in_channels, conv_channels or groups, self.kernel_size, self.stride, self.padding, self.dilation, groups,
+            bias, **(dd if conv_channels else {'device': 'meta'}))
+        self.conv = conv if conv_channels else None
+
+        if self.dv == 0:
+            self.attn = None
+            return
+        attn_args = dict(
+            stride=self.stride,
+            # a causal kernel ends at the present, so there q, k and v are read
+            sample_pad=[0, 0] if causal else centre_pad(self.kernel_size, self.padding, self.dilation),
+            pos_embed=pos_embed,
+            attn_pool=attn_pool,
+            attn_drop=attn_drop,
+            bias=bias,
+        )
+        if attention == 'linear':
+            self.attn = LinearAttention(in_channels, self.dk, self.dv, num_heads, **attn_args, **dd)
+        else:
+            self.attn = SoftmaxAttention(
+                in_channels, self.dk, self.dv, num_heads, feat_size=feat_size, causal=causal, **attn_args, **dd)
+
+    def _per_axis(self, name: str, value: Union[int, Sequence[int]], minimum: int = 1) -> Tuple[int, ...]:
+        values = to_ntuple(self.ndim)(value)
+        if len(values) != self.ndim or not all(isinstance(v, int) and v >= minimum for v in values):
+            what = 'an int' if self.ndim == 1 else 'an int or a pair of them'
+            raise ValueError(f'{name} must be {what}, at least {minimum}, got {value!r}')
+        return tuple(values)
+
+    def _check_attention(self, attention: str, pos_embed: Optional[str], attn_pool: int, in_channels: int) -> None:
+        if attention not in _POS_EMBED:
+            raise ValueError(f'attention must be one of {tuple(_POS_EMBED)}, got {attention!r}')
+        if pos_embed not in _POS_EMBED[attention]:
+            raise ValueError(
+                f'pos_embed with attention={attention!r} must be one of {_POS_EMBED[attention]}, got {pos_embed!r}')
+        if isinstance(attn_pool, bool) or not isinstance(attn_pool, int) or attn_pool < 1:
+            raise ValueError(f'attn_pool must be an int, at least 1 (no pooling), got {attn_pool!r}')
+        if pos_embed == 'sincos' and in_channels < 2 * self.ndim:
+            raise ValueError(f"pos_embed='sincos' needs in_channels of at least {2 * self.ndim}, got {in_channels}")
+
+    def _check_input(self, x: torch.Tensor) -> None:
+        if x.dim() != self.ndim + 2 or x.shape[1] != self.in_channels:
+            axes = 'L' if self.ndim == 1 else 'H, W'
+            raise ValueError(
+                f'{type(self).__name__} takes an input of shape (B, {self.in_channels}, {axes}), got {tuple(x.shape)}')
+        if self.padding == 'same' or self.left_pad:
+            return
+        for axis, size in enumerate(x.shape[2:]):
+            padding = 0 if self.padding == 'valid' else self.padding[axis]
+            needed = self.dilation[axis] * (self.kernel_size[axis] - 1) + 1 - 2 * padding
+            if needed > 1 and size < needed:
+                raise ValueError(
+                    f'{type(self).__name__} needs at least {needed} pixels along axis {axis + 2} for '
+                    f'kernel_size={self.kernel_size}, padding={self.padding}, dilation={self.dilation}, '
+                    f'got an input of shape {tuple(x.shape)}')
+
+    def reset_parameters(self) -> None:
+        """Draw all weights anew."""
+        for layer in (self.conv, self.attn):
+            if layer is not None:
+                layer.reset_parameters()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Convolve and attend.
+
+        Args:
+            x: (B, in_channels, H, W) or (B, in_channels, L).
+
+        Returns:
+            (B, out_channels, H_out, W_out) as `nn.Conv2d` or (B, out_channels, L_out) as `nn.Conv1d` gives: the
+            convolution's channels, then the attention's.
+        """
+        if not torch.jit.is_scripting():
+            self._check_input(x)
+        outputs: List[torch.Tensor] = []
+        if self.conv is not None:
+            outputs.append(self.conv(F.pad(x, [self.left_pad, 0]) if self.left_pad > 0 else x))
+        if self.attn is not None:
+            outputs.append(self.attn(x))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+
+@register_notrace_module
+class AugmentedConv2d(_AugmentedConv):
+    """2-D convolution with attention-augmented output channels: Concat[Conv(x), Attention(x)].
+
+    Takes `nn.Conv2d`'s first arguments and gives its output size for every stride, padding, dilation and group count.
+    The queries, keys and values are read by a 1×1 convolution at the input position under the centre of each output
+    pixel's kernel (zero where that is padding), so the attended map is the output map. Any input size works.
+
+    `conv` holds the convolution (None where `dv` is `out_channels`), `attn` the attention (None where `dv` is 0);
+    `attn.attention_map(x)` gives the weights, (B, num_heads, H * W, H * W).
+
+    Source: Attention Augmented Convolutional Networks (arXiv 1904.09925); linear attention: arXiv 1812.01243.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output, convolution and attention together.
+        kernel_size: Size of the kernel.
+        stride: Step of the kernel.
+        padding: Zeros on both sides of each axis, or `'same'` or `'valid'`.
+        dilation: Spacing of the kernel's elements.
+        groups: Groups of the convolution; the attention has none.
+        bias: Learn biases, in the attention's projections too.
+        dk: Depth of the keys, all heads together: an int is that many channels, a float a share of `out_channels` by
+            the paper's rule (a multiple of `num_heads`, at least 20 a head).
+        dv: Depth of the values, likewise (without the minimum); these are the output channels that come from attention.
+            0 gives a plain convolution, `out_channels` (or 1.0) attention alone.
+        num_heads: Number of heads.
+        attention: `'softmax'`, or `'linear'` for efficient attention.
+        pos_embed: Positions: `'rel'` (relative logits, softmax attention only), `'sincos'`, `'coord'` or None.
+        feat_size: Height and width of the attended map that the relative tables are made for, by default 32; at any
+            other size they are interpolated. With `attn_pool` that is the pooled map.
+        attn_pool: Attend on the map averaged over (2p - 1)² windows at every p-th pixel, and bring the result back
+            bilinearly; 1 for none.
+        attn_drop: Dropout probability of the attention weights.
+
+    Raises:
+        ValueError: An argument is impossible, or an input has the wrong rank or channels or is smaller than the kernel.
+        TypeError: `dk`, `dv` or `num_heads` is no number of the right kind.
+    """
+    ndim = 2
+
+    def __init__(
+            self,
+            in_channels: int,
+            out_channels: int,
+            kernel_size: Union[int, Tuple[int, int]],
+            stride: Union[int, Tuple[int, int]] = 1,
+            padding: Union[str, int, Tuple[int, int]] = 0,
+            dilation: Union[int, Tuple[int, int]] = 1,
+            groups: int = 1,
+            bias: bool = True,
+            *,
+            dk: Union[int, float] = 0.2,
+            dv: Union[int, float] = 0.1,
+            num_heads: int = 8,
+            attention: str = 'softmax',
+            pos_embed: Optional[str] = 'rel',
+            feat_size: Union[int, Tuple[int, int], None] = None,
+            attn_pool: int = 1,
+            attn_drop: float = 0.,
+            device=None,
+            dtype=None,
+    ):
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, dk=dk, dv=dv,
+            num_heads=num_heads, attention=attention, pos_embed=pos_embed, feat_size=feat_size, attn_pool=attn_pool,
+            attn_drop=attn_drop, device=device, dtype=dtype)
+
+
+@register_notrace_module
+class AugmentedConv1d(_AugmentedConv):
+    """1-D convolution with attention-augmented output channels: `AugmentedConv2d` for sequences (B, in_channels, L).
+
+    Takes `nn.Conv1d`'s first arguments and gives its output length.
+
+    Args:
+        causal: No output depends on a later input: the convolution is padded on the left by
+            dilation · (kernel_size - 1), the attention is masked, q, k and v are read at the kernel's last position,
+            and the output has ⌈L / stride⌉ positions. Leave `padding` at 0 then.
+
+    See `AugmentedConv2d` for the other arguments; `feat_size` is the length.
+
+    Raises:
+        ValueError: As `AugmentedConv2d`; or `causal` with linear attention, pooling or padding.
+        TypeError: `dk`, `dv` or `num_heads` is no number of the right kind.
+    """
+    ndim = 1
+
+    def __init__(
+            self,
+            in_channels: int,
+            out_channels: int,
+            kernel_size: Union[int, Tuple[int]],
+            stride: Union[int, Tuple[int]] = 1,
+            padding: Union[str, int, Tuple[int]] = 0,
+            dilation: Union[int, Tuple[int]] = 1,
+            groups: int = 1,
+            bias: bool = True,
+            *,
+            dk: Union[int, float] = 0.2,
+            dv: Union[int, float] = 0.1,
+            num_heads: int = 8,
+            attention: str = 'softmax',
+            pos_embed: Optional[str] = 'rel',
+            feat_size: Union[int, Tuple[int], None] = None,
+            attn_pool: int = 1,
+            attn_drop: float = 0.,
+            causal: bool = False,
+            device=None,
+            dtype=None,
+    ):
+        if causal and attention == 'linear':
+            raise ValueError("causal=True needs attention='softmax': linear attention has no logits to mask")
+        if causal and attn_pool != 1:
+            raise ValueError(f'causal=True needs attn_pool=1, got {attn_pool!r}: a pooled position sees later inputs')
+        if causal and padding not in (0, (0,)):
+            raise ValueError(f'causal=True pads on the left by itself and needs padding=0, got {padding!r}')
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, dk=dk, dv=dv,
+            num_heads=num_heads, attention=attention, pos_embed=pos_embed, feat_size=feat_size, attn_pool=attn_pool,
+            attn_drop=attn_drop, causal=causal, device=device, dtype=dtype)

@@ -1,0 +1,154 @@
+"""What both kinds of attention share: reading q, k and v off a map and writing the heads back to it.
+
+Attention Augmented Convolutional Networks (arXiv 1904.09925), section 3: one 1×1 convolution gives q, k and v, the heads
+attend over all positions of the map, and a second 1×1 convolution mixes their concatenation.
+"""
+from typing import List, Optional, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from timm.layers import trunc_normal_
+
+from .position import add_sincos, append_coords
+
+_CONV = {1: nn.Conv1d, 2: nn.Conv2d}
+_POOL = {1: nn.AvgPool1d, 2: nn.AvgPool2d}
+
+
+class GridAttention(nn.Module):
+    """Multi-head attention over the positions of a map (B, C, H, W) or a sequence (B, C, L).
+
+    Subclasses say how the heads attend. They see a sequence as a map of one row.
+
+    The positions attended are those of `x`, padded by `sample_pad`, at every `stride`-th pixel, averaged over
+    (2p - 1)-wide windows at every p-th of them where p = `attn_pool` > 1; the result is then brought back bilinearly.
+    Absolute positions (`'sincos'`, `'coord'`) count the pixels of that attended map.
+
+    Args:
+        in_channels: Channels of the input.
+        dk: Channels of the queries (and of the keys), all heads together.
+        dv: Channels of the values, all heads together; also the channels of the output.
+        num_heads: Number of heads; divides `dk` and `dv`.
+        stride: Step between the positions read, one for each axis.
+        sample_pad: Zeros to add around the map before reading, as `torch.nn.functional.pad` takes them (last axis
+            first); negative ones crop.
+        pos_embed: `'sincos'`, `'coord'`, or None; what a subclass offers beside is its own.
+        attn_pool: Step of the average pooling, 1 for none.
+        attn_drop: Dropout probability of the attention weights.
+        bias: Learn biases in both projections.
+    """
+
+    def __init__(
+            self,
+            in_channels: int,
+            dk: int,
+            dv: int,
+            num_heads: int,
+            *,
+            stride: Sequence[int] = (1, 1),
+            sample_pad: Sequence[int] = (0, 0, 0, 0),
+            pos_embed: Optional[str] = None,
+            attn_pool: int = 1,
+            attn_drop: float = 0.,
+            bias: bool = True,
+            device=None,
+            dtype=None,
+    ):
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        ndim = len(stride)
+        self.in_channels = in_channels
+        self.dk = dk
+        self.dv = dv
+        self.num_heads = num_heads
+        self.stride: List[int] = list(stride)
+        self.sample_pad: List[int] = list(sample_pad)
+        self.attn_pool = attn_pool
+        self.pos_embed = pos_embed or ''
+        self.resize_mode = {1: 'linear', 2: 'bilinear'}[ndim]
+
+        extra = ndim + 1 if pos_embed == 'coord' else 0
+        self.pool = _POOL[ndim](2 * attn_pool - 1, attn_pool, attn_pool - 1, count_include_pad=False)
+        self.qkv = _CONV[ndim](in_channels + extra, 2 * dk + dv, 1, bias=bias, **dd)
+        self.proj = _CONV[ndim](dv, dv, 1, bias=bias, **dd)
+        self.attn_drop = nn.Dropout(attn_drop)
+
+    def reset_parameters(self) -> None:
+        """Draw all weights anew."""
+        trunc_normal_(self.qkv.weight, std=self.qkv.weight.shape[1] ** -0.5)
+        trunc_normal_(self.proj.weight, std=self.proj.weight.shape[1] ** -0.5)
+        for layer in (self.qkv, self.proj):
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+    def sample(self, x: torch.Tensor) -> torch.Tensor:
+        """Read the positions that belong to the output pixels: (B, C, H_in, W_in) -> (B, C, H_out, W_out)."""
+        if any([p != 0 for p in self.sample_pad]):
+            x = F.pad(x, self.sample_pad)
+        if self.stride[0] > 1:
+            x = x[:, :, ::self.stride[0]]
+        if len(self.stride) == 2 and self.stride[-1] > 1:
+            x = x[:, :, :, ::self.stride[-1]]
+        return x
+
+    def heads(self, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Pool and project a sampled map.
+
+        Args:
+            x: (B, in_channels, H_out, W_out) or (B, in_channels, L_out).
+
+        Returns:
+            q and k (B, num_heads, H, W, dk / num_heads) and v (B, num_heads, H, W, dv / num_heads).
+        """
+        if self.attn_pool > 1:
+            x = self.pool(x)
+        if self.pos_embed == 'sincos':
+            x = add_sincos(x)
+        elif self.pos_embed == 'coord':
+            x = append_coords(x)
+        qkv = self.qkv(x)
+        if qkv.dim() == 3:
+            qkv = qkv.unsqueeze(2)
+        q, k, v = qkv.split([self.dk, self.dk, self.dv], dim=1)
+        return self._split(q), self._split(k), self._split(v)
+
+    def _split(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(1, [self.num_heads, -1]).permute(0, 1, 3, 4, 2)
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Weigh the values; shapes as `heads` returns them, result (B, num_heads, H * W, dv / num_heads)."""
+        raise NotImplementedError
+
+    def weights(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        """The weights that `attend` uses, in full: (B, num_heads, H * W, H * W), rows summing to 1."""
+        raise NotImplementedError
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, in_channels, H_in, W_in) -> (B, dv, H_out, W_out); sequences likewise."""
+        x = self.sample(x)
+        q, k, v = self.heads(x)
+        B, _, H, W, _ = q.shape
+        out = self.attend(q, k, v).transpose(1, 2).reshape(B, H, W, self.dv)  # the heads side by side
+        out = out.permute(0, 3, 1, 2)
+        out = self.proj(out if x.dim() == 4 else out.squeeze(2))
+        if self.attn_pool > 1:
+            out = F.interpolate(out, size=x.shape[2:], mode=self.resize_mode)
+        return out
+
+    def attention_map(self, x: torch.Tensor) -> torch.Tensor:
+        """The attention weights of an input, in full.
+
+        Args:
+            x: The layer's input (B, in_channels, H_in, W_in) or (B, in_channels, L_in).
+
+        Returns:
+            (B, num_heads, H * W, H * W), rows (queries) summing to 1; (H, W) is the attended map, pooled where
+            `attn_pool` > 1, in row-major order.
+        """
+        q, k, _ = self.heads(self.sample(x))
+        return self.weights(q, k)
+
+    def extra_repr(self) -> str:
+        text = f'dk={self.dk}, dv={self.dv}, num_heads={self.num_heads}, pos_embed={self.pos_embed or None!r}'
+        return text + (f', attn_pool={self.attn_pool}' if self.attn_pool > 1 else '')

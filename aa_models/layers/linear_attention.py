@@ -1,0 +1,38 @@
+"""Efficient attention: cost and memory grow with the number of positions, not with its square.
+
+Efficient Attention: Attention with Linear Complexities (arXiv 1812.01243), section 3.2:
+E(Q, K, V) = ρ_q(Q) (ρ_k(K)ᵀ V), ρ_q the softmax over the channels of each position, ρ_k the softmax over the positions
+of each channel, each within a head.
+"""
+from typing import Tuple
+
+import torch
+
+from .grid_attention import GridAttention
+
+
+class LinearAttention(GridAttention):
+    """Multi-head efficient attention over a map or a sequence.
+
+    See `GridAttention` for the arguments. There is no logit of two positions here, hence neither relative positions nor
+    a causal mask, and `attn_drop` drops entries of ρ_k(K).
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.reset_parameters()
+
+    def _normalize(self, q: torch.Tensor, k: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+        # each (B, num_heads, H * W, dk / num_heads)
+        return q.flatten(2, 3).softmax(dim=-1), k.flatten(2, 3).softmax(dim=-2)
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Weigh the values; shapes as in `GridAttention.attend`."""
+        q, k = self._normalize(q, k)
+        context = self.attn_drop(k).transpose(-2, -1) @ v.flatten(2, 3)  # (B, num_heads, dk / nh, dv / nh)
+        return q @ context
+
+    def weights(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        """All weights ρ_q(Q) ρ_k(K)ᵀ; shapes as in `GridAttention.weights`."""
+        q, k = self._normalize(q, k)
+        return q @ k.transpose(-2, -1)

@@ -1,0 +1,2 @@
+"""Attention-augmented networks; importing this registers them with timm."""
+from .aa_resnet import *

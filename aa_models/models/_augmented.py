@@ -1,0 +1,71 @@
+"""What the augmented networks of every family share: stages that attend, initialisation, weights for another size."""
+from typing import Dict, Optional, Sequence, Set, Tuple, Union
+
+import torch
+from torch import nn
+
+from ..augment import augment
+from ..layers import GridAttention
+from ..layers.position import resize_rel_table
+
+
+def augment_stages(
+        model: nn.Module,
+        patterns: Sequence[str],
+        *,
+        attn_stages: Sequence[bool],
+        attn_pool: Sequence[int],
+        img_size: Union[int, Tuple[int, int]],
+        **attn_args,
+) -> None:
+    """Augment the convolutions of the stages that attend.
+
+    Args:
+        model: Network to change in place.
+        patterns: For each stage, the names of its convolutions that can be augmented.
+        attn_stages: For each stage, whether it attends.
+        attn_pool: For each stage, the pooling of its attention branch.
+        img_size: Height and width of the input that the relative tables are made for, pixels.
+        **attn_args: For `augment`.
+    """
+    for name, values in (('attn_stages', attn_stages), ('attn_pool', attn_pool)):
+        if not isinstance(values, (tuple, list)) or len(values) != len(patterns):
+            raise ValueError(f'{name} must have one value for each of the {len(patterns)} stages, got {values!r}')
+    for pattern, attends, pool in zip(patterns, attn_stages, attn_pool):
+        if attends:
+            augment(model, where=pattern, attn_pool=pool, img_size=img_size, **attn_args)
+
+
+def materialize(model: nn.Module, device: Union[str, torch.device, None]) -> None:
+    """Give a network built on the meta device its memory and its initial weights.
+
+    Networks are built on the meta device because layers that augmentation replaces need neither.
+
+    Args:
+        model: Network with an `init_weights` that sets every parameter and buffer.
+        device: Where it shall live; None for torch's default device.
+    """
+    model.to_empty(device=torch.get_default_device() if device is None else device)
+    model.init_weights()
+
+
+def reset_parameters(model: nn.Module) -> None:
+    """Call every leaf's own `reset_parameters`, so that no parameter or buffer keeps an old value."""
+    for module in model.modules():
+        if isinstance(module, GridAttention) or (hasattr(module, 'reset_parameters') and not list(module.children())):
+            module.reset_parameters()
+
+
+def rel_table_names(model: nn.Module) -> Set[str]:
+    """Names of the relative tables, which take no weight decay."""
+    return {name for name, _ in model.named_parameters() if name.endswith(('.rel_h', '.rel_w'))}
+
+
+def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: nn.Module) -> Dict[str, torch.Tensor]:
+    """Bring the relative tables of a checkpoint to the sizes of the model; what fits already is untouched."""
+    for name in rel_table_names(model):
+        table, own = state_dict.get(name), model.get_parameter(name)
+        if table is not None and table.shape[0] != own.shape[0] and table.shape[1] == own.shape[1]:
+            size = (own.shape[0] + 1) // 2
+            state_dict[name] = resize_rel_table(table.float(), size).to(table.dtype)
+    return state_dict

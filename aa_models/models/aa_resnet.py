@@ -1,0 +1,149 @@
+"""Attention-augmented ResNets: timm's ResNet with augmented 3×3 convolutions in its last three stages.
+
+Papers: `Attention Augmented Convolutional Networks` - https://arxiv.org/abs/1904.09925 (AA-ResNet),
+`Efficient Attention: Attention with Linear Complexities` - https://arxiv.org/abs/1812.01243 (LAA-ResNet)
+"""
+from typing import Any, Dict, Optional, Sequence, Set, Tuple, Type, Union
+
+import torch
+from torch import nn
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import generate_default_cfgs, register_model
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from ._augmented import augment_stages, checkpoint_filter_fn, materialize, rel_table_names, reset_parameters
+from ._pretrained import build
+
+__all__ = ['AugmentedResNet']
+
+
+class AugmentedResNet(ResNet):
+    """timm's ResNet (7×7 stem, v1.5) whose blocks have attention-augmented 3×3 convolutions.
+
+    Augmented is the first 3×3 of a basic block and the only one of a bottleneck, as in section 4 of the paper.
+
+    Args:
+        block: timm's `BasicBlock` or `Bottleneck`.
+        layers: Number of blocks of each stage.
+        dk: Depth of the keys, see `AugmentedConv2d`.
+        dv: Depth of the values, see `AugmentedConv2d`.
+        num_heads: Number of heads.
+        attention: `'softmax'` or `'linear'`.
+        pos_embed: `'rel'`, `'sincos'`, `'coord'` or None.
+        attn_stages: For each of the four stages, whether it attends.
+        attn_pool: For each of the four stages, the pooling of its attention branch.
+        img_size: Height and width of the input that the relative tables are made for, pixels; any size can be fed.
+        **kwargs: For `timm.models.resnet.ResNet`.
+    """
+
+    def __init__(
+            self,
+            block: Type[nn.Module],
+            layers: Tuple[int, ...],
+            *,
+            dk: Union[int, float] = 0.2,
+            dv: Union[int, float] = 0.1,
+            num_heads: int = 8,
+            attention: str = 'softmax',
+            pos_embed: Optional[str] = 'rel',
+            attn_stages: Sequence[bool] = (False, True, True, True),
+            attn_pool: Sequence[int] = (1, 2, 1, 1),
+            img_size: Union[int, Tuple[int, int]] = 224,
+            device=None,
+            dtype=None,
+            **kwargs,
+    ):
+        super().__init__(block, layers, device='meta', dtype=dtype, **kwargs)
+        conv = 'conv1' if block is BasicBlock else 'conv2'
+        augment_stages(
+            self, [f'layer{stage}.*.{conv}' for stage in range(1, 5)], dk=dk, dv=dv, num_heads=num_heads,
+            attention=attention, pos_embed=pos_embed, attn_stages=attn_stages, attn_pool=attn_pool, img_size=img_size)
+        materialize(self, device)
+
+    @torch.jit.ignore
+    def init_weights(self, zero_init_last: bool = True) -> None:
+        """Draw all weights anew, timm's way for the convolutions; fills a model after `to_empty` too."""
+        reset_parameters(self)
+        super().init_weights(zero_init_last)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> Set[str]:
+        """Names of the parameters that take no weight decay."""
+        return rel_table_names(self)
+
+
+def _create_aa_resnet(variant: str, pretrained: bool = False, **kwargs) -> AugmentedResNet:
+    return build(AugmentedResNet, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn, **kwargs)
+
+
+def _cfg(**kwargs) -> Dict[str, Any]:
+    return {
+        'num_classes': 1000, 'input_size': (3, 224, 224), 'pool_size': (7, 7), 'crop_pct': 0.875,
+        'interpolation': 'bicubic', 'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD,
+        'first_conv': 'conv1', 'classifier': 'fc', 'license': 'apache-2.0', 'paper_ids': 'arXiv:1904.09925',
+        **kwargs,
+    }
+
+
+def _lcfg(**kwargs) -> Dict[str, Any]:
+    return _cfg(**{'paper_ids': 'arXiv:1812.01243', **kwargs})
+
+
+default_cfgs = generate_default_cfgs({
+    'aa_resnet18.untrained': _cfg(),
+    'aa_resnet34.untrained': _cfg(),
+    'aa_resnet50.untrained': _cfg(),
+    'aa_resnet101.untrained': _cfg(),
+    'aa_resnet152.untrained': _cfg(),
+    'laa_resnet18.untrained': _lcfg(),
+    'laa_resnet50.untrained': _lcfg(),
+})
+
+
+# the paper's shares: dk and dv of the output channels, by the kind of block
+_BASIC = dict(block=BasicBlock, dk=0.25, dv=0.25)
+_BOTTLENECK = dict(block=Bottleneck, dk=0.2, dv=0.1)
+_LINEAR = dict(attention='linear', pos_embed='sincos')
+_LINEAR_BASIC, _LINEAR_BOTTLENECK = dict(_BASIC, **_LINEAR), dict(_BOTTLENECK, **_LINEAR)
+
+
+@register_model
+def aa_resnet18(pretrained: bool = False, **kwargs) -> AugmentedResNet:
+    """AA-ResNet-18 (the paper's rule for ResNet-34 at 18 layers)."""
+    return _create_aa_resnet('aa_resnet18', pretrained, **dict(_BASIC, layers=(2, 2, 2, 2), **kwargs))
+
+
+@register_model
+def aa_resnet34(pretrained: bool = False, **kwargs) -> AugmentedResNet:
+    """AA-ResNet-34, κ = υ = 0.25."""
+    return _create_aa_resnet('aa_resnet34', pretrained, **dict(_BASIC, layers=(3, 4, 6, 3), **kwargs))
+
+
+@register_model
+def aa_resnet50(pretrained: bool = False, **kwargs) -> AugmentedResNet:
+    """AA-ResNet-50, κ = 2υ = 0.2."""
+    return _create_aa_resnet('aa_resnet50', pretrained, **dict(_BOTTLENECK, layers=(3, 4, 6, 3), **kwargs))
+
+
+@register_model
+def aa_resnet101(pretrained: bool = False, **kwargs) -> AugmentedResNet:
+    """AA-ResNet-101, κ = 2υ = 0.2."""
+    return _create_aa_resnet('aa_resnet101', pretrained, **dict(_BOTTLENECK, layers=(3, 4, 23, 3), **kwargs))
+
+
+@register_model
+def aa_resnet152(pretrained: bool = False, **kwargs) -> AugmentedResNet:
+    """AA-ResNet-152, κ = 2υ = 0.2."""
+    return _create_aa_resnet('aa_resnet152', pretrained, **dict(_BOTTLENECK, layers=(3, 8, 36, 3), **kwargs))
+
+
+@register_model
+def laa_resnet18(pretrained: bool = False, **kwargs) -> AugmentedResNet:
+    """ResNet-18 augmented with linear attention and sine/cosine positions."""
+    return _create_aa_resnet('laa_resnet18', pretrained, **dict(_LINEAR_BASIC, layers=(2, 2, 2, 2), **kwargs))
+
+
+@register_model
+def laa_resnet50(pretrained: bool = False, **kwargs) -> AugmentedResNet:
+    """ResNet-50 augmented with linear attention and sine/cosine positions."""
+    return _create_aa_resnet('laa_resnet50', pretrained, **dict(_LINEAR_BOTTLENECK, layers=(3, 4, 6, 3), **kwargs))
