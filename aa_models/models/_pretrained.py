@@ -1,0 +1,264 @@
+"""Finds the weights of a model, and builds every model of this package.
+
+timm knows one file and one Hub repository for a tag and takes the first that is set. Here a tag has several homes: the
+folder `$AA_MODELS_WEIGHTS`, the checkout's `weights/`, the copy inside the installed package and the Hub. `build` looks
+them up in that order and hands timm the file found, so that the loading itself (another classifier, other input
+channels, `features_only`) stays timm's. The SHA-256 in the cfg decides whether a file is the right one, wherever it is.
+"""
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import timm
+from huggingface_hub import hf_hub_download
+from safetensors import SafetensorError, safe_open
+from timm.models import PretrainedCfg, build_model_with_cfg, resolve_pretrained_cfg
+from torch import Tensor, nn
+
+__all__ = ['WeightsError', 'build', 'expected_sha256', 'locate', 'own_models', 'weights_cfg']
+
+WEIGHTS_FILE = 'model.safetensors'
+WEIGHTS_VARIABLE = 'AA_MODELS_WEIGHTS'
+HUB_ORGANISATION = 'aa-models'
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_HASH_NOTE = 'sha256:'
+_logger = logging.getLogger(__name__)
+
+StateDict = dict[str, Tensor]
+
+
+class WeightsError(RuntimeError):
+    """There are no usable weights. A `RuntimeError`, because that is what timm raises for a model without weights."""
+
+
+def weights_cfg(name_tag: str, sha256: str) -> dict[str, Any]:
+    """Makes the part of a cfg that says which weights `name_tag` has.
+
+    Args:
+        name_tag: Model name and tag, `'aa_resnet18.cifar100'`.
+        sha256: SHA-256 of `model.safetensors`, 64 hexadecimal digits.
+    """
+    # timm's cfg is a dataclass that takes no fields of our own; `notes` is the one that is free for text.
+    return dict(
+        hf_hub_id=f'{HUB_ORGANISATION}/{name_tag}',
+        hf_hub_filename=WEIGHTS_FILE,
+        notes=(f'{_HASH_NOTE}{sha256}',),
+    )
+
+
+def expected_sha256(cfg: PretrainedCfg) -> str | None:
+    """Reads back the hash that `weights_cfg` put into a cfg."""
+    hashes = [note.removeprefix(_HASH_NOTE) for note in cfg.notes or () if note.startswith(_HASH_NOTE)]
+    return hashes[0] if hashes else None
+
+
+def own_models(filter: str | Iterable[str] = '', pretrained: bool = False) -> list[str]:
+    """Lists this package's models as `timm.list_models` does; with `pretrained` each with the tag of its weights."""
+    names = timm.list_models(filter, pretrained=pretrained)
+    return [name for name in names if timm.model_entrypoint(name).__module__.startswith('aa_models.')]
+
+
+def locate(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Path:
+    """Finds the file that holds the weights of one of this package's tags.
+
+    Args:
+        cfg: Cfg of a tag that has weights, with its `architecture` and `tag`.
+        cache_dir: Where the Hub's client keeps its files instead of its usual cache.
+
+    Returns:
+        Path of a safetensors file with the SHA-256 that the cfg asks for.
+
+    Raises:
+        WeightsError: No place has the file. The message lists each place with the reason.
+    """
+    name_tag = f'{cfg.architecture}.{cfg.tag}'
+    sha256 = expected_sha256(cfg)
+    tried = []
+    for place, folder in _local_folders().items():
+        if folder is None:
+            tried.append(f'{place}: not in use')
+            continue
+        file = folder / name_tag / WEIGHTS_FILE
+        fault = _fault(file, sha256)
+        if not fault:
+            return file
+        tried.append(f'{place}: {file}: {fault}')
+        if fault != 'absent':
+            _logger.warning('%s is passed over: %s', file, fault)
+    try:
+        file = Path(hf_hub_download(cfg.hf_hub_id, cfg.hf_hub_filename, cache_dir=cache_dir, library_name='aa_models'))
+    except Exception as error:  # the client's HTTP library has changed before, its errors have no base in common
+        tried.append(f'Hub: {cfg.hf_hub_id}: {_reason(error)}')
+        raise WeightsError(_nothing_found(name_tag, tried)) from error
+    fault = _fault(file, sha256)
+    if fault:
+        tried.append(f'Hub: {cfg.hf_hub_id}, kept as {file}: {fault}; delete that file to have it fetched again')
+        raise WeightsError(_nothing_found(name_tag, tried))
+    return file
+
+
+def build(
+        model_cls: Callable[..., nn.Module],
+        variant: str,
+        pretrained: bool = False,
+        *,
+        pretrained_cfg: str | dict[str, Any] | PretrainedCfg | None = None,
+        pretrained_cfg_overlay: dict[str, Any] | None = None,
+        pretrained_filter_fn: Callable[[StateDict, nn.Module], StateDict] | None = None,
+        cache_dir: str | Path | None = None,
+        **kwargs: Any,
+) -> nn.Module:
+    """Builds a model as timm's `build_model_with_cfg` does, with weights from wherever this package keeps them.
+
+    Two things are added. For a tag of this package `pretrained=True` looks through all homes of its weights; files,
+    state dicts, folders and repositories that the user names stay timm's to load. And `img_size` is by default the
+    input size of the cfg in force, whether weights are wanted or not.
+
+    Args:
+        model_cls: Makes the model; takes `img_size`.
+        variant: Model name without a tag.
+        pretrained: Load weights.
+        pretrained_cfg: Tag, or a cfg in place of the registered one.
+        pretrained_cfg_overlay: Entries that override those of the cfg.
+        pretrained_filter_fn: Brings a checkpoint into the shape of the model at hand.
+        cache_dir: The Hub client's cache.
+        **kwargs: For `build_model_with_cfg` and the model.
+
+    Raises:
+        WeightsError: The model has no weights, they are nowhere to be found, or they do not fit.
+    """
+    cfg = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
+    kwargs.setdefault('img_size', tuple(cfg.input_size[1:]))
+    if pretrained:
+        if _has_own_weights(cfg):
+            pretrained_cfg_overlay = dict(pretrained_cfg_overlay or {}, file=str(locate(cfg, cache_dir)))
+        else:
+            _check_source(variant, cfg)
+        if kwargs.get('pretrained_strict', True):
+            pretrained_filter_fn = _checked(pretrained_filter_fn, cfg)
+    return build_model_with_cfg(
+        model_cls,
+        variant,
+        pretrained,
+        pretrained_cfg=pretrained_cfg,
+        pretrained_cfg_overlay=pretrained_cfg_overlay,
+        pretrained_filter_fn=pretrained_filter_fn,
+        cache_dir=cache_dir,
+        **kwargs,
+    )
+
+
+def _has_own_weights(cfg: PretrainedCfg) -> bool:
+    """Whether the cfg still points at this package's repository: then nobody has named another source in it."""
+    named = cfg.source or cfg.file or cfg.state_dict or cfg.url
+    return not named and cfg.hf_hub_id == f'{HUB_ORGANISATION}/{cfg.architecture}.{cfg.tag}'
+
+
+def _check_source(variant: str, cfg: PretrainedCfg) -> None:
+    """Says clearly what timm would say badly: nothing to load, or a file that is not one."""
+    if cfg.source == 'local-dir':
+        file = Path(cfg.file) / WEIGHTS_FILE  # timm's first choice in a folder; any other file is left to timm
+        readable = not file.exists()
+    elif cfg.file and not cfg.state_dict and cfg.source != 'hf-hub':
+        file = Path(cfg.file)
+        if not file.is_file():
+            raise WeightsError(f'the weights of {variant} were to come from file={str(file)!r}, which does not exist')
+        readable = file.suffix != '.safetensors'
+    elif cfg.state_dict or cfg.has_weights:
+        return
+    else:
+        raise WeightsError(
+            f'{variant} has no pretrained weights, use pretrained=False; weights of this package exist for: '
+            f'{", ".join(own_models(pretrained=True)) or "no model yet"}'
+        )
+    if not readable and (fault := _format_fault(file)):
+        raise WeightsError(f'the weights of {variant} cannot be read: {file} is {fault}')
+
+
+def _checked(
+        filter_fn: Callable[[StateDict, nn.Module], StateDict] | None,
+        cfg: PretrainedCfg,
+) -> Callable[[StateDict, nn.Module], StateDict]:
+    """Adds to a filter the check that its result is this model's.
+
+    timm loads non-strictly as soon as the number of classes differs, and a foreign file then leaves the whole model at
+    its random start without a word. The tensors that timm adapts or drops by itself are not compared.
+    """
+    classifiers = (cfg.classifier,) if isinstance(cfg.classifier, str) else tuple(cfg.classifier or ())
+    left_to_timm = {f'{name}.{kind}' for name in (*classifiers, cfg.first_conv) for kind in ('weight', 'bias')}
+
+    def checked(state_dict: StateDict, model: nn.Module) -> StateDict:
+        state_dict = filter_fn(state_dict, model) if filter_fn else state_dict
+        found = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
+        wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        faults = [
+            f'{name}: the file has {found.get(name, "none")}, the model {wanted.get(name, "none")}'
+            for name in {**wanted, **found}
+            if found.get(name) != wanted.get(name) and name not in left_to_timm
+            and not (name.endswith('num_batches_tracked') and name not in found)  # torch starts these at 0 by itself
+        ]
+        if faults:
+            more = f'; and {len(faults) - 5} more' if len(faults) > 5 else ''
+            raise WeightsError(f'the weights do not fit {cfg.architecture} as asked for: {"; ".join(faults[:5])}{more}')
+        return state_dict
+
+    return checked
+
+
+def _local_folders() -> dict[str, Path | None]:
+    """Folders that hold `<name>.<tag>/` folders, in the order of search; None for one that this machine lacks."""
+    chosen = os.environ.get(WEIGHTS_VARIABLE)
+    checkout = _PACKAGE.parent
+    return {
+        f'${WEIGHTS_VARIABLE}': Path(chosen).expanduser() if chosen else None,
+        'checkout': checkout / 'weights' if (checkout / 'pyproject.toml').is_file() else None,
+        'installed package': _PACKAGE / 'weights',
+    }
+
+
+def _fault(file: Path, sha256: str | None) -> str:
+    """Says why a file is not the one with this SHA-256; '' if it is."""
+    if not file.is_file():
+        return 'absent'
+    try:
+        found = hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        return f'unreadable ({error.strerror})'
+    if found == sha256:
+        return ''
+    return f'wrong SHA-256: {found}, expected {sha256}; it is {_format_fault(file) or "another safetensors file"}'
+
+
+def _format_fault(file: Path) -> str:
+    """Says what a file is if it is no whole safetensors file; '' if it is one. Nothing in it is ever unpickled."""
+    try:
+        with safe_open(file, framework='pt'):
+            return ''
+    except SafetensorError as error:
+        damage = error
+    with file.open('rb') as stream:
+        head = stream.read(64)
+    if head.startswith(b'version https://git-lfs'):
+        return 'a Git LFS pointer, not the file itself (`git lfs pull` fetches it)'
+    if head.startswith((b'PK\x03\x04', b'\x80')):
+        return 'a pickle, and only safetensors files are read'
+    return f'truncated or no safetensors file ({damage})'
+
+
+def _reason(error: BaseException) -> str:
+    """The Hub client's message in one line, with the cause that it often hides one level down."""
+    words = [f'{type(e).__name__}: {" ".join(str(e).split())}' for e in (error, error.__cause__) if e]
+    return ' / '.join(words)
+
+
+def _nothing_found(name_tag: str, tried: list[str]) -> str:
+    places = '\n'.join(f'  {place}' for place in tried)
+    return (
+        f'the weights of {name_tag} were not found. Tried, in this order:\n{places}\n'
+        f'Either let this machine reach the Hub once, or copy the folder {name_tag}/ with its {WEIGHTS_FILE} into a '
+        f'folder that {WEIGHTS_VARIABLE} names, or use pretrained=False.'
+    )

@@ -1,0 +1,67 @@
+"""Finds picture files and reads any of them as the plain RGB or grey picture that a network expects."""
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+__all__ = ['find_pictures', 'read_picture']
+
+
+def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
+    """Replaces folders by the pictures in and below them, in the order of their names.
+
+    In a folder only files with a picture's suffix count; a file named by itself counts whatever it is called.
+
+    Raises:
+        FileNotFoundError: A path does not exist.
+        ValueError: A folder holds no picture.
+    """
+    found = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise FileNotFoundError(f'{path} does not exist')
+        pictures = [path]
+        if path.is_dir():
+            pictures = sorted(p for p in path.rglob('*') if _looks_like_picture(p))
+        if not pictures:
+            raise ValueError(f'the folder {path} holds no picture')
+        found += pictures
+    return found
+
+
+def read_picture(path: str | Path, mode: str = 'RGB') -> Image.Image:
+    """Reads a picture the way a viewer shows it: upright, on white where it is transparent, its first frame.
+
+    Args:
+        path: File in any format that Pillow reads.
+        mode: Pillow's mode of the result, `'RGB'` or `'L'` (grey).
+
+    Raises:
+        ValueError: The file is no picture, or not a whole one.
+    """
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            picture = ImageOps.exif_transpose(picture)
+            return _plain(picture).convert(mode)
+    except Image.UnidentifiedImageError:
+        raise ValueError(f'{path} is no picture that can be read') from None
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise ValueError(f'{path} cannot be read as a picture: {error}') from error
+
+
+def _plain(picture: Image.Image) -> Image.Image:
+    """Brings rare modes to ones that `convert` handles without losing the picture."""
+    if picture.mode.startswith('I'):  # 16-bit grey: `convert` would cut everything above 255 to white
+        return picture.convert('I').point(lambda value: value * (1 / 257) + 0.5).convert('L')
+    if picture.has_transparency_data:  # `convert` would show whatever colour lies under the transparent pixels
+        picture = picture.convert('RGBA')
+        return Image.alpha_composite(Image.new('RGBA', picture.size, 'white'), picture)
+    return picture
+
+
+def _looks_like_picture(path: Path) -> bool:
+    """Whether the suffix is one of a picture format that Pillow can open; hidden files are none."""
+    format = Image.registered_extensions().get(path.suffix.lower())
+    is_picture = format in Image.OPEN and Image.MIME.get(format, '').startswith('image/')
+    return is_picture and path.is_file() and not path.name.startswith('.')

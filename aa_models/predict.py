@@ -1,0 +1,124 @@
+"""Says what is on pictures: the most probable classes of each.
+
+IMAGE is a file of any picture format, or a folder whose pictures are taken with those of the folders below it.
+Size, crop and colour statistics are those that the model was trained with.
+
+Examples:
+  aa-models predict cat.jpg
+  aa-models predict holiday/ --top 3 --json
+  aa-models predict cat.jpg --model local-dir:output/my_model
+  aa-models predict cat.jpg --model hf-hub:timm/resnet50.a1_in1k
+"""
+import argparse
+import difflib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import create_transform, resolve_data_config
+from timm.models import parse_model_name, split_model_name_tag
+from torch import nn
+
+from aa_models.pictures import find_pictures, read_picture
+
+__all__ = ['add_arguments', 'predict', 'run']
+
+DEFAULT_MODEL = 'aa_resnet18'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('images', nargs='+', metavar='IMAGE', help='picture, or folder of pictures')
+    parser.add_argument(
+        '--model', default=DEFAULT_MODEL, metavar='NAME',
+        help='model with weights, local-dir:FOLDER or hf-hub:OWNER/NAME (default: %(default)s)')
+    parser.add_argument('--top', type=int, default=5, metavar='N', help='classes to show (default: %(default)s)')
+    parser.add_argument('--json', action='store_true', help='print one JSON list instead of text')
+    parser.add_argument('--device', default='', help='cpu, cuda, cuda:1, mps (default: an accelerator where there is one)')
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.top < 1:
+        raise ValueError(f'--top must be at least 1, not {args.top}')
+    device = _device(args.device)
+    _check_model_name(args.model)
+    paths = find_pictures(args.images)
+    for path in paths:  # all of them before any work: the last of a thousand must not end it
+        read_picture(path)
+    model = timm.create_model(args.model, pretrained=True).to(device).eval()
+    answers = predict(model, paths, args.top)
+    if args.json:
+        print(json.dumps(list(answers), indent=2))
+        return 0
+    for answer in answers:
+        print(answer['file'])
+        for guess in answer['predictions']:
+            print(f'  {guess["probability"]:7.2%}  {guess["label"]}')
+    return 0
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, paths: list[Path], top: int = 5) -> Iterator[dict[str, Any]]:
+    """Classifies pictures one after the other, so that no answer depends on which others are asked about.
+
+    Args:
+        model: Classifier made by timm, in eval mode.
+        paths: Picture files.
+        top: Number of classes in an answer.
+
+    Yields:
+        `dict(file=, predictions=[dict(index=, label=, probability=), ...])`, the most probable class first. A class
+        without a name has its index as label.
+    """
+    config = resolve_data_config(model=model)
+    channels = config['input_size'][0]
+    if channels not in (1, 3):
+        raise ValueError(f'the model reads {channels} channels, and pictures have 1 or 3')
+    if not model.num_classes:
+        raise ValueError('the model has no classes, it only makes features')
+    transform = create_transform(**config)
+    labels = model.pretrained_cfg.get('label_names') or ()
+    parameter = next(model.parameters())
+    for path in paths:
+        picture = transform(read_picture(path, 'RGB' if channels == 3 else 'L'))  # (C, H, W)
+        logits = model(picture[None].to(parameter.device, parameter.dtype))[0]  # (num_classes,)
+        best = logits.float().softmax(0).topk(min(top, len(logits)))
+        yield dict(
+            file=str(path),
+            predictions=[
+                dict(index=i, label=_label(labels, i), probability=p)
+                for p, i in zip(best.values.tolist(), best.indices.tolist())
+            ],
+        )
+
+
+def _device(name: str) -> torch.device:
+    """Turns `--device` into a device that is there."""
+    if not name:
+        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device('cpu')
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f'--device {name!r} is not there: {str(error).splitlines()[0]}') from error
+
+
+def _label(names: Sequence[str] | dict[str, str], index: int) -> str:
+    """Name of a class. timm allows a dict where only some classes have one, and JSON makes its keys strings."""
+    names = names if isinstance(names, dict) else {str(i): name for i, name in enumerate(names)}
+    return names.get(str(index), str(index))
+
+
+def _check_model_name(name: str) -> None:
+    """Refuses a name or tag that no model has; a folder or a repository is left to timm."""
+    source, name_tag = parse_model_name(name)
+    if source:
+        return
+    architecture, tag = split_model_name_tag(name_tag)
+    if not timm.is_model(architecture):
+        similar = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        hint = f'did you mean {" or ".join(similar)}? ' if similar else ''
+        raise ValueError(f'unknown model {name!r}: {hint}`aa-models list` shows the models of this package')
+    if tag and name_tag not in (tags := timm.list_models(f'{architecture}.*', include_tags=True)):
+        raise ValueError(f'{architecture} has no tag {tag!r}, but: {", ".join(tags) or "none"}')
