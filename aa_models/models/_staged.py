@@ -1,0 +1,175 @@
+"""The body that the CIFAR networks share: a stem, stages of blocks, a last norm and a classifier, with timm's methods."""
+from typing import Dict, List, Optional, Sequence, Set, Tuple, Union
+
+import torch
+from torch import nn
+from timm.layers import ClassifierHead
+from timm.models import checkpoint_seq
+# not exported by timm: the package's one private import
+from timm.models._features import feature_take_indices
+
+from ._augmented import rel_table_names, reset_parameters
+
+
+class StagedNet(nn.Module):
+    """Networks of the form stem → stages → norm → classifier.
+
+    Subclasses build the parts on the meta device, change them as they like and call `materialize` at last.
+
+    Args:
+        stem: First layers, at the resolution of the input.
+        stages: For each stage its blocks.
+        channels: Output channels of the stem and of each stage.
+        reductions: Input pixels to one pixel of the stem's and of each stage's output, along each axis.
+        norm: What follows the last stage.
+        num_classes: Number of classes, 0 for none.
+        in_chans: Channels of the input.
+        global_pool: Pooling before the classifier, '' for none.
+        drop_rate: Dropout probability before the classifier.
+    """
+
+    def __init__(
+            self,
+            stem: nn.Module,
+            stages: Sequence[Sequence[nn.Module]],
+            channels: Sequence[int],
+            reductions: Sequence[int],
+            norm: nn.Module,
+            num_classes: int,
+            in_chans: int,
+            global_pool: str,
+            drop_rate: float,
+            dtype=None,
+    ):
+        super().__init__()
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+        self.grad_checkpointing = False
+        self.stem = stem
+        self.stages = nn.Sequential(*[nn.Sequential(*blocks) for blocks in stages])
+        self.norm = norm
+        self.num_features = channels[-1]
+        self.head = ClassifierHead(
+            self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, device='meta', dtype=dtype)
+        self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
+        modules = ['stem'] + [f'stages.{i}' for i in range(len(stages))]
+        self.feature_info = [
+            dict(num_chs=chs, reduction=reduction, module=module)
+            for chs, reduction, module in zip(channels, reductions, modules)
+        ]
+
+    @torch.jit.ignore
+    def init_weights(self) -> None:
+        """Draw all weights anew; fills a model after `to_empty` too."""
+        reset_parameters(self)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> Set[str]:
+        """Names of the parameters that take no weight decay."""
+        return rel_table_names(self)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> Dict[str, object]:
+        """Patterns that group the parameters by depth, by stage (`coarse`) or by block."""
+        return dict(
+            stem=r'^stem',
+            blocks=[(r'^stages\.(\d+)' if coarse else r'^stages\.(\d+)\.(\d+)', None), (r'^norm', (99999,))],
+        )
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the blocks' activations in the backward pass instead of keeping them."""
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """The classifier."""
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
+        """Put a fresh classifier in place; the pooling stays where `global_pool` is None."""
+        self.num_classes = num_classes
+        self.head.reset(num_classes, pool_type=global_pool)
+        self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
+
+    def forward_intermediates(
+            self,
+            x: torch.Tensor,
+            indices: Optional[Union[int, List[int]]] = None,
+            norm: bool = False,
+            stop_early: bool = False,
+            output_fmt: str = 'NCHW',
+            intermediates_only: bool = False,
+    ) -> Union[List[torch.Tensor], Tuple[torch.Tensor, List[torch.Tensor]]]:
+        """Features of the network and of its stem and stages on the way.
+
+        Args:
+            x: Images (B, in_chans, H, W).
+            indices: The last n for an int, those listed, or all of them for None; 0 is the stem.
+            norm: Apply the last norm to the last stage's output too.
+            stop_early: Stop after the last feature asked for.
+            output_fmt: `'NCHW'` is the only one.
+            intermediates_only: Return the intermediate features alone.
+        """
+        if output_fmt != 'NCHW':
+            raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
+        take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
+        num_stages = len(self.stages)
+        x = self.stem(x)
+        intermediates = [x] if 0 in take_indices else []
+        for i, stage in enumerate(self.stages[:max_index] if stop_early else self.stages, start=1):
+            x = checkpoint_seq(stage, x) if self.grad_checkpointing else stage(x)
+            if i in take_indices:
+                intermediates.append(self.norm(x) if norm and i == num_stages else x)
+        if intermediates_only:
+            return intermediates
+        return (x if stop_early and max_index < num_stages else self.norm(x)), intermediates
+
+    def prune_intermediate_layers(
+            self,
+            indices: Union[int, List[int]] = 1,
+            prune_norm: bool = False,
+            prune_head: bool = True,
+    ) -> List[int]:
+        """Remove what the intermediate features asked for do not need.
+
+        Args:
+            indices: As for `forward_intermediates`.
+            prune_norm: Remove the last norm.
+            prune_head: Remove the classifier; it goes in any case where stages go.
+
+        Returns:
+            The indices kept.
+        """
+        take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
+        ends_early = max_index < len(self.stages)
+        self.stages = self.stages[:max_index]
+        if prune_norm or ends_early:
+            self.norm = nn.Identity()
+        if ends_early:
+            self.num_features = self.feature_info[max_index]['num_chs']
+            self.head_hidden_size = self.num_features
+        if prune_head or ends_early:
+            self.reset_classifier(0, '')
+        return take_indices
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (B, in_chans, H, W) -> features (B, num_features, H / r, W / r)."""
+        x = self.stem(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = checkpoint_seq(self.stages, x, flatten=True)
+        else:
+            x = self.stages(x)
+        return self.norm(x)
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """Features -> logits (B, num_classes), or the pooled features with `pre_logits`."""
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (B, in_chans, H, W) -> logits (B, num_classes)."""
+        return self.forward_head(self.forward_features(x))

@@ -1,0 +1,183 @@
+"""Wide ResNets for CIFAR, plain and attention-augmented.
+
+Papers: `Wide Residual Networks` - https://arxiv.org/abs/1605.07146 (WRN),
+`Attention Augmented Convolutional Networks` - https://arxiv.org/abs/1904.09925 (AA-WRN),
+`Efficient Attention: Attention with Linear Complexities` - https://arxiv.org/abs/1812.01243 (LAA-WRN)
+"""
+from typing import Any, Dict, Optional, Sequence, Tuple, Union
+
+import torch
+from torch import nn
+from timm.layers import BatchNormAct2d, DropPath, calculate_drop_path_rates
+from timm.models import generate_default_cfgs, register_model
+
+from ._augmented import augment_stages, checkpoint_filter_fn, materialize
+from ._pretrained import build
+from ._staged import StagedNet
+
+__all__ = ['WideResNet']
+
+
+class PreActBlock(nn.Module):
+    """Pre-activation block of two 3×3 convolutions; a 1×1 shortcut where the shape changes."""
+
+    def __init__(self, in_chs: int, out_chs: int, stride: int = 1, drop_path: float = 0., device=None, dtype=None):
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.bn1 = BatchNormAct2d(in_chs, **dd)
+        self.conv1 = nn.Conv2d(in_chs, out_chs, 3, stride, 1, bias=False, **dd)
+        self.bn2 = BatchNormAct2d(out_chs, **dd)
+        self.conv2 = nn.Conv2d(out_chs, out_chs, 3, 1, 1, bias=False, **dd)
+        self.drop_path = DropPath(drop_path) if drop_path > 0. else nn.Identity()
+        changes = stride != 1 or in_chs != out_chs
+        self.shortcut = nn.Conv2d(in_chs, out_chs, 1, stride, bias=False, **dd) if changes else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        activated = self.bn1(x)
+        shortcut = x if self.shortcut is None else self.shortcut(activated)
+        return shortcut + self.drop_path(self.conv2(self.bn2(self.conv1(activated))))
+
+
+class WideResNet(StagedNet):
+    """Wide ResNet (pre-activation, stride on the first 3×3 of a stage, no biases in convolutions).
+
+    With attention the first 3×3 of every block is augmented (arXiv 1904.09925, section 4.1).
+
+    Args:
+        depth: Number of convolutions, 6n + 4.
+        width: Factor k of the widths 16k, 32k, 64k.
+        num_classes: Number of classes, 0 for none.
+        in_chans: Channels of the input.
+        global_pool: Pooling before the classifier.
+        dk: Depth of the keys, see `AugmentedConv2d`.
+        dv: Depth of the values, see `AugmentedConv2d`.
+        num_heads: Number of heads.
+        attention: `'softmax'` or `'linear'`.
+        pos_embed: `'rel'`, `'sincos'`, `'coord'` or None.
+        attn_stages: For each of the three stages, whether it attends.
+        attn_pool: For each of the three stages, the pooling of its attention branch.
+        img_size: Height and width of the input that the relative tables are made for, pixels; any size can be fed.
+        drop_rate: Dropout probability before the classifier.
+        drop_path_rate: Stochastic depth of the last block, growing linearly from 0.
+    """
+
+    def __init__(
+            self,
+            depth: int = 28,
+            width: int = 10,
+            num_classes: int = 100,
+            in_chans: int = 3,
+            global_pool: str = 'avg',
+            dk: Union[int, float] = 0.2,
+            dv: Union[int, float] = 0.1,
+            num_heads: int = 8,
+            attention: str = 'softmax',
+            pos_embed: Optional[str] = 'rel',
+            attn_stages: Sequence[bool] = (False, False, False),
+            attn_pool: Sequence[int] = (1, 1, 1),
+            img_size: Union[int, Tuple[int, int]] = 32,
+            drop_rate: float = 0.,
+            drop_path_rate: float = 0.,
+            device=None,
+            dtype=None,
+    ):
+        if depth < 10 or (depth - 4) % 6:
+            raise ValueError(f'depth must be 6n + 4 for blocks of two convolutions, got {depth}')
+        meta = {'device': 'meta', 'dtype': dtype}
+        num_blocks = (depth - 4) // 6
+        channels = (16, 16 * width, 32 * width, 64 * width)
+        drop_paths = calculate_drop_path_rates(drop_path_rate, 3 * num_blocks)
+        stages = []
+        for i in range(3):
+            rates = drop_paths[i * num_blocks:][:num_blocks]
+            in_out = [(channels[i], channels[i + 1])] + [(channels[i + 1],) * 2] * (num_blocks - 1)
+            strides = [1 if i == 0 else 2] + [1] * (num_blocks - 1)
+            stages.append([PreActBlock(*chs, s, r, **meta) for chs, s, r in zip(in_out, strides, rates)])
+        super().__init__(
+            stem=nn.Conv2d(in_chans, channels[0], 3, padding=1, bias=False, **meta),
+            stages=stages,
+            channels=channels,
+            reductions=(1, 1, 2, 4),
+            norm=BatchNormAct2d(channels[-1], **meta),
+            num_classes=num_classes,
+            in_chans=in_chans,
+            global_pool=global_pool,
+            drop_rate=drop_rate,
+            dtype=dtype,
+        )
+        augment_stages(
+            self, [f'stages.{i}.*.conv1' for i in range(3)], dk=dk, dv=dv, num_heads=num_heads, attention=attention,
+            pos_embed=pos_embed, attn_stages=attn_stages, attn_pool=attn_pool, img_size=img_size)
+        materialize(self, device)
+
+
+def _create_wrn(variant: str, pretrained: bool = False, **kwargs) -> WideResNet:
+    return build(
+        WideResNet, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg=dict(out_indices=(0, 1, 2, 3), flatten_sequential=True), **kwargs)
+
+
+def _cfg(**kwargs) -> Dict[str, Any]:
+    return {
+        'num_classes': 100, 'input_size': (3, 32, 32), 'pool_size': (8, 8), 'crop_pct': 1.0,
+        'interpolation': 'bicubic', 'mean': (0.5071, 0.4867, 0.4408), 'std': (0.2675, 0.2565, 0.2761),
+        'first_conv': 'stem', 'classifier': 'head.fc', 'license': 'apache-2.0', 'paper_ids': 'arXiv:1904.09925',
+        **kwargs,
+    }
+
+
+def _pcfg(**kwargs) -> Dict[str, Any]:
+    return _cfg(**{'paper_ids': 'arXiv:1605.07146', **kwargs})
+
+
+def _lcfg(**kwargs) -> Dict[str, Any]:
+    return _cfg(**{'paper_ids': 'arXiv:1812.01243', **kwargs})
+
+
+default_cfgs = generate_default_cfgs({
+    'wrn28_10.untrained': _pcfg(),
+    'aa_wrn28_10.untrained': _cfg(),
+    'laa_wrn28_10.untrained': _lcfg(),
+    'wrn16_8.untrained': _pcfg(),
+    'aa_wrn16_8.untrained': _cfg(),
+    'laa_wrn16_8.untrained': _lcfg(),
+})
+
+_AUGMENTED = dict(attn_stages=(True, True, True))
+_LINEAR = dict(_AUGMENTED, attention='linear', pos_embed='sincos')
+
+
+@register_model
+def wrn28_10(pretrained: bool = False, **kwargs) -> WideResNet:
+    """WRN-28-10, the plain baseline."""
+    return _create_wrn('wrn28_10', pretrained, **dict(depth=28, width=10, **kwargs))
+
+
+@register_model
+def aa_wrn28_10(pretrained: bool = False, **kwargs) -> WideResNet:
+    """AA-WRN-28-10, κ = 2υ = 0.2, in all twelve blocks."""
+    return _create_wrn('aa_wrn28_10', pretrained, **dict(_AUGMENTED, depth=28, width=10, **kwargs))
+
+
+@register_model
+def laa_wrn28_10(pretrained: bool = False, **kwargs) -> WideResNet:
+    """WRN-28-10 augmented with linear attention and sine/cosine positions."""
+    return _create_wrn('laa_wrn28_10', pretrained, **dict(_LINEAR, depth=28, width=10, **kwargs))
+
+
+@register_model
+def wrn16_8(pretrained: bool = False, **kwargs) -> WideResNet:
+    """WRN-16-8, the plain baseline."""
+    return _create_wrn('wrn16_8', pretrained, **dict(depth=16, width=8, **kwargs))
+
+
+@register_model
+def aa_wrn16_8(pretrained: bool = False, **kwargs) -> WideResNet:
+    """AA-WRN-16-8, κ = 2υ = 0.2, in all six blocks."""
+    return _create_wrn('aa_wrn16_8', pretrained, **dict(_AUGMENTED, depth=16, width=8, **kwargs))
+
+
+@register_model
+def laa_wrn16_8(pretrained: bool = False, **kwargs) -> WideResNet:
+    """WRN-16-8 augmented with linear attention and sine/cosine positions."""
+    return _create_wrn('laa_wrn16_8', pretrained, **dict(_LINEAR, depth=16, width=8, **kwargs))

@@ -1,0 +1,122 @@
+"""Shallow networks of five 3×3 convolutions, plain and with two of them attention-augmented.
+
+They ask whether attention sees more than convolution where there is no depth to make up for a small field of view.
+
+Papers: `Attention Augmented Convolutional Networks` - https://arxiv.org/abs/1904.09925,
+`Efficient Attention: Attention with Linear Complexities` - https://arxiv.org/abs/1812.01243
+"""
+from typing import Any, Dict, Optional, Sequence, Tuple, Union
+
+from torch import nn
+from timm.layers import ConvNormAct
+from timm.models import generate_default_cfgs, register_model
+
+from ._augmented import augment_stages, checkpoint_filter_fn, materialize
+from ._pretrained import build
+from ._staged import StagedNet
+
+__all__ = ['SimpleCNN']
+
+
+class SimpleCNN(StagedNet):
+    """Five 3×3 convolutions, each with batch norm and ReLU: a stem and two stages of a strided and a plain one.
+
+    With attention the plain convolution of each stage is augmented.
+
+    Args:
+        channels: Output channels of the five convolutions.
+        num_classes: Number of classes, 0 for none.
+        in_chans: Channels of the input.
+        global_pool: Pooling before the classifier.
+        dk: Depth of the keys, see `AugmentedConv2d`.
+        dv: Depth of the values, see `AugmentedConv2d`.
+        num_heads: Number of heads.
+        attention: `'softmax'` or `'linear'`.
+        pos_embed: `'rel'`, `'sincos'`, `'coord'` or None.
+        attn_stages: For each of the two stages, whether it attends.
+        attn_pool: For each of the two stages, the pooling of its attention branch.
+        img_size: Height and width of the input that the relative tables are made for, pixels; any size can be fed.
+        drop_rate: Dropout probability before the classifier.
+    """
+
+    def __init__(
+            self,
+            channels: Tuple[int, int, int, int, int] = (32, 64, 128, 128, 128),
+            num_classes: int = 100,
+            in_chans: int = 3,
+            global_pool: str = 'avg',
+            dk: Union[int, float] = 0.5,
+            dv: Union[int, float] = 0.5,
+            num_heads: int = 8,
+            attention: str = 'softmax',
+            pos_embed: Optional[str] = 'rel',
+            attn_stages: Sequence[bool] = (False, False),
+            attn_pool: Sequence[int] = (1, 1),
+            img_size: Union[int, Tuple[int, int]] = 32,
+            drop_rate: float = 0.,
+            device=None,
+            dtype=None,
+    ):
+        ins, strides = (in_chans, *channels[:-1]), (1, 2, 1, 2, 1)
+        stem, *convs = [
+            ConvNormAct(i, o, 3, stride=s, device='meta', dtype=dtype) for i, o, s in zip(ins, channels, strides)]
+        super().__init__(
+            stem=stem,
+            stages=(convs[:2], convs[2:]),
+            channels=(channels[0], channels[2], channels[4]),
+            reductions=(1, 2, 4),
+            norm=nn.Identity(),
+            num_classes=num_classes,
+            in_chans=in_chans,
+            global_pool=global_pool,
+            drop_rate=drop_rate,
+            dtype=dtype,
+        )
+        augment_stages(
+            self, ['stages.0.1.conv', 'stages.1.1.conv'], dk=dk, dv=dv, num_heads=num_heads, attention=attention,
+            pos_embed=pos_embed, attn_stages=attn_stages, attn_pool=attn_pool, img_size=img_size)
+        materialize(self, device)
+
+
+def _create_simplecnn(variant: str, pretrained: bool = False, **kwargs) -> SimpleCNN:
+    return build(
+        SimpleCNN, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg=dict(out_indices=(0, 1, 2), flatten_sequential=True), **kwargs)
+
+
+def _cfg(**kwargs) -> Dict[str, Any]:
+    return {
+        'num_classes': 100, 'input_size': (3, 32, 32), 'pool_size': (8, 8), 'crop_pct': 1.0,
+        'interpolation': 'bicubic', 'mean': (0.5071, 0.4867, 0.4408), 'std': (0.2675, 0.2565, 0.2761),
+        'first_conv': 'stem.conv', 'classifier': 'head.fc', 'license': 'apache-2.0',
+        **kwargs,
+    }
+
+
+default_cfgs = generate_default_cfgs({
+    'simplecnn.untrained': _cfg(),
+    'aa_simplecnn.untrained': _cfg(paper_ids='arXiv:1904.09925'),
+    'laa_simplecnn.untrained': _cfg(paper_ids='arXiv:1812.01243'),
+})
+
+# half of the 128 channels, in ints: a share would raise the keys to 20 a head
+_AUGMENTED = dict(attn_stages=(True, True), dk=64, dv=64)
+_LINEAR = dict(_AUGMENTED, attention='linear', pos_embed='sincos')
+
+
+@register_model
+def simplecnn(pretrained: bool = False, **kwargs) -> SimpleCNN:
+    """Five plain convolutions, the baseline."""
+    return _create_simplecnn('simplecnn', pretrained, **kwargs)
+
+
+@register_model
+def aa_simplecnn(pretrained: bool = False, **kwargs) -> SimpleCNN:
+    """Five convolutions, the third and the fifth attention-augmented (dk = dv = F / 2)."""
+    return _create_simplecnn('aa_simplecnn', pretrained, **dict(_AUGMENTED, **kwargs))
+
+
+@register_model
+def laa_simplecnn(pretrained: bool = False, **kwargs) -> SimpleCNN:
+    """As `aa_simplecnn`, with linear attention and sine/cosine positions."""
+    return _create_simplecnn('laa_simplecnn', pretrained, **dict(_LINEAR, **kwargs))
