@@ -1,0 +1,57 @@
+"""The model, its data configuration and the device, for training and for validation."""
+import argparse
+import difflib
+import os
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+
+def build_model(name: str, **options: Any) -> nn.Module:
+    """`timm.create_model` with errors that say what is possible. Options that are None are left to the model.
+
+    Raises:
+        ValueError: No such model, or arguments that it does not take.
+    """
+    if ':' not in name and not timm.is_model(name):
+        names = timm.list_models()
+        near = difflib.get_close_matches(name, names, n=3)
+        hint = f'; near to it are {", ".join(near)}' if near else f'; timm knows {len(names)}, see aa-models list'
+        raise ValueError(f'model = {name!r} is unknown{hint}')
+    try:
+        return timm.create_model(name, **options)
+    except TypeError as error:
+        given = ', '.join(f'{k}={v!r}' for k, v in options.items() if v is not None)
+        raise ValueError(f'model {name!r} cannot be made with {given}: {error}') from error
+
+
+def data_config_of(model: nn.Module, **wanted: Any) -> dict[str, Any]:
+    """Size, mean, std, filter and crop of the pictures: those wanted, else (None) those of the model's weights."""
+    return timm.data.resolve_data_config(wanted, model=model)
+
+
+def start_device(name: str | None) -> argparse.Namespace:
+    """Choose the device and join the other processes where torchrun started several.
+
+    Returns:
+        A namespace with `device` (a `torch.device`), `distributed`, `rank`, `local_rank` and `world_size`.
+    """
+    available = 'cuda' if torch.cuda.is_available() else 'cpu'
+    place = argparse.Namespace(device=name or available)
+    try:
+        kind = torch.device(place.device).type
+    except RuntimeError as error:
+        raise ValueError(f'device = {name!r} is unknown to torch; here are {available} and cpu') from error
+    if kind == 'cuda':
+        if not torch.cuda.is_available():
+            raise ValueError(f'device = {name!r} is not here; cpu is')
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # cuBLAS repeats its sums only with this
+    place.device = timm.utils.init_distributed_device(place)
+    return place
+
+
+def autocast(device: torch.device, enabled: bool, dtype: str) -> torch.autocast:
+    """Mixed precision as the recipe names it. The context can be entered again and again."""
+    return torch.autocast(device.type, getattr(torch, dtype), enabled=enabled)

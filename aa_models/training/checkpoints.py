@@ -1,0 +1,102 @@
+"""The output directory of a run: what is in it, what of it is whole, and how to go on from there."""
+import dataclasses
+import logging
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+from timm.task import TrainingTask, load_task_ema_checkpoint, resume_task_checkpoint
+from timm.utils import CheckpointSaver, load_checkpoint_metadata, trim_summary
+
+from .recipe import Recipe, load_recipe
+
+_logger = logging.getLogger(__name__)
+
+RECIPE, LOG, LAST, PART = 'recipe.yaml', 'log.csv', 'last.pth.tar', 'tmp.pth.tar'
+
+
+def prepare(directory: Path, recipe: Recipe, overwrite: bool) -> Path | None:
+    """Make the directory that of this recipe and find the checkpoint to go on from.
+
+    Returns:
+        The newest whole checkpoint, None for a run that starts.
+
+    Raises:
+        ValueError: The directory belongs to another recipe, or holds checkpoints of an unknown one.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    if overwrite:
+        for path in (directory / RECIPE, directory / LOG, *directory.glob('*.pth.tar')):
+            path.unlink(missing_ok=True)
+    if (directory / RECIPE).is_file():
+        _same_recipe(load_recipe(directory / RECIPE), recipe, directory)
+    elif any(directory.glob('*.pth.tar')):
+        raise ValueError(f'output = {str(directory)!r} holds checkpoints but no {RECIPE}: choose another directory')
+    recipe.save(directory / RECIPE)
+    checkpoint = _newest_whole(directory)
+    if checkpoint is not None and checkpoint.name == PART:  # whole, but the run ended before it got its name
+        checkpoint = checkpoint.rename(directory / LAST)
+    return checkpoint
+
+
+def _same_recipe(stored: Recipe, recipe: Recipe, directory: Path) -> None:
+    differing = [
+        f'{field.name}: {old!r} there, {new!r} now' for field in dataclasses.fields(Recipe)
+        if (old := getattr(stored, field.name)) != (new := getattr(recipe, field.name))
+    ]
+    if differing:
+        raise ValueError(
+            f'output = {str(directory)!r} holds a run of another recipe ({"; ".join(differing)}): '
+            'choose another directory, or --overwrite to lose it')
+
+
+def _newest_whole(directory: Path) -> Path | None:
+    found: dict[int, tuple[int, bool, Path]] = {}  # by inode: the saver gives one file several names
+    for path in sorted(directory.glob('*.pth.tar')):
+        inode = path.stat().st_ino
+        if inode not in found or path.name == LAST:
+            epoch = _whole_epoch(path)
+            if epoch is None:
+                _logger.warning(f'{path} is not whole and is left aside')
+            else:
+                found[inode] = (epoch, path.name == LAST, path)
+    return max(found.values())[2] if found else None
+
+
+def _whole_epoch(path: Path) -> int | None:
+    """The epoch of a checkpoint; None if any byte of it is missing or wrong."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                return None
+        return int(load_checkpoint_metadata(path)['epoch'])
+    except Exception:  # a broken file fails in many ways, and all of them mean the same
+        return None
+
+
+def resume(checkpoint: Path, task: TrainingTask, optimizer, scaler, saver: CheckpointSaver | None) -> int:
+    """Load everything a checkpoint holds and repeat its saving, which may have been cut short.
+
+    Returns:
+        The epoch to go on with.
+    """
+    epoch = resume_task_checkpoint(task, str(checkpoint), optimizer, scaler, log_info=False)
+    if task.has_ema():
+        load_task_ema_checkpoint(task, str(checkpoint))
+    if saver is not None:
+        stored = load_checkpoint_metadata(checkpoint)
+        # without `pending` the saver stands where it stood before it saved this epoch
+        saver.load_state_dict({k: v for k, v in stored['saver'].items() if k != 'pending'})
+        saver.save_checkpoint(epoch - 1, stored.get('metric'))
+    _logger.info(f'resumed from {checkpoint} after {epoch} epochs')
+    return epoch
+
+
+def trim_log(path: Path, epochs: int) -> None:
+    """Drop the rows that will be made again. The file is exchanged as a whole: a kill here loses nothing."""
+    if path.is_file():
+        part = path.with_suffix('.part')
+        shutil.copyfile(path, part)
+        trim_summary(part, epochs)
+        os.replace(part, path)

@@ -1,0 +1,174 @@
+"""From a dataset's name to the loaders of training and validation, all by timm."""
+import copy
+import os
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_dataset, create_loader
+from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_interp_mode
+from torch.utils.data import Dataset, IterableDataset, Subset
+from torchvision import transforms
+
+from .recipe import Recipe
+
+
+class RandomShift:
+    """Shift a picture by up to `most` pixels each way; what comes in at the border is reflected.
+
+    It gives the pixels of reflective padding and a random crop at the source size without the padded copy.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+
+    def __call__(self, picture: Image.Image) -> Image.Image:
+        pixels = np.asarray(picture)  # (H, W) or (H, W, channels)
+        if min(pixels.shape[:2]) <= self.most:
+            raise ValueError(f'crop_padding = {self.most} needs pictures larger than that, not {picture.size}')
+        rows, columns = map(self._source, pixels.shape[:2])
+        return Image.fromarray(pixels[rows][:, columns])
+
+    def _source(self, size: int) -> np.ndarray:
+        """Where each of `size` pixels comes from along one axis."""
+        index = np.abs(np.arange(size) + random.randint(-self.most, self.most))
+        return size - 1 - np.abs(size - 1 - index)
+
+
+class _Part(Subset):
+    """A subset that takes its transform like a whole dataset, as timm's loader sets it."""
+
+    @property
+    def transform(self) -> Any:
+        return self.dataset.transform
+
+    @transform.setter
+    def transform(self, transform: Any) -> None:
+        self.dataset.transform = transform
+
+
+def open_dataset(name: str, root: str | None, split: str, **options: Any) -> Dataset:
+    """`timm.data.create_dataset` with one kind of error.
+
+    Raises:
+        ValueError: There is no such dataset or split, or it is not at `root`.
+    """
+    if root is not None and not os.path.isdir(root) and not options.get('download') and '://' not in root:
+        raise ValueError(f'data_dir = {root!r} is no directory (--dataset-download fetches what torchvision can)')
+    try:
+        dataset = create_dataset(name, root=root, split=split, **options)
+        if not isinstance(dataset, IterableDataset) and len(dataset) == 0:
+            raise ValueError('no images')
+    except Exception as error:  # each kind of dataset raises its own, bare assertions among them
+        what = f'dataset {name or "folder"!r}, split {split!r}, data_dir {root!r}'
+        raise ValueError(f'{what} cannot be read: {error or type(error).__name__}') from error
+    return dataset
+
+
+def open_datasets(recipe: Recipe, root: str | None, download: bool) -> tuple[Dataset, Dataset]:
+    """The images to train on and those to validate on."""
+    options = dict(download=download, batch_size=recipe.batch_size, seed=recipe.seed)
+    train = open_dataset(recipe.dataset, root, recipe.train_split, is_training=True, **options)
+    if not recipe.holdout:
+        return train, open_dataset(recipe.dataset, root, recipe.val_split, **options)
+    if isinstance(train, IterableDataset):
+        raise ValueError(f'holdout = {recipe.holdout} needs a dataset with random access, not {recipe.dataset!r}')
+    if recipe.holdout >= len(train):
+        raise ValueError(f'holdout = {recipe.holdout} must be below the {len(train)} training images')
+    held = held_out(labels_of(train), len(train), recipe.holdout, recipe.seed)
+    rest = sorted(set(range(len(train))).difference(held))
+    return _Part(train, rest), _Part(copy.copy(train), held)  # a copy, because the two differ in their transform
+
+
+def labels_of(dataset: Dataset) -> list[int] | None:
+    """The labels, where the dataset has them without reading its images."""
+    if hasattr(dataset, 'targets'):
+        return [int(label) for label in dataset.targets]
+    samples = getattr(getattr(dataset, 'reader', None), 'samples', None)
+    return [int(label) for _, label in samples] if samples else None
+
+
+def held_out(labels: list[int] | None, total: int, count: int, seed: int) -> list[int]:
+    """`count` of `total` indices in rising order, as evenly from all classes as can be where labels are known."""
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    if labels is not None:
+        seen: dict[int, int] = {}
+        turn = []  # how many images of its class come before each image
+        for label in (labels[i] for i in order.tolist()):
+            turn.append(seen.get(label, 0))
+            seen[label] = turn[-1] + 1
+        order = order[torch.tensor(turn).argsort(stable=True)]
+    return sorted(order[:count].tolist())
+
+
+def make_train_loader(
+        dataset: Dataset,
+        recipe: Recipe,
+        data_config: dict[str, Any],
+        device: torch.device,
+        distributed: bool,
+) -> Any:
+    """Batches of augmented images, normalised and on the device."""
+    trivial = recipe.auto_augment == 'ta_wide'
+    loader = create_loader(
+        dataset,
+        is_training=True,
+        batch_size=recipe.batch_size,
+        scale=recipe.scale,
+        ratio=recipe.ratio,
+        hflip=recipe.hflip,
+        color_jitter=None if trivial or not recipe.color_jitter else recipe.color_jitter,
+        auto_augment=None if trivial else recipe.auto_augment,
+        re_prob=recipe.re_prob,
+        **_loader_options(data_config, recipe.workers, device, distributed),
+    )
+    steps = dataset.transform.transforms
+    if recipe.crop_padding:
+        if not isinstance(steps[0], RandomResizedCropAndInterpolation):
+            raise RuntimeError(f"timm's training transform starts with {steps[0]}, not with the random crop")
+        size, mode = data_config['input_size'][-1], str_to_interp_mode(data_config['interpolation'])
+        steps[:1] = [
+            RandomShift(recipe.crop_padding), transforms.Resize(size, interpolation=mode), transforms.CenterCrop(size)]
+    if trivial:
+        steps.insert(len(steps) - 1, transforms.TrivialAugmentWide())  # the last step makes the tensor
+    if distributed and hasattr(loader.sampler, 'seed'):
+        loader.sampler.seed = recipe.seed
+    if len(loader) == 0:
+        raise ValueError(f'{len(dataset)} training images do not fill one batch (batch_size = {recipe.batch_size})')
+    return loader
+
+
+def make_eval_loader(
+        dataset: Dataset,
+        data_config: dict[str, Any],
+        batch_size: int,
+        workers: int,
+        device: torch.device,
+        distributed: bool = False,
+) -> Any:
+    """Batches of centre-cropped images, normalised and on the device."""
+    return create_loader(
+        dataset,
+        batch_size=batch_size,
+        crop_pct=data_config['crop_pct'],
+        crop_mode=data_config['crop_mode'],
+        **_loader_options(data_config, workers, device, distributed),
+    )
+
+
+def _loader_options(
+        data_config: dict[str, Any], workers: int, device: torch.device, distributed: bool) -> dict[str, Any]:
+    return dict(
+        input_size=data_config['input_size'],
+        interpolation=data_config['interpolation'],
+        mean=data_config['mean'],
+        std=data_config['std'],
+        num_workers=workers,
+        distributed=distributed,
+        device=device,
+        pin_memory=device.type == 'cuda',
+        worker_seeding='all',
+        persistent_workers=False,  # new workers take their seeds from the epoch's: no state outlives an epoch
+    )

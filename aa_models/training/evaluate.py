@@ -1,0 +1,38 @@
+"""One pass over a validation set."""
+import torch
+from timm.task import evaluation_sample_limit
+from torch import nn
+
+from .progress import Progress
+
+
+@torch.inference_mode()
+def evaluate(
+        model: nn.Module,
+        loader,
+        make_evaluator,
+        autocast: torch.autocast,
+        progress: Progress,
+        channels_last: bool = False,
+        distributed: bool = False,
+) -> dict[str, float]:
+    """Measure a model.
+
+    Args:
+        model: Takes (B, 3, H, W), gives logits (B, num_classes).
+        make_evaluator: Makes timm's evaluator; takes `max_samples`.
+
+    Returns:
+        The evaluator's figures: `loss`, `top1` and `top5` (percent).
+    """
+    model.eval()
+    evaluator = make_evaluator(max_samples=evaluation_sample_limit(loader))
+    for images, labels in loader:
+        if channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with autocast:
+            logits = model(images)
+        evaluator.update(logits, labels)
+        progress.step(len(images))
+    progress.close()
+    return evaluator.compute(distributed=distributed)

@@ -1,0 +1,209 @@
+"""The training loop: a model, what changes it, and one epoch at a time."""
+import argparse
+import math
+
+import numpy as np
+import torch
+from timm.data import Mixup
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.task import ClassificationTask, create_classification_loss
+from timm.utils import NativeScaler, dispatch_clip_grad, distribute_bn, random_seed, reduce_tensor, unwrap_model
+from torch import nn
+
+from .build import autocast
+from .evaluate import evaluate
+from .progress import Progress
+from .recipe import Recipe
+
+CHECK_EVERY = 16  # batches between two looks at the loss, each of which waits for the device
+
+
+def seed_epoch(seed: int, epoch: int, rank: int) -> None:
+    """Make all random numbers of an epoch a function of (seed, epoch, rank), whatever went before it."""
+    random_seed(int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0]))
+
+
+class Float32Loss(nn.Module):
+    """A loss computed in float32: autocast on a CPU would take its softmax and logarithm in bfloat16."""
+
+    def __init__(self, criterion: nn.Module) -> None:
+        super().__init__()
+        self.criterion = criterion
+
+    def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return self.criterion(output.float(), target)
+
+
+class LossMeter:
+    """Mean loss of an epoch, and the guard that it is a number."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch, self.total, self.count, self.batches = epoch, 0.0, 0, 0
+        self.latest: dict[str, float] = {}  # nothing to show before the first look
+        self.waiting: list[tuple[torch.Tensor, int]] = []
+
+    def add(self, loss: torch.Tensor, images: int) -> None:
+        self.waiting.append((loss.detach(), images))
+        if len(self.waiting) >= CHECK_EVERY:
+            self.settle()
+
+    def settle(self) -> None:
+        """Read the waiting losses.
+
+        Raises:
+            FloatingPointError: One of them is infinite or not a number.
+        """
+        if not self.waiting:
+            return
+        for loss, (_, images) in zip(torch.stack([loss for loss, _ in self.waiting]).tolist(), self.waiting):
+            self.batches += 1
+            if not math.isfinite(loss):
+                raise FloatingPointError(
+                    f'the loss is {loss} at epoch {self.epoch}, batch {self.batches}: training stops, the last '
+                    'checkpoint is kept (a smaller lr, a longer warm-up or clip_grad may help)')
+            self.total += loss * images
+            self.count += images
+            self.latest = dict(loss=loss)
+        self.waiting.clear()
+
+    @property
+    def mean(self) -> float:
+        return self.total / max(self.count, 1)
+
+
+class Trainer:
+    """A training task with its optimiser, schedule and loaders.
+
+    Args:
+        recipe: What to do.
+        model: On its device and in its memory format.
+        place: Device and processes, as made by `start_device`.
+        train_loader: Batches (B, 3, H, W) and labels (B,).
+        eval_loader: The same, to validate.
+        log_seconds: Time between two lines of the log.
+    """
+
+    def __init__(
+            self,
+            recipe: Recipe,
+            model: nn.Module,
+            place: argparse.Namespace,
+            train_loader,
+            eval_loader,
+            log_seconds: float = 30.0,
+    ) -> None:
+        self.recipe, self.place, self.log_seconds = recipe, place, log_seconds
+        self.train_loader, self.eval_loader = train_loader, eval_loader
+        self.updates_per_epoch = math.ceil(len(train_loader) / recipe.grad_accum_steps)
+        self.autocast = autocast(place.device, recipe.amp, recipe.amp_dtype)
+        half = recipe.amp and recipe.amp_dtype == 'float16'
+        self.scaler = NativeScaler(device=place.device.type) if half else None  # bfloat16 has float32's range
+        self.optimizer = create_optimizer_v2(
+            model, recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum,
+            layer_decay=recipe.layer_decay, **recipe.opt_kwargs)
+        self.scheduler, _ = create_scheduler_v2(
+            self.optimizer, recipe.sched, num_epochs=recipe.epochs - recipe.warmup_epochs,
+            warmup_epochs=recipe.warmup_epochs, warmup_prefix=True, warmup_lr=recipe.warmup_lr, min_lr=recipe.min_lr,
+            decay_epochs=recipe.decay_epochs, decay_rate=recipe.decay_rate,
+            step_on_epochs=not recipe.sched_on_updates, updates_per_epoch=self.updates_per_epoch)
+        self.mixup = None
+        if recipe.mixing:
+            self.mixup = Mixup(
+                mixup_alpha=recipe.mixup, cutmix_alpha=recipe.cutmix, prob=recipe.mixup_prob,
+                label_smoothing=recipe.smoothing, num_classes=model.num_classes)
+        criterion = create_classification_loss(smoothing=recipe.smoothing, soft_targets=recipe.mixing)
+        self.task = ClassificationTask(model, Float32Loss(criterion), device=place.device, verbose=False)
+        if recipe.ema:
+            self.task.setup_ema(decay=recipe.ema_decay, use_warmup=recipe.ema_warmup)
+
+    def start(self, epoch: int) -> None:
+        """Last step before training: the schedule's place, compilation and the wrapping for several devices."""
+        self.scheduler.step_update(epoch * self.updates_per_epoch)
+        self.scheduler.step(epoch)
+        if self.recipe.compile:
+            self.task.compile(mode=self.recipe.compile_mode)
+        if self.place.distributed:
+            ids = [self.place.device] if self.place.device.type == 'cuda' else None
+            self.task.prepare_distributed(device_ids=ids)
+
+    def train_epoch(self, epoch: int) -> dict[str, float]:
+        """Train for one epoch.
+
+        Returns:
+            `loss`, `seconds` and `img_per_s` (of all devices together).
+
+        Raises:
+            FloatingPointError: The loss is infinite or not a number.
+        """
+        recipe, batches = self.recipe, len(self.train_loader)
+        seed_epoch(recipe.seed, epoch, self.place.rank)
+        for part in (self.train_loader.dataset, self.train_loader.sampler):
+            if hasattr(part, 'set_epoch'):
+                part.set_epoch(epoch)
+        if self.mixup is not None:
+            self.mixup.mixup_enabled = not recipe.mixup_off_epoch or epoch < recipe.mixup_off_epoch
+        self.task.get_trainable_module().train()
+        meter = LossMeter(epoch)
+        progress = Progress(
+            f'epoch {epoch + 1}/{recipe.epochs}', batches, after=(recipe.epochs - epoch - 1) * batches,
+            every=self.log_seconds, show=self.place.rank == 0)
+        updates = epoch * self.updates_per_epoch
+        for step, (images, labels) in enumerate(self.train_loader):
+            group_start = step - step % recipe.grad_accum_steps
+            group = min(recipe.grad_accum_steps, batches - group_start)  # the last group may be smaller
+            update = step == group_start + group - 1
+            lr = self.lr
+            meter.add(self._step(images, labels, group, update), len(images))
+            if update:
+                updates += 1
+                self.task.update_ema(step=updates)
+                self.scheduler.step_update(updates)
+            progress.step(len(images) * self.place.world_size, **meter.latest, lr=lr)
+        meter.settle()
+        progress.close()
+        self.scheduler.step(epoch + 1)
+        loss = meter.mean
+        if self.place.distributed:
+            distribute_bn(unwrap_model(self.task.get_trainable_module()), self.place.world_size, reduce=True)
+            loss = reduce_tensor(torch.tensor(loss, device=self.place.device), self.place.world_size).item()
+        return dict(loss=loss, lr=lr, seconds=progress.seconds, img_per_s=progress.speed)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate, of the head where layers differ."""
+        return max(group['lr'] for group in self.optimizer.param_groups)
+
+    def _step(self, images: torch.Tensor, labels: torch.Tensor, group: int, update: bool) -> torch.Tensor:
+        """Forward and backward of one of the `group` batches of an update; the last of them makes it."""
+        if self.mixup is not None:
+            images, labels = self.mixup(images, labels)
+        if self.recipe.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        if update:
+            return self._backward(images, labels, group, update)
+        with self.task.no_sync():
+            return self._backward(images, labels, group, update)
+
+    def _backward(self, images: torch.Tensor, labels: torch.Tensor, group: int, update: bool) -> torch.Tensor:
+        with self.autocast:
+            loss = self.task(images, labels)['loss']
+        clip, parameters = self.recipe.clip_grad, self.task.get_clip_parameters()
+        if self.scaler is not None:
+            self.scaler(loss / group, self.optimizer, clip_grad=clip, parameters=parameters, need_update=update)
+        else:
+            (loss / group).backward()
+            if update:
+                if clip is not None:
+                    dispatch_clip_grad(parameters, clip)
+                self.optimizer.step()
+        if update:
+            self.optimizer.zero_grad()
+        return loss
+
+    def validate(self) -> dict[str, float]:
+        """Measure the model, or its moving average where the recipe keeps one."""
+        progress = Progress('validation', len(self.eval_loader), every=self.log_seconds, show=self.place.rank == 0)
+        return evaluate(
+            self.task.get_eval_model(ema=self.recipe.ema), self.eval_loader, self.task.create_evaluator, self.autocast,
+            progress, self.recipe.channels_last, self.place.distributed)

@@ -1,0 +1,135 @@
+"""Train a model by a recipe, and go on where an interrupted run stopped."""
+import argparse
+import dataclasses
+import logging
+import sys
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+from timm.utils import CheckpointSaver, random_seed, setup_default_logging, update_summary
+from torch import nn
+
+from . import checkpoints
+from .build import build_model, data_config_of, start_device
+from .data import labels_of, make_eval_loader, make_train_loader, open_datasets
+from .loop import Trainer
+from .recipe import Recipe, add_recipe_arguments, load_recipe, recipe_names, recipe_overrides
+
+_logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    names = ', '.join(recipe_names())
+    parser.add_argument('recipe', help=f'a YAML file or the name of a packaged recipe: {names}')
+    parser.add_argument('--output', required=True, metavar='DIR', help='where checkpoints, log and recipe go; '
+                        'the same command with the same directory goes on with an interrupted run')
+    parser.add_argument('--data-dir', metavar='DIR', help='where the dataset is')
+    parser.add_argument('--dataset-download', action='store_true', help='fetch the dataset if it is not there')
+    parser.add_argument('--overwrite', action='store_true', help='start again, losing the run that is in the directory')
+    parser.add_argument('--device', help='cuda, cpu, … (default: cuda where there is one)')
+    parser.add_argument('--log-seconds', type=float, default=30.0, metavar='S',
+                        help='time between lines of the log where there is no terminal (default: 30)')
+    add_recipe_arguments(parser.add_argument_group('recipe', 'values that replace those of the recipe'))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train to the last epoch.
+
+    Raises:
+        ValueError: A recipe, model, dataset or directory that cannot be used.
+        FloatingPointError: The loss became infinite or not a number.
+    """
+    recipe = load_recipe(args.recipe, **recipe_overrides(args))
+    place = start_device(args.device)
+    if not logging.root.handlers:
+        setup_default_logging(logging.INFO if place.rank == 0 else logging.ERROR)
+    logging.getLogger('timm.utils.checkpoint_saver').setLevel(logging.WARNING)  # lists its files at every epoch
+    try:
+        _train(recipe, args, place)
+    finally:
+        if place.distributed:
+            torch.distributed.destroy_process_group()
+    return 0
+
+
+def _train(recipe: Recipe, args: argparse.Namespace, place: argparse.Namespace) -> None:
+    output = Path(args.output)
+    trainer, model = _make_trainer(recipe, args, place)
+    checkpoint = _prepare(output, recipe, args.overwrite, place)
+    saver = None
+    if place.rank == 0:
+        settings = argparse.Namespace(**dataclasses.asdict(recipe))
+        saver = CheckpointSaver(
+            model, trainer.optimizer, args=settings, amp_scaler=trainer.scaler, checkpoint_dir=str(output),
+            task=trainer.task, max_history=recipe.checkpoint_hist)
+    epoch = 0
+    if checkpoint is not None:
+        epoch = checkpoints.resume(checkpoint, trainer.task, trainer.optimizer, trainer.scaler, saver)
+    if saver is not None:
+        checkpoints.trim_log(output / checkpoints.LOG, epoch)
+    if epoch < recipe.epochs:
+        trainer.start(epoch)
+    for epoch in range(epoch, recipe.epochs):
+        _epoch(trainer, epoch, output, saver)
+    if saver is not None and saver.best_metric is not None:
+        _logger.info(f'best top-1 {saver.best_metric:.3f} after {saver.best_epoch + 1} epochs, in {output}')
+
+
+def _make_trainer(recipe: Recipe, args: argparse.Namespace, place: argparse.Namespace) -> tuple[Trainer, nn.Module]:
+    """Everything that can fail because of what the user gave, before anything is written."""
+    if place.device.type == 'cuda':
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    random_seed(recipe.seed)
+    model = build_model(
+        recipe.model, pretrained=recipe.pretrained, num_classes=recipe.num_classes, drop_rate=recipe.drop or None,
+        drop_path_rate=recipe.drop_path or None, **recipe.model_kwargs)
+    model.to(device=place.device)
+    if recipe.channels_last:
+        model.to(memory_format=torch.channels_last)
+    config = data_config_of(
+        model, img_size=recipe.img_size, mean=recipe.mean, std=recipe.std, interpolation=recipe.interpolation,
+        crop_pct=recipe.crop_pct)
+    train_set, eval_set = open_datasets(recipe, args.data_dir, args.dataset_download)
+    labels = labels_of(train_set)
+    if labels and max(labels) >= model.num_classes:
+        raise ValueError(f'num_classes = {model.num_classes}, but the training images have labels to {max(labels)}')
+    train_loader = make_train_loader(train_set, recipe, config, place.device, place.distributed)
+    eval_loader = make_eval_loader(
+        eval_set, config, recipe.batch_size, recipe.workers, place.device, place.distributed)
+    _logger.info(
+        f'{recipe.model}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(train_set)} images to train, '
+        f'{len(eval_set)} to validate, {config}')
+    return Trainer(recipe, model, place, train_loader, eval_loader, args.log_seconds), model
+
+
+def _prepare(output: Path, recipe: Recipe, overwrite: bool, place: argparse.Namespace) -> Path | None:
+    """The first process tidies the directory and tells the others where to go on."""
+    answer = [checkpoints.prepare(output, recipe, overwrite) if place.rank == 0 else None]
+    if place.distributed:
+        torch.distributed.broadcast_object_list(answer, src=0)
+    return answer[0]
+
+
+def _epoch(trainer: Trainer, epoch: int, output: Path, saver: CheckpointSaver | None) -> None:
+    """Train, validate, write the log, then the checkpoint: a row without its checkpoint is dropped on resuming."""
+    recipe = trainer.recipe
+    figures = trainer.train_epoch(epoch)
+    lr = figures.pop('lr')
+    measured = (epoch + 1) % recipe.val_interval == 0 or epoch + 1 == recipe.epochs
+    score = trainer.validate() if measured else dict(loss='', top1='', top5='')  # empty cells keep the columns
+    if saver is None:
+        return
+    update_summary(epoch, OrderedDict(figures), OrderedDict(score), output / checkpoints.LOG, lr=lr)
+    saver.save_checkpoint(epoch, metric=score['top1'] if measured else None)
+    text = f'top-1 {score["top1"]:.3f} top-5 {score["top5"]:.3f}' if measured else 'not validated'
+    _logger.info(
+        f'epoch {epoch + 1}/{recipe.epochs}: loss {figures["loss"]:.4f} {text} '
+        f'in {figures["seconds"]:.0f} s, {figures["img_per_s"]:.1f} img/s')
+
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_arguments(parser)
+    sys.exit(run(parser.parse_args()))
