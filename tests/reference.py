@@ -1,0 +1,191 @@
+"""Slow, obvious float64 definitions of what `aa_models.layers` computes, written from the papers' formulas.
+
+They take a layer for its parameters and settings alone and share no code with it. Loops run over pixels; keep maps small.
+Sequences are maps of one row.
+"""
+import math
+
+import torch
+import torch.nn.functional as F
+
+
+def augmented_conv(layer, x):
+    """Concat[Conv(x), Attention(x)] for x of (B, C, H, W) or (B, C, L), by the layer's settings."""
+    x = x.double()
+    outputs = []
+    if layer.conv is not None:
+        weight, bias = layer.conv.weight.double(), layer.conv.bias
+        convolve = F.conv2d if x.dim() == 4 else F.conv1d
+        padded = F.pad(x, [layer.left_pad, 0]) if layer.left_pad else x
+        outputs.append(convolve(
+            padded, weight, None if bias is None else bias.double(), layer.stride, layer.padding, layer.dilation,
+            layer.groups))
+    if layer.attn is not None:
+        size = tuple(outputs[0].shape[2:]) if outputs else output_size(layer, x.shape[2:])
+        outputs.append(attention_branch(layer, x, size))
+    return torch.cat(outputs, dim=1)
+
+
+def output_size(layer, size):
+    """The textbook formula for the output size of a convolution."""
+    sizes = []
+    for axis, length in enumerate(size):
+        reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
+        padding = {'same': reach, 'valid': 0}[layer.padding] if isinstance(layer.padding, str) else (
+            2 * layer.padding[axis])
+        sizes.append((length + padding + layer.left_pad - reach - 1) // layer.stride[axis] + 1)
+    return tuple(sizes)
+
+
+def centre(layer, axis, index):
+    """Input coordinate under the centre of the kernel of output pixel `index`; its end for a causal layer."""
+    reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
+    if layer.left_pad:
+        return index * layer.stride[axis]
+    before = {'same': reach // 2, 'valid': 0}[layer.padding] if isinstance(layer.padding, str) else layer.padding[axis]
+    return index * layer.stride[axis] - before + reach // 2
+
+
+def sampled(layer, x, size):
+    """x at the kernels' centres, zero where they lie in the padding: (B, C, *size)."""
+    axes = len(size)
+    x = x if axes == 2 else x.unsqueeze(2)
+    height, width = size if axes == 2 else (1, size[0])
+    out = x.new_zeros(x.shape[0], x.shape[1], height, width)
+    for i in range(height):
+        for j in range(width):
+            row = centre(layer, 0, i) if axes == 2 else 0
+            column = centre(layer, axes - 1, j)
+            if 0 <= row < x.shape[2] and 0 <= column < x.shape[3]:
+                out[:, :, i, j] = x[:, :, row, column]
+    return out
+
+
+def pooled(x, p, axes):
+    """Mean over the part of a (2p - 1)-wide window that lies inside the map, at every p-th pixel."""
+    height, width = math.ceil(x.shape[2] / p) if axes == 2 else 1, math.ceil(x.shape[3] / p)
+    out = x.new_zeros(x.shape[0], x.shape[1], height, width)
+    for i in range(height):
+        for j in range(width):
+            top, left = max(0, i * p - p + 1), max(0, j * p - p + 1)
+            out[:, :, i, j] = x[:, :, top:i * p + p, left:j * p + p].mean((2, 3))
+    return out
+
+
+def enlarged(x, height, width):
+    """Bilinear interpolation between pixel centres, constant beyond the outermost ones."""
+    def taps(i, n_out, n_in):
+        source = min(max((i + 0.5) * n_in / n_out - 0.5, 0.), n_in - 1.)
+        low = int(source)
+        return low, min(low + 1, n_in - 1), source - low
+
+    out = x.new_zeros(x.shape[0], x.shape[1], height, width)
+    for i in range(height):
+        i0, i1, a = taps(i, height, x.shape[2])
+        for j in range(width):
+            j0, j1, b = taps(j, width, x.shape[3])
+            out[:, :, i, j] = (
+                (1 - a) * ((1 - b) * x[:, :, i0, j0] + b * x[:, :, i0, j1])
+                + a * ((1 - b) * x[:, :, i1, j0] + b * x[:, :, i1, j1]))
+    return out
+
+
+def relative(table, offset, length):
+    """Embedding of an offset on an axis of `length`, from a table made for another one: linear about offset 0."""
+    made_for = (table.shape[0] + 1) // 2
+    # rows are spread evenly, so one step here is (2 L - 1) / (2 length - 1) steps of the table
+    at = (made_for - 1) + offset * (2 * made_for - 1) / (2 * length - 1)
+    at = min(max(at, 0.), table.shape[0] - 1.)
+    low = int(at)
+    high = min(low + 1, table.shape[0] - 1)
+    return (1 - (at - low)) * table[low] + (at - low) * table[high]
+
+
+def with_positions(attn, x, axes):
+    """The attended map with its absolute positions added ('sincos') or appended ('coord')."""
+    B, C, H, W = x.shape
+    if attn.pos_embed == 'sincos':
+        x = x.clone()
+        d = C // (2 * axes) * (2 * axes)
+        per_axis = d // axes
+        for k in range(per_axis // 2):
+            den = 10000 ** (2 * k / per_axis)  # for two axes this is 10000^(4k / d)
+            for i in range(H):
+                for j in range(W):
+                    for first, position in ((0, i), (per_axis, j)) if axes == 2 else ((0, j),):
+                        x[:, first + 2 * k, i, j] += math.sin(position / den)
+                        x[:, first + 2 * k + 1, i, j] += math.cos(position / den)
+    if attn.pos_embed == 'coord':
+        def unit(i, n):
+            return 2 * i / (n - 1) - 1 if n > 1 else 0.
+        extra = x.new_zeros(B, axes + 1, H, W)
+        for i in range(H):
+            for j in range(W):
+                coords = [unit(i, H), unit(j, W)] if axes == 2 else [unit(j, W)]
+                for channel, value in enumerate([*coords, math.hypot(*coords)]):
+                    extra[:, channel, i, j] = value
+        x = torch.cat([x, extra], dim=1)
+    return x
+
+
+def heads(attn, x, axes):
+    """q, k, v of the attended map x: (B, num_heads, H * W, dim)."""
+    B, _, H, W = x.shape
+    x = with_positions(attn, x, axes)
+    weight = attn.qkv.weight.double().flatten(1)
+    qkv = torch.einsum('oc,bchw->bohw', weight, x)
+    if attn.qkv.bias is not None:
+        qkv = qkv + attn.qkv.bias.double()[:, None, None]
+    q, k, v = qkv[:, :attn.dk], qkv[:, attn.dk:2 * attn.dk], qkv[:, 2 * attn.dk:]
+    # channels of a head are neighbours, positions are in row-major order
+    return [t.reshape(B, attn.num_heads, -1, H * W).transpose(2, 3) for t in (q, k, v)]
+
+
+def softmax_weights(attn, q, k, H, W):
+    """softmax_j(q_i / sqrt(d) · (k_j + r_w[j_x - i_x] + r_h[j_y - i_y])), pair by pair."""
+    q = q / math.sqrt(q.shape[-1])
+    logits = q.new_full((*q.shape[:2], H * W, H * W), -math.inf)
+    for i in range(H * W):
+        for j in range(H * W):
+            if attn.causal and j > i:
+                continue
+            key = k[:, :, j]
+            if attn.rel_h is not None:
+                key = key + relative(attn.rel_h.double(), j // W - i // W, H)
+            if attn.rel_w is not None:
+                key = key + relative(attn.rel_w.double(), j % W - i % W, W)
+            logits[:, :, i, j] = (q[:, :, i] * key).sum(-1)
+    return logits.softmax(-1)
+
+
+def linear_weights(q, k):
+    """ρ_q(Q) ρ_k(K)ᵀ: softmax over the channels of a query, over the positions of a key's channel."""
+    q = q.exp() / q.exp().sum(-1, keepdim=True)
+    k = k.exp() / k.exp().sum(-2, keepdim=True)
+    return torch.einsum('bnid,bnjd->bnij', q, k)
+
+
+def attention(layer, x, size):
+    """The attended map's size, its weights (B, num_heads, N, N) and its values (B, num_heads, N, dv / num_heads)."""
+    axes = len(size)
+    attended = sampled(layer, x.double(), size)
+    if layer.attn.attn_pool > 1:
+        attended = pooled(attended, layer.attn.attn_pool, axes)
+    H, W = attended.shape[2:]
+    q, k, v = heads(layer.attn, attended, axes)
+    linear = type(layer.attn).__name__ == 'LinearAttention'
+    return (H, W), linear_weights(q, k) if linear else softmax_weights(layer.attn, q, k, H, W), v
+
+
+def attention_branch(layer, x, size):
+    """The attention's channels of the output: (B, dv, *size)."""
+    attn, axes = layer.attn, len(size)
+    (H, W), weights, v = attention(layer, x, size)
+    out = torch.einsum('bnij,bnjd->bnid', weights, v)
+    out = out.transpose(2, 3).reshape(x.shape[0], attn.dv, H, W)
+    out = torch.einsum('oc,bchw->bohw', attn.proj.weight.double().flatten(1), out)
+    if attn.proj.bias is not None:
+        out = out + attn.proj.bias.double()[:, None, None]
+    if attn.attn_pool > 1:
+        out = enlarged(out, *(size if axes == 2 else (1, size[0])))
+    return out if axes == 2 else out.squeeze(2)

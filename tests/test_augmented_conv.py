@@ -1,0 +1,302 @@
+"""The augmented convolutions against their definitions (reference.py), and as drop-ins for torch's convolutions."""
+import itertools
+import random
+
+import pytest
+import torch
+from torch import nn
+from timm.layers import set_fused_attn
+
+import reference
+from aa_models.layers import AugmentedConv1d, AugmentedConv2d
+
+KINDS = [
+    ('softmax', 'rel'), ('softmax', 'sincos'), ('softmax', 'coord'), ('softmax', None),
+    ('linear', 'sincos'), ('linear', 'coord'), ('linear', None),
+]
+
+
+@pytest.fixture(params=[True, False], ids=['fused', 'explicit'])
+def fused(request):
+    set_fused_attn(request.param)
+    yield request.param
+    set_fused_attn(True)
+
+
+def random_layer(rng, axes, attention, pos_embed, **fixed):
+    """A layer of random geometry and an input for it: non-square, odd, size 1, strided, dilated, grouped, pooled."""
+    num_heads, groups = rng.choice([1, 2, 3]), rng.choice([1, 1, 2])
+    dv = num_heads * rng.choice([1, 2])
+    sizes = [rng.choice([1, 3, 5, 8]) for _ in range(axes)]
+    args = dict(
+        kernel_size=tuple(rng.choice([1, 2, 3, 5]) for _ in range(axes)),
+        stride=tuple(rng.choice([1, 1, 2, 3]) for _ in range(axes)),
+        padding=tuple(rng.choice([0, 1, 2, 4]) for _ in range(axes)),
+        dilation=tuple(rng.choice([1, 1, 2]) for _ in range(axes)),
+        attn_pool=rng.choice([1, 1, 2, 3]),
+        bias=rng.choice([True, False]),
+    )
+    if rng.random() < 0.25:
+        args.update(padding=rng.choice(['same', 'valid']), stride=1)
+    args.update(fixed)
+    layer = (AugmentedConv2d if axes == 2 else AugmentedConv1d)(
+        2 * groups + 2 * (groups == 1), dv + 2 * groups, groups=groups, dk=num_heads * rng.choice([1, 3]), dv=dv,
+        num_heads=num_heads, attention=attention, pos_embed=pos_embed,
+        feat_size=tuple(rng.choice([1, 2, 4, 7]) for _ in range(axes)), **args).double()
+    for axis in range(axes):  # no smaller than the kernel
+        need = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
+        if layer.padding == 'valid':
+            sizes[axis] = max(sizes[axis], need)
+        elif layer.padding != 'same' and not layer.left_pad:
+            sizes[axis] = max(sizes[axis], need - 2 * layer.padding[axis])
+    return layer, torch.randn(2, layer.in_channels, *sizes, dtype=torch.float64)
+
+
+@pytest.mark.parametrize('attention,pos_embed', KINDS)
+@pytest.mark.parametrize('axes', [1, 2])
+@torch.no_grad()
+def test_equals_reference(fused, axes, attention, pos_embed):
+    rng = random.Random(f'{axes}{attention}{pos_embed}')
+    torch.manual_seed(rng.random())
+    for _ in range(6):
+        layer, x = random_layer(rng, axes, attention, pos_embed)
+        if pos_embed == 'sincos' and layer.in_channels < 4:
+            continue
+        expected = reference.augmented_conv(layer, x)
+        torch.testing.assert_close(layer(x), expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(layer.float()(x.float()).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_causal_equals_reference(fused):
+    rng = random.Random(0)
+    for pos_embed, _ in itertools.product(['rel', 'sincos', 'coord', None], range(4)):
+        layer, x = random_layer(rng, 1, 'softmax', pos_embed, causal=True, padding=0, attn_pool=1)
+        torch.testing.assert_close(layer(x), reference.augmented_conv(layer, x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('stride,dilation,kernel_size', list(itertools.product([1, 2, 3], [1, 2], [1, 2, 4])))
+@torch.no_grad()
+def test_causal_sees_no_later_input(fused, stride, dilation, kernel_size):
+    layer = AugmentedConv1d(
+        4, 6, kernel_size, stride, dilation=dilation, dk=4, dv=4, num_heads=2, feat_size=5, causal=True).double()
+    for length in (1, 2, 7, 10):
+        x = torch.randn(1, 4, length, dtype=torch.float64)
+        y = layer(x)
+        assert y.shape[2] == -(-length // stride)
+        for t in range(length):
+            later = x.clone()
+            later[:, :, t] += torch.randn(4)
+            unaffected = -(-t // stride)  # outputs at inputs before t
+            assert torch.equal(layer(later)[:, :, :unaffected], y[:, :, :unaffected])
+            if t % stride == 0:
+                assert not torch.allclose(layer(later)[:, :, unaffected], y[:, :, unaffected])
+
+
+@pytest.mark.parametrize('axes,conv,augmented', [(1, nn.Conv1d, AugmentedConv1d), (2, nn.Conv2d, AugmentedConv2d)])
+@torch.no_grad()
+def test_output_size_is_that_of_the_plain_convolution(axes, conv, augmented):
+    x = torch.randn(1, 4, 12, 9)[(slice(None),) * (axes + 2)] if axes == 2 else torch.randn(1, 4, 11)
+    for k, s, p, d, g in itertools.product([1, 2, 3, 4], [1, 2, 3], [0, 1, 3], [1, 2], [1, 2]):
+        args = (4, 8, k, s, p, d, g)
+        assert augmented(*args, dk=4, dv=4, num_heads=2)(x).shape == conv(*args)(x).shape
+    for k, d, p in itertools.product([1, 2, 3, 4], [1, 2], ['same', 'valid']):
+        args = (4, 8, k, 1, p, d)
+        assert augmented(*args, dk=4, dv=4, num_heads=2)(x).shape == conv(*args)(x).shape
+
+
+@torch.no_grad()
+def test_attends_under_the_centre_of_the_kernel():
+    """Without positions the attended map is a permutation-invariant set: compare with explicitly gathered pixels."""
+    layer = AugmentedConv2d(3, 8, 3, 2, 1, dk=8, dv=8, num_heads=2, pos_embed=None).double()
+    dense = AugmentedConv2d(3, 8, 1, dk=8, dv=8, num_heads=2, pos_embed=None).double()
+    dense.attn.load_state_dict(layer.attn.state_dict())
+    x = torch.randn(2, 3, 9, 6, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), dense(x[:, :, ::2, ::2]))
+
+
+@torch.no_grad()
+def test_dv_0_is_the_plain_convolution():
+    layer = AugmentedConv2d(4, 6, 3, 2, 1, groups=2, dv=0)
+    assert layer.attn is None and [n for n, _ in layer.named_parameters()] == ['conv.weight', 'conv.bias']
+    x = torch.randn(1, 4, 7, 8)
+    assert torch.equal(layer(x), layer.conv(x))
+
+
+@pytest.mark.parametrize('dv', [8, 1.0])
+def test_dv_of_all_channels_has_no_convolution(dv):
+    layer = AugmentedConv2d(4, 8, 3, 2, 1, dk=8, dv=dv, num_heads=2)
+    assert layer.conv is None and layer(torch.randn(1, 4, 7, 8)).shape == (1, 8, 4, 4)
+    assert not any(name.startswith('conv.') for name in layer.state_dict())
+
+
+def test_parameters_are_those_of_the_keras_table():
+    def count(module):
+        return sum(p.numel() for p in module.parameters())
+
+    two = AugmentedConv2d(10, 20, 5, padding=2, dk=4, dv=4, num_heads=4, feat_size=(32, 32))
+    parts = count(two.conv), count(two.attn.qkv), two.attn.rel_h.numel() + two.attn.rel_w.numel(), count(two.attn.proj)
+    assert parts == (4016, 132, 126, 20) and count(two) == 4294
+    one = AugmentedConv1d(10, 20, 5, padding=2, dk=4, dv=4, num_heads=4, feat_size=32)
+    assert count(one) == 1031
+    assert [n for n, _ in one.named_parameters() if 'rel' in n] == ['attn.rel_w']
+
+
+def test_parameter_names_are_those_of_published_weights():
+    names = {name for name, _ in AugmentedConv2d(8, 16, 3, dk=8, dv=8).named_parameters()}
+    weights = {'conv.weight', 'attn.qkv.weight', 'attn.proj.weight', 'attn.rel_h', 'attn.rel_w'}
+    assert names == weights | {'conv.bias', 'attn.qkv.bias', 'attn.proj.bias'}
+    assert {n for n, _ in AugmentedConv2d(8, 16, 3, bias=False, dk=8, dv=8).named_parameters()} == weights
+
+
+@pytest.mark.parametrize('out_channels,dk,dv,num_heads,expected', [
+    (128, 0.25, 0.25, 8, (160, 32)),  # 20 dims a head bind
+    (1024, 0.25, 0.25, 8, (256, 256)),
+    (640, 0.2, 0.1, 8, (160, 64)),
+    (100, 0.29, 0.29, 1, (29, 29)),  # 0.29 · 100 is 28.999… in binary
+    (170, 1.0, 1.0, 8, (168, 168)),  # rounded down to a multiple of the heads
+    (20, 4, 4, 4, (4, 4)),
+    (20, 40, 10, 2, (40, 10)),  # the keys may be wider than the output
+    (20, 4, 0, 3, (0, 0)),
+])
+def test_depths_by_the_papers_rule(out_channels, dk, dv, num_heads, expected):
+    layer = AugmentedConv2d(4, out_channels, 3, dk=dk, dv=dv, num_heads=num_heads)
+    assert (layer.dk, layer.dv) == expected
+
+
+@pytest.mark.parametrize('attention,pos_embed', KINDS)
+def test_every_parameter_has_a_gradient(fused, attention, pos_embed):
+    layer = AugmentedConv2d(4, 8, 3, 2, 1, dk=4, dv=4, num_heads=2, attention=attention, pos_embed=pos_embed,
+                            feat_size=(3, 4), attn_pool=2)
+    layer(torch.randn(2, 4, 9, 12)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in layer.parameters())
+
+
+@pytest.mark.parametrize('attention,pos_embed', [('softmax', 'rel'), ('linear', 'sincos')])
+def test_gradients_are_right(fused, attention, pos_embed):
+    layer = AugmentedConv2d(4, 6, 3, 2, 1, dk=4, dv=4, num_heads=2, attention=attention, pos_embed=pos_embed,
+                            feat_size=(3, 2), attn_pool=2).double()
+    x = torch.randn(1, 4, 7, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(layer, x)
+    parameters = dict(layer.named_parameters())
+    names = list(parameters)
+    assert torch.autograd.gradcheck(
+        lambda *values: torch.func.functional_call(layer, dict(zip(names, values)), (x.detach(),)),
+        tuple(parameters.values()))
+
+
+@pytest.mark.parametrize('attention,pos_embed', KINDS)
+@torch.no_grad()
+def test_low_precision(fused, attention, pos_embed):
+    layer = AugmentedConv2d(16, 32, 3, padding=1, dk=16, dv=16, num_heads=4, attention=attention, pos_embed=pos_embed,
+                            feat_size=(6, 7))
+    x = torch.randn(2, 16, 6, 7)
+    expected = layer(x)
+    for dtype, tolerance in ((torch.bfloat16, 0.06), (torch.float16, 0.008)):
+        with torch.autocast('cpu', dtype):
+            result = layer(x)
+        assert result.dtype == dtype
+        torch.testing.assert_close(result.float(), expected, rtol=tolerance, atol=tolerance)
+    result = layer.bfloat16()(x.bfloat16())
+    assert result.dtype == torch.bfloat16
+    torch.testing.assert_close(result.float(), expected, rtol=0.06, atol=0.06)
+
+
+@pytest.mark.parametrize('attention,pos_embed', KINDS)
+@torch.no_grad()
+def test_channels_last(fused, attention, pos_embed):
+    layer = AugmentedConv2d(8, 16, 3, 2, 1, dk=8, dv=8, num_heads=4, attention=attention, pos_embed=pos_embed,
+                            attn_pool=2).double()
+    x = torch.randn(2, 8, 9, 12, dtype=torch.float64)
+    expected = layer(x)
+    result = layer.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(result, expected)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_meta_device_and_initialisation():
+    layer = AugmentedConv2d(8, 16, 3, dk=8, dv=8, device='meta', dtype=torch.float64)
+    assert all(p.is_meta and p.dtype == torch.float64 for p in layer.parameters())
+    assert layer(torch.randn(2, 8, 9, 9, device='meta', dtype=torch.float64)).shape == (2, 16, 7, 7)
+    layer = layer.to_empty(device='cpu')
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.fill_(float('nan'))
+    layer.reset_parameters()
+    assert all(p.isfinite().all() and p.std() > 0 for name, p in layer.named_parameters() if 'attn' not in name
+               or 'bias' not in name)
+
+
+@torch.no_grad()
+def test_dropout_acts_in_training_only(fused):
+    layer = AugmentedConv2d(4, 8, 3, padding=1, dk=8, dv=8, attn_drop=0.5, feat_size=6)
+    x = torch.randn(1, 4, 6, 6)
+    assert torch.equal(layer.eval()(x), layer(x))
+    assert not torch.equal(layer.train()(x), layer(x))
+
+
+def test_fused_holds_no_full_logits():
+    """A 128 × 128 map has 2.1 GB of float32 logits for two heads; the process must not grow by a fourth of that."""
+    import resource
+
+    layer = AugmentedConv2d(4, 8, 3, padding=1, dk=8, dv=4, num_heads=2, feat_size=16)
+    x = torch.randn(1, 4, 128, 128)
+    layer(x[:, :, :8, :8])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    layer(x).sum().backward()
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    assert grown < 512 * 2 ** 20
+
+
+@pytest.mark.parametrize('kwargs,error,words', [
+    (dict(dk=10), ValueError, 'dk=10 .* num_heads=8'),
+    (dict(dv=3), ValueError, 'dv=3 .* num_heads=8'),
+    (dict(dv=24), ValueError, 'dv=24 .* out_channels=16'),
+    (dict(dv=0.1), ValueError, 'dv=0.1 gives 0 channels'),
+    (dict(dv=-8), ValueError, 'dv=-8'),
+    (dict(dv=-0.5), ValueError, 'dv=-0.5'),
+    (dict(dk=5.0), ValueError, 'dk=5.0 .* int'),
+    (dict(dk='8'), TypeError, "dk must be .* got '8'"),
+    (dict(dv=True), TypeError, 'dv must be .* got True'),
+    (dict(num_heads=0), ValueError, 'num_heads=0'),
+    (dict(num_heads=2.), TypeError, 'num_heads .* 2.0'),
+    (dict(attention='full'), ValueError, "attention .*'softmax', 'linear'.* got 'full'"),
+    (dict(pos_embed='relative'), ValueError, "pos_embed .*'rel', 'sincos', 'coord', None.* got 'relative'"),
+    (dict(attention='linear'), ValueError, "pos_embed with attention='linear' .* got 'rel'"),
+    (dict(feat_size=0), ValueError, 'feat_size .* got 0'),
+    (dict(feat_size=(3, 4, 5)), ValueError, r'feat_size .* got \(3, 4, 5\)'),
+    (dict(feat_size=7.5), ValueError, 'feat_size .* got 7.5'),
+    (dict(attn_pool=0), ValueError, 'attn_pool .* got 0'),
+    (dict(groups=3), ValueError, 'groups=3'),
+    (dict(groups=16, dv=8), ValueError, r'groups=16 must divide .* 16 - 8 = 8'),
+    (dict(stride=0), ValueError, 'stride .* got 0'),
+    (dict(padding=-1), ValueError, 'padding .* got -1'),
+    (dict(padding='full'), ValueError, 'full'),
+    (dict(padding='same', stride=2), ValueError, 'same'),
+    (dict(heads=4), TypeError, 'heads'),
+])
+def test_bad_arguments(kwargs, error, words):
+    with pytest.raises(error, match=words):
+        AugmentedConv2d(**{**dict(in_channels=16, out_channels=16, kernel_size=3, dk=8, dv=8), **kwargs})
+
+
+@pytest.mark.parametrize('kwargs,words', [
+    (dict(attention='linear', pos_embed=None), 'causal=True needs attention'),
+    (dict(attn_pool=2), 'causal=True needs attn_pool=1'),
+    (dict(padding=1), 'causal=True .* padding=0, got 1'),
+    (dict(padding='same'), "causal=True .* got 'same'"),
+])
+def test_bad_causal_arguments(kwargs, words):
+    with pytest.raises(ValueError, match=words):
+        AugmentedConv1d(8, 16, 3, dk=8, dv=8, causal=True, **kwargs)
+
+
+def test_two_axes_are_not_causal():
+    with pytest.raises(TypeError, match='causal'):
+        AugmentedConv2d(8, 16, 3, dk=8, dv=8, causal=True)
+
+
+@pytest.mark.parametrize('shape', [(8, 9, 9), (2, 7, 9, 9), (2, 8, 9), (2, 8, 9, 9, 1), (2, 8, 2, 9), (2, 8, 9, 1)])
+def test_bad_inputs(shape):
+    with pytest.raises(ValueError, match=str(shape).replace('(', r'\(').replace(')', r'\)')):
+        AugmentedConv2d(8, 16, 3, dk=8, dv=8)(torch.randn(shape))
