@@ -26,7 +26,7 @@ FAILURES = (RuntimeError, OSError, ArithmeticError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line.
+    """Run the command line.
 
     Args:
         argv: Arguments without the program's name; by default those of the process.
@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _help(module: ModuleType) -> tuple[str, str]:
-    """The first line of a module's docstring, and all of it."""
+    """Return the first line of a module's docstring, and all of it."""
     text = inspect.getdoc(module)
     return text.splitlines()[0], text
 

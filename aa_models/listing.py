@@ -1,4 +1,4 @@
-"""Shows the models: name and tag, parameters, input size, classes, whether there are weights.
+"""List the models: name and tag, parameters, input size, classes, whether there are weights.
 
 Examples:
   aa-models list                     every model
@@ -18,12 +18,14 @@ __all__ = ['add_arguments', 'run']
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
     parser.add_argument(
         'filter', nargs='?', default='', metavar='FILTER', help='part of a name, or a pattern with * ? [ ]')
     parser.add_argument('--pretrained', action='store_true', help='only models with weights')
 
 
 def run(args: argparse.Namespace) -> int:
+    """Print the table."""
     names = _names(args.filter, args.pretrained)
     rows = [('model', 'params', 'input', 'classes', 'weights'), *(_row(name) for name in names)]
     widths = [max(map(len, column)) for column in zip(*rows)]
@@ -33,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _names(pattern: str, pretrained: bool) -> list[str]:
-    """Names that match: `name.tag` for every tag with weights, the bare name of a model without any."""
+    """Find the names that match: `name.tag` for every tag with weights, the bare name of a model without any."""
     tagged = own_models(pretrained=True)
     names = []
     for name in own_models():
@@ -49,7 +51,7 @@ def _names(pattern: str, pretrained: bool) -> list[str]:
 
 
 def _row(name: str) -> tuple[str, ...]:
-    """One line of the table. On the meta device a model costs neither memory nor a random start."""
+    """Make one line of the table. On the meta device a model costs neither memory nor a random start."""
     model = timm.create_model(name, device='meta')
     cfg = model.pretrained_cfg
     params = sum(parameter.numel() for parameter in model.parameters())

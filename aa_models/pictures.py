@@ -1,4 +1,4 @@
-"""Finds picture files and reads any of them as the plain RGB or grey picture that a network expects."""
+"""Find picture files and read any of them as the plain RGB or grey picture that a network expects."""
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,7 +8,7 @@ __all__ = ['find_pictures', 'read_picture']
 
 
 def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
-    """Replaces folders by the pictures in and below them, in the order of their names.
+    """Replace folders by the pictures in and below them, in the order of their names.
 
     In a folder only files with a picture's suffix count; a file named by itself counts whatever it is called.
 
@@ -30,7 +30,7 @@ def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def read_picture(path: str | Path, mode: str = 'RGB') -> Image.Image:
-    """Reads a picture the way a viewer shows it: upright, on white where it is transparent, its first frame.
+    """Read a picture the way a viewer shows it: upright, on white where it is transparent, its first frame.
 
     Args:
         path: File in any format that Pillow reads.
@@ -51,7 +51,7 @@ def read_picture(path: str | Path, mode: str = 'RGB') -> Image.Image:
 
 
 def _plain(picture: Image.Image) -> Image.Image:
-    """Brings rare modes to ones that `convert` handles without losing the picture."""
+    """Bring rare modes to ones that `convert` handles without losing the picture."""
     if picture.mode.startswith('I'):  # 16-bit grey: `convert` would cut everything above 255 to white
         return picture.convert('I').point(lambda value: value * (1 / 257) + 0.5).convert('L')
     if picture.has_transparency_data:  # `convert` would show whatever colour lies under the transparent pixels
@@ -61,7 +61,7 @@ def _plain(picture: Image.Image) -> Image.Image:
 
 
 def _looks_like_picture(path: Path) -> bool:
-    """Whether the suffix is one of a picture format that Pillow can open; hidden files are none."""
+    """Tell whether the suffix is one of a picture format that Pillow can open; hidden files are none."""
     format = Image.registered_extensions().get(path.suffix.lower())
     is_picture = format in Image.OPEN and Image.MIME.get(format, '').startswith('image/')
     return is_picture and path.is_file() and not path.name.startswith('.')

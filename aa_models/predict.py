@@ -1,4 +1,4 @@
-"""Says what is on pictures: the most probable classes of each.
+"""Say what is on pictures: the most probable classes of each.
 
 IMAGE is a file of any picture format, or a folder whose pictures are taken with those of the folders below it.
 Size, crop and colour statistics are those that the model was trained with.
@@ -30,6 +30,7 @@ DEFAULT_MODEL = 'aa_resnet18'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
     parser.add_argument('images', nargs='+', metavar='IMAGE', help='picture, or folder of pictures')
     parser.add_argument(
         '--model', default=DEFAULT_MODEL, metavar='NAME',
@@ -40,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Check what was asked for, then print the answers.
+
+    Raises:
+        ValueError: An option, model or picture that cannot be used.
+        FileNotFoundError: A picture or folder that does not exist.
+    """
     if args.top < 1:
         raise ValueError(f'--top must be at least 1, not {args.top}')
     device = _device(args.device)
@@ -61,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
 @torch.inference_mode()
 def predict(model: nn.Module, paths: list[Path], top: int = 5) -> Iterator[dict[str, Any]]:
-    """Classifies pictures one after the other, so that no answer depends on which others are asked about.
+    """Classify pictures one after the other, so that no answer depends on which others are asked about.
 
     Args:
         model: Classifier made by timm, in eval mode.
@@ -95,7 +102,7 @@ def predict(model: nn.Module, paths: list[Path], top: int = 5) -> Iterator[dict[
 
 
 def _device(name: str) -> torch.device:
-    """Turns `--device` into a device that is there."""
+    """Turn `--device` into a device that is there."""
     if not name:
         return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device('cpu')
     try:
@@ -105,13 +112,13 @@ def _device(name: str) -> torch.device:
 
 
 def _label(names: Sequence[str] | dict[str, str], index: int) -> str:
-    """Name of a class. timm allows a dict where only some classes have one, and JSON makes its keys strings."""
+    """Return the name of a class. timm allows a dict where only some classes have one, and JSON makes its keys strings."""
     names = names if isinstance(names, dict) else {str(i): name for i, name in enumerate(names)}
     return names.get(str(index), str(index))
 
 
 def _check_model_name(name: str) -> None:
-    """Refuses a name or tag that no model has; a folder or a repository is left to timm."""
+    """Refuse a name or tag that no model has; a folder or a repository is left to timm."""
     source, name_tag = parse_model_name(name)
     if source:
         return

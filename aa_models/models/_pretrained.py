@@ -1,4 +1,4 @@
-"""Finds the weights of a model, and builds every model of this package.
+"""Find the weights of a model, and build every model of this package.
 
 timm knows one file and one Hub repository for a tag and takes the first that is set. Here a tag has several homes: the
 folder `$AA_MODELS_WEIGHTS`, the checkout's `weights/`, the copy inside the installed package and the Hub. `build` looks
@@ -36,7 +36,7 @@ class WeightsError(RuntimeError):
 
 
 def weights_cfg(name_tag: str, sha256: str) -> dict[str, Any]:
-    """Makes the part of a cfg that says which weights `name_tag` has.
+    """Make the part of a cfg that says which weights `name_tag` has.
 
     Args:
         name_tag: Model name and tag, `'aa_resnet18.cifar100'`.
@@ -51,19 +51,19 @@ def weights_cfg(name_tag: str, sha256: str) -> dict[str, Any]:
 
 
 def expected_sha256(cfg: PretrainedCfg) -> str | None:
-    """Reads back the hash that `weights_cfg` put into a cfg."""
+    """Read back the hash that `weights_cfg` put into a cfg."""
     hashes = [note.removeprefix(_HASH_NOTE) for note in cfg.notes or () if note.startswith(_HASH_NOTE)]
     return hashes[0] if hashes else None
 
 
 def own_models(filter: str | Iterable[str] = '', pretrained: bool = False) -> list[str]:
-    """Lists this package's models as `timm.list_models` does; with `pretrained` each with the tag of its weights."""
+    """List this package's models as `timm.list_models` does; with `pretrained` each with the tag of its weights."""
     names = timm.list_models(filter, pretrained=pretrained)
     return [name for name in names if timm.model_entrypoint(name).__module__.startswith('aa_models.')]
 
 
 def locate(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Path:
-    """Finds the file that holds the weights of one of this package's tags.
+    """Find the file that holds the weights of one of this package's tags.
 
     Args:
         cfg: Cfg of a tag that has weights, with its `architecture` and `tag`.
@@ -112,7 +112,7 @@ def build(
         cache_dir: str | Path | None = None,
         **kwargs: Any,
 ) -> nn.Module:
-    """Builds a model as timm's `build_model_with_cfg` does, with weights from wherever this package keeps them.
+    """Build a model as timm's `build_model_with_cfg` does, with weights from wherever this package keeps them.
 
     Two things are added. For a tag of this package `pretrained=True` looks through all homes of its weights; files,
     state dicts, folders and repositories that the user names stay timm's to load. And `img_size` is by default the
@@ -159,7 +159,7 @@ def _has_own_weights(cfg: PretrainedCfg) -> bool:
 
 
 def _check_source(variant: str, cfg: PretrainedCfg) -> None:
-    """Says clearly what timm would say badly: nothing to load, or a file that is not one."""
+    """Say clearly what timm would say badly: nothing to load, or a file that is not one."""
     if cfg.source == 'local-dir':
         file = Path(cfg.file) / WEIGHTS_FILE  # timm's first choice in a folder; any other file is left to timm
         readable = not file.exists()
@@ -183,7 +183,7 @@ def _checked(
         filter_fn: Callable[[StateDict, nn.Module], StateDict] | None,
         cfg: PretrainedCfg,
 ) -> Callable[[StateDict, nn.Module], StateDict]:
-    """Adds to a filter the check that its result is this model's.
+    """Add to a filter the check that its result is this model's.
 
     timm loads non-strictly as soon as the number of classes differs, and a foreign file then leaves the whole model at
     its random start without a word. The tensors that timm adapts or drops by itself are not compared.
@@ -221,7 +221,7 @@ def _local_folders() -> dict[str, Path | None]:
 
 
 def _fault(file: Path, sha256: str | None) -> str:
-    """Says why a file is not the one with this SHA-256; '' if it is."""
+    """Say why a file is not the one with this SHA-256; '' if it is."""
     if not file.is_file():
         return 'absent'
     try:
@@ -234,7 +234,7 @@ def _fault(file: Path, sha256: str | None) -> str:
 
 
 def _format_fault(file: Path) -> str:
-    """Says what a file is if it is no whole safetensors file; '' if it is one. Nothing in it is ever unpickled."""
+    """Say what a file is if it is no whole safetensors file; '' if it is one. Nothing in it is ever unpickled."""
     try:
         with safe_open(file, framework='pt'):
             return ''
@@ -250,7 +250,7 @@ def _format_fault(file: Path) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """The Hub client's message in one line, with the cause that it often hides one level down."""
+    """Return the Hub client's message in one line, with the cause that it often hides one level down."""
     words = [f'{type(e).__name__}: {" ".join(str(e).split())}' for e in (error, error.__cause__) if e]
     return ' / '.join(words)
 
