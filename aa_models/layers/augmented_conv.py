@@ -2,7 +2,6 @@
 
 Attention Augmented Convolutional Networks (arXiv 1904.09925), section 3.2.
 """
-import math
 from typing import List, Optional, Sequence, Tuple, Union
 
 import torch
@@ -11,67 +10,12 @@ from torch import nn
 from timm.layers import register_notrace_module, to_ntuple
 
 from .attention import SoftmaxAttention
+from .depths import resolve_depths
 from .linear_attention import LinearAttention
 
 _CONV = {1: nn.Conv1d, 2: nn.Conv2d}
 _POS_EMBED = {'softmax': ('rel', 'sincos', 'coord', None), 'linear': ('sincos', 'coord', None)}
-_MIN_DIM_HEAD = 20  # of the keys, where dk is a share: section 4 of the paper
 _DEFAULT_FEAT_SIZE = 32
-
-
-def resolve_depth(name: str, depth: Union[int, float], out_channels: int, num_heads: int, min_dim_head: int = 1) -> int:
-    """Turn dk or dv into a number of channels, all heads together.
-
-    Args:
-        name: What to call it in an error.
-        depth: An int is that many channels. A float is the share of `out_channels`, rounded down to a multiple of
-            `num_heads`, but at least `min_dim_head` channels a head.
-        out_channels: Channels of the augmented convolution.
-        num_heads: Number of heads.
-        min_dim_head: Smallest depth of a head where `depth` is a share.
-
-    Returns:
-        A multiple of `num_heads`.
-    """
-    if isinstance(depth, bool) or not isinstance(depth, (int, float)):
-        raise TypeError(f'{name} must be an int (channels) or a float (share of out_channels), got {depth!r}')
-    if isinstance(depth, int):
-        if depth < num_heads or depth % num_heads:
-            raise ValueError(f'{name}={depth} must be a positive multiple of num_heads={num_heads}')
-        return depth
-    if not 0. < depth <= 2.:
-        raise ValueError(f'{name}={depth} as a share of out_channels must lie in (0, 2]; use an int for channels')
-    # a share like 0.29 of 100 is 28.999… in binary: the small summand keeps the floor on the intended side
-    dim_head = max(min_dim_head, math.floor(depth * out_channels / num_heads + 1e-9))
-    return dim_head * num_heads
-
-
-def resolve_depths(
-        out_channels: int,
-        dk: Union[int, float],
-        dv: Union[int, float],
-        num_heads: int,
-) -> Tuple[int, int]:
-    """Channels of the keys and of the values by the paper's rule (section 4).
-
-    `dk = max(20 · Nh, ⌊κ · F / Nh⌋ · Nh)` and `dv = ⌊υ · F / Nh⌋ · Nh` for the shares κ and υ of F output channels.
-
-    Returns:
-        dk and dv, all heads together; both 0 where `dv` is 0.
-    """
-    if isinstance(num_heads, bool) or not isinstance(num_heads, int):
-        raise TypeError(f'num_heads must be an int, got {num_heads!r}')
-    if num_heads < 1:
-        raise ValueError(f'num_heads={num_heads} must be at least 1')
-    if not isinstance(dv, bool) and dv == 0:
-        return 0, 0
-    keys = resolve_depth('dk', dk, out_channels, num_heads, _MIN_DIM_HEAD)
-    values = resolve_depth('dv', dv, out_channels, num_heads, 0)
-    if not 0 < values <= out_channels:
-        raise ValueError(
-            f'dv={dv} gives {values} channels of attention in num_heads={num_heads} heads; '
-            f'possible are 1 channel a head up to all out_channels={out_channels}, or dv=0 for a plain convolution')
-    return keys, values
 
 
 def centre_pad(
@@ -128,6 +72,8 @@ class _AugmentedConv(nn.Module):
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
         self._check_attention(attention, pos_embed, attn_pool, in_channels)
+        if causal:
+            self._check_causal(attention, attn_pool, padding)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = self._per_axis('kernel_size', kernel_size)
@@ -186,6 +132,15 @@ class _AugmentedConv(nn.Module):
             raise ValueError(f'attn_pool must be an int, at least 1 (no pooling), got {attn_pool!r}')
         if pos_embed == 'sincos' and in_channels < 2 * self.ndim:
             raise ValueError(f"pos_embed='sincos' needs in_channels of at least {2 * self.ndim}, got {in_channels}")
+
+    @staticmethod
+    def _check_causal(attention: str, attn_pool: int, padding: Union[str, int, Sequence[int]]) -> None:
+        if attention == 'linear':
+            raise ValueError("causal=True needs attention='softmax': linear attention has no logits to mask")
+        if attn_pool != 1:
+            raise ValueError(f'causal=True needs attn_pool=1, got {attn_pool}: a pooled position sees later inputs')
+        if padding not in (0, (0,), [0]):
+            raise ValueError(f'causal=True pads on the left by itself and needs padding=0, got {padding!r}')
 
     def _check_input(self, x: torch.Tensor) -> None:
         if x.dim() != self.ndim + 2 or x.shape[1] != self.in_channels:
@@ -316,37 +271,3 @@ class AugmentedConv1d(_AugmentedConv):
         TypeError: `dk`, `dv` or `num_heads` is no number of the right kind.
     """
     ndim = 1
-
-    def __init__(
-            self,
-            in_channels: int,
-            out_channels: int,
-            kernel_size: Union[int, Tuple[int]],
-            stride: Union[int, Tuple[int]] = 1,
-            padding: Union[str, int, Tuple[int]] = 0,
-            dilation: Union[int, Tuple[int]] = 1,
-            groups: int = 1,
-            bias: bool = True,
-            *,
-            dk: Union[int, float] = 0.2,
-            dv: Union[int, float] = 0.1,
-            num_heads: int = 8,
-            attention: str = 'softmax',
-            pos_embed: Optional[str] = 'rel',
-            feat_size: Union[int, Tuple[int], None] = None,
-            attn_pool: int = 1,
-            attn_drop: float = 0.,
-            causal: bool = False,
-            device=None,
-            dtype=None,
-    ):
-        if causal and attention == 'linear':
-            raise ValueError("causal=True needs attention='softmax': linear attention has no logits to mask")
-        if causal and attn_pool != 1:
-            raise ValueError(f'causal=True needs attn_pool=1, got {attn_pool!r}: a pooled position sees later inputs')
-        if causal and padding not in (0, (0,)):
-            raise ValueError(f'causal=True pads on the left by itself and needs padding=0, got {padding!r}')
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, dk=dk, dv=dv,
-            num_heads=num_heads, attention=attention, pos_embed=pos_embed, feat_size=feat_size, attn_pool=attn_pool,
-            attn_drop=attn_drop, causal=causal, device=device, dtype=dtype)

@@ -1,11 +1,10 @@
 """What the augmented networks of every family share: stages that attend, initialisation, weights for another size."""
-from typing import Dict, Optional, Sequence, Set, Tuple, Union
+from typing import Dict, Sequence, Set, Tuple, Union
 
 import torch
 from torch import nn
 
 from ..augment import augment
-from ..layers import GridAttention
 from ..layers.position import resize_rel_table
 
 
@@ -50,9 +49,9 @@ def materialize(model: nn.Module, device: Union[str, torch.device, None]) -> Non
 
 
 def reset_parameters(model: nn.Module) -> None:
-    """Call every leaf's own `reset_parameters`, so that no parameter or buffer keeps an old value."""
+    """Call every module's own `reset_parameters`, so that no parameter or buffer keeps an old value."""
     for module in model.modules():
-        if isinstance(module, GridAttention) or (hasattr(module, 'reset_parameters') and not list(module.children())):
+        if hasattr(module, 'reset_parameters'):
             module.reset_parameters()
 
 

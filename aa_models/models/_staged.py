@@ -3,7 +3,7 @@ from typing import Dict, List, Optional, Sequence, Set, Tuple, Union
 
 import torch
 from torch import nn
-from timm.layers import ClassifierHead
+from timm.layers import ClassifierHead, get_device_dtype
 from timm.models import checkpoint_seq
 # not exported by timm: the package's one private import
 from timm.models._features import feature_take_indices
@@ -93,7 +93,8 @@ class StagedNet(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
         """Put a fresh classifier in place; the pooling stays where `global_pool` is None."""
         self.num_classes = num_classes
-        self.head.reset(num_classes, pool_type=global_pool)
+        self.head.reset(
+            num_classes, pool_type=global_pool, in_features=self.num_features, **get_device_dtype(self))
         self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
 
     def forward_intermediates(

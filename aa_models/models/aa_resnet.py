@@ -110,40 +110,47 @@ _LINEAR_BASIC, _LINEAR_BOTTLENECK = dict(_BASIC, **_LINEAR), dict(_BOTTLENECK, *
 @register_model
 def aa_resnet18(pretrained: bool = False, **kwargs) -> AugmentedResNet:
     """AA-ResNet-18 (the paper's rule for ResNet-34 at 18 layers)."""
-    return _create_aa_resnet('aa_resnet18', pretrained, **dict(_BASIC, layers=(2, 2, 2, 2), **kwargs))
+    model_args = dict(_BASIC, layers=(2, 2, 2, 2))
+    return _create_aa_resnet('aa_resnet18', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def aa_resnet34(pretrained: bool = False, **kwargs) -> AugmentedResNet:
     """AA-ResNet-34, κ = υ = 0.25."""
-    return _create_aa_resnet('aa_resnet34', pretrained, **dict(_BASIC, layers=(3, 4, 6, 3), **kwargs))
+    model_args = dict(_BASIC, layers=(3, 4, 6, 3))
+    return _create_aa_resnet('aa_resnet34', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def aa_resnet50(pretrained: bool = False, **kwargs) -> AugmentedResNet:
     """AA-ResNet-50, κ = 2υ = 0.2."""
-    return _create_aa_resnet('aa_resnet50', pretrained, **dict(_BOTTLENECK, layers=(3, 4, 6, 3), **kwargs))
+    model_args = dict(_BOTTLENECK, layers=(3, 4, 6, 3))
+    return _create_aa_resnet('aa_resnet50', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def aa_resnet101(pretrained: bool = False, **kwargs) -> AugmentedResNet:
     """AA-ResNet-101, κ = 2υ = 0.2."""
-    return _create_aa_resnet('aa_resnet101', pretrained, **dict(_BOTTLENECK, layers=(3, 4, 23, 3), **kwargs))
+    model_args = dict(_BOTTLENECK, layers=(3, 4, 23, 3))
+    return _create_aa_resnet('aa_resnet101', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def aa_resnet152(pretrained: bool = False, **kwargs) -> AugmentedResNet:
     """AA-ResNet-152, κ = 2υ = 0.2."""
-    return _create_aa_resnet('aa_resnet152', pretrained, **dict(_BOTTLENECK, layers=(3, 8, 36, 3), **kwargs))
+    model_args = dict(_BOTTLENECK, layers=(3, 8, 36, 3))
+    return _create_aa_resnet('aa_resnet152', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def laa_resnet18(pretrained: bool = False, **kwargs) -> AugmentedResNet:
     """ResNet-18 augmented with linear attention and sine/cosine positions."""
-    return _create_aa_resnet('laa_resnet18', pretrained, **dict(_LINEAR_BASIC, layers=(2, 2, 2, 2), **kwargs))
+    model_args = dict(_LINEAR_BASIC, layers=(2, 2, 2, 2))
+    return _create_aa_resnet('laa_resnet18', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def laa_resnet50(pretrained: bool = False, **kwargs) -> AugmentedResNet:
     """ResNet-50 augmented with linear attention and sine/cosine positions."""
-    return _create_aa_resnet('laa_resnet50', pretrained, **dict(_LINEAR_BOTTLENECK, layers=(3, 4, 6, 3), **kwargs))
+    model_args = dict(_LINEAR_BOTTLENECK, layers=(3, 4, 6, 3))
+    return _create_aa_resnet('laa_resnet50', pretrained, **dict(model_args, **kwargs))

@@ -86,10 +86,9 @@ class WideResNet(StagedNet):
         meta = {'device': 'meta', 'dtype': dtype}
         num_blocks = (depth - 4) // 6
         channels = (16, 16 * width, 32 * width, 64 * width)
-        drop_paths = calculate_drop_path_rates(drop_path_rate, 3 * num_blocks)
+        drop_paths = calculate_drop_path_rates(drop_path_rate, [num_blocks] * 3, stagewise=True)
         stages = []
-        for i in range(3):
-            rates = drop_paths[i * num_blocks:][:num_blocks]
+        for i, rates in enumerate(drop_paths):
             in_out = [(channels[i], channels[i + 1])] + [(channels[i + 1],) * 2] * (num_blocks - 1)
             strides = [1 if i == 0 else 2] + [1] * (num_blocks - 1)
             stages.append([PreActBlock(*chs, s, r, **meta) for chs, s, r in zip(in_out, strides, rates)])
@@ -150,34 +149,40 @@ _LINEAR = dict(_AUGMENTED, attention='linear', pos_embed='sincos')
 @register_model
 def wrn28_10(pretrained: bool = False, **kwargs) -> WideResNet:
     """WRN-28-10, the plain baseline."""
-    return _create_wrn('wrn28_10', pretrained, **dict(depth=28, width=10, **kwargs))
+    model_args = dict(depth=28, width=10)
+    return _create_wrn('wrn28_10', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def aa_wrn28_10(pretrained: bool = False, **kwargs) -> WideResNet:
     """AA-WRN-28-10, κ = 2υ = 0.2, in all twelve blocks."""
-    return _create_wrn('aa_wrn28_10', pretrained, **dict(_AUGMENTED, depth=28, width=10, **kwargs))
+    model_args = dict(_AUGMENTED, depth=28, width=10)
+    return _create_wrn('aa_wrn28_10', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def laa_wrn28_10(pretrained: bool = False, **kwargs) -> WideResNet:
     """WRN-28-10 augmented with linear attention and sine/cosine positions."""
-    return _create_wrn('laa_wrn28_10', pretrained, **dict(_LINEAR, depth=28, width=10, **kwargs))
+    model_args = dict(_LINEAR, depth=28, width=10)
+    return _create_wrn('laa_wrn28_10', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def wrn16_8(pretrained: bool = False, **kwargs) -> WideResNet:
     """WRN-16-8, the plain baseline."""
-    return _create_wrn('wrn16_8', pretrained, **dict(depth=16, width=8, **kwargs))
+    model_args = dict(depth=16, width=8)
+    return _create_wrn('wrn16_8', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def aa_wrn16_8(pretrained: bool = False, **kwargs) -> WideResNet:
     """AA-WRN-16-8, κ = 2υ = 0.2, in all six blocks."""
-    return _create_wrn('aa_wrn16_8', pretrained, **dict(_AUGMENTED, depth=16, width=8, **kwargs))
+    model_args = dict(_AUGMENTED, depth=16, width=8)
+    return _create_wrn('aa_wrn16_8', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def laa_wrn16_8(pretrained: bool = False, **kwargs) -> WideResNet:
     """WRN-16-8 augmented with linear attention and sine/cosine positions."""
-    return _create_wrn('laa_wrn16_8', pretrained, **dict(_LINEAR, depth=16, width=8, **kwargs))
+    model_args = dict(_LINEAR, depth=16, width=8)
+    return _create_wrn('laa_wrn16_8', pretrained, **dict(model_args, **kwargs))

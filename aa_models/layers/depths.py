@@ -1,0 +1,63 @@
+"""How deep the keys and the values are: counts, or shares of the output channels by the paper's rule.
+
+Attention Augmented Convolutional Networks (arXiv 1904.09925), section 4.
+"""
+import math
+from typing import Tuple, Union
+
+_MIN_DIM_HEAD = 20  # of the keys, where dk is a share
+
+
+def resolve_depth(name: str, depth: Union[int, float], out_channels: int, num_heads: int, min_dim_head: int = 1) -> int:
+    """Turn dk or dv into a number of channels, all heads together.
+
+    Args:
+        name: What to call it in an error.
+        depth: An int is that many channels. A float is the share of `out_channels`, rounded down to a multiple of
+            `num_heads`, but at least `min_dim_head` channels a head.
+        out_channels: Channels of the augmented convolution.
+        num_heads: Number of heads.
+        min_dim_head: Smallest depth of a head where `depth` is a share.
+
+    Returns:
+        A multiple of `num_heads`.
+    """
+    if isinstance(depth, bool) or not isinstance(depth, (int, float)):
+        raise TypeError(f'{name} must be an int (channels) or a float (share of out_channels), got {depth!r}')
+    if isinstance(depth, int):
+        if depth < num_heads or depth % num_heads:
+            raise ValueError(f'{name}={depth} must be a positive multiple of num_heads={num_heads}')
+        return depth
+    if not 0. < depth <= 2.:
+        raise ValueError(f'{name}={depth} as a share of out_channels must lie in (0, 2]; use an int for channels')
+    # a share like 0.29 of 100 is 28.999… in binary: the small summand keeps the floor on the intended side
+    dim_head = max(min_dim_head, math.floor(depth * out_channels / num_heads + 1e-9))
+    return dim_head * num_heads
+
+
+def resolve_depths(
+        out_channels: int,
+        dk: Union[int, float],
+        dv: Union[int, float],
+        num_heads: int,
+) -> Tuple[int, int]:
+    """Channels of the keys and of the values by the paper's rule (section 4).
+
+    `dk = max(20 · Nh, ⌊κ · F / Nh⌋ · Nh)` and `dv = ⌊υ · F / Nh⌋ · Nh` for the shares κ and υ of F output channels.
+
+    Returns:
+        dk and dv, all heads together; both 0 where `dv` is 0.
+    """
+    if isinstance(num_heads, bool) or not isinstance(num_heads, int):
+        raise TypeError(f'num_heads must be an int, got {num_heads!r}')
+    if num_heads < 1:
+        raise ValueError(f'num_heads={num_heads} must be at least 1')
+    if not isinstance(dv, bool) and dv == 0:
+        return 0, 0
+    keys = resolve_depth('dk', dk, out_channels, num_heads, _MIN_DIM_HEAD)
+    values = resolve_depth('dv', dv, out_channels, num_heads, 0)
+    if not 0 < values <= out_channels:
+        raise ValueError(
+            f'dv={dv} gives {values} channels of attention in num_heads={num_heads} heads; '
+            f'possible are 1 channel a head up to all out_channels={out_channels}, or dv=0 for a plain convolution')
+    return keys, values
