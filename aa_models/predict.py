@@ -37,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='model with weights, local-dir:FOLDER or hf-hub:OWNER/NAME (default: %(default)s)')
     parser.add_argument('--top', type=int, default=5, metavar='N', help='classes to show (default: %(default)s)')
     parser.add_argument('--json', action='store_true', help='print one JSON list instead of text')
-    parser.add_argument('--device', default='', help='cpu, cuda, cuda:1, mps (default: an accelerator where there is one)')
+    parser.add_argument(
+        '--device', default='', help='cpu, cuda, cuda:1, mps (default: an accelerator where there is one)')
 
 
 def run(args: argparse.Namespace) -> int:
@@ -112,7 +113,7 @@ def _device(name: str) -> torch.device:
 
 
 def _label(names: Sequence[str] | dict[str, str], index: int) -> str:
-    """Return the name of a class. timm allows a dict where only some classes have one, and JSON makes its keys strings."""
+    """Return the name of a class. timm allows a dict, for names of some classes only, and JSON makes its keys strings."""
     names = names if isinstance(names, dict) else {str(i): name for i, name in enumerate(names)}
     return names.get(str(index), str(index))
 

@@ -1,0 +1,255 @@
+"""The command line: its answers, its errors and their exit statuses."""
+import importlib
+import io
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from subprocess import PIPE
+
+import pytest
+import timm
+from fake_weights import LABELS, NAME, NAME_TAG, NUM_CLASSES, registered, save_checkpoint
+from PIL import Image
+
+from aa_models import __version__, cli, predict
+from aa_models.models._labels import CIFAR100_LABELS
+from aa_models.models._pretrained import own_models
+from aa_models.pictures import find_pictures, read_picture
+
+PICTURES = Path(__file__).parent / 'pictures'
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """Folder of a small checkpoint, whose tag is registered and found."""
+    folder = tmp_path_factory.mktemp('weights') / NAME_TAG
+    with registered(save_checkpoint(folder)), pytest.MonkeyPatch.context() as patch:
+        patch.setenv('AA_MODELS_WEIGHTS', str(folder.parent))
+        yield folder
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    monkeypatch.setattr(timm, 'create_model', lambda *_, **__: pytest.fail('a model was built before the check'))
+
+
+def run(capsys, *arguments):
+    """Exit status, standard output and standard error of a command."""
+    try:
+        status = cli.main([str(argument) for argument in arguments])
+    except SystemExit as exit:
+        status = exit.code
+    return status, *capsys.readouterr()
+
+
+# --- the command itself
+
+
+def test_module_and_version():
+    command = [sys.executable, '-m', 'aa_models', '--version']
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == f'aa-models {__version__}'
+
+
+def test_help_names_every_command(capsys):
+    status, out, _ = run(capsys, '--help')
+    assert status == 0 and all(f'    {name} ' in out for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize('command', cli.COMMANDS)
+def test_help_of_a_command(command, capsys):
+    status, out, _ = run(capsys, command, '--help')
+    assert status == 0 and 'usage: aa-models ' + command in out
+    assert importlib.import_module(cli.COMMANDS[command]).__doc__.splitlines()[0] in out
+
+
+@pytest.mark.parametrize('arguments', [[], ['predict'], ['no_such_command'], ['list', '--no-such-option']])
+def test_wrong_usage(arguments, capsys):
+    status, out, err = run(capsys, *arguments)
+    assert status == 2 and not out and 'usage: aa-models' in err
+
+
+@pytest.mark.parametrize('error, status', [
+    (ValueError('x'), 2), (TypeError('x'), 2), (FileNotFoundError('x'), 2), (RuntimeError('x'), 1), (OSError('x'), 1),
+    (FloatingPointError('x'), 1), (KeyboardInterrupt(), 130),
+])
+def test_exit_status(error, status, capsys, monkeypatch):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr('aa_models.listing.run', fail)
+    assert run(capsys, 'list') == (status, '', '' if status == 130 else 'aa-models list: error: x\n')
+
+
+def test_reader_that_leaves():
+    """`aa-models list | head` ends without a complaint."""
+    process = subprocess.Popen([sys.executable, '-m', 'aa_models', 'list', NAME], stdout=PIPE, stderr=PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b'' and process.wait() == 0
+
+
+# --- list
+
+
+def test_list(folder, capsys):
+    status, out, _ = run(capsys, 'list')
+    header, *rows = out.splitlines()
+    assert status == 0 and header.split() == ['model', 'params', 'input', 'classes', 'weights']
+    assert [row.split()[0].split('.')[0] for row in rows] == own_models()
+    assert ['aa_resnet50', '25.81', 'M', '3x224x224', '1000', '-'] in [row.split() for row in rows]
+    assert [row.split()[-3:] for row in rows if NAME_TAG in row] == [['3x24x32', str(NUM_CLASSES), 'yes']]
+
+
+@pytest.mark.parametrize('filter, count', [
+    ('wrn', 6), ('aa_resnet1*', 3), ('aa_resnet18', 2), ('aa_resnet34', 1), (f'{NAME}.te*', 1), (NAME, 2),
+])
+def test_list_filter(filter, count, folder, monkeypatch, capsys):
+    monkeypatch.setattr('aa_models.listing._row', lambda name: (name, '', '', '', ''))
+    _, out, _ = run(capsys, 'list', filter)
+    assert len(out.splitlines()) == count + 1
+
+
+def test_list_pretrained(folder, capsys):
+    _, out, _ = run(capsys, 'list', '--pretrained')
+    assert [row.split()[0] for row in out.splitlines()[1:]] == own_models(pretrained=True)
+
+
+def test_list_nothing(capsys):
+    status, out, err = run(capsys, 'list', 'vgg')
+    assert status == 2 and not out and "'vgg'" in err
+
+
+# --- predict
+
+
+def test_predict_json(folder, capsys):
+    status, out, err = run(capsys, 'predict', PICTURES, '--model', NAME, '--json', '--top', 3)
+    answers = json.loads(out)
+    assert status == 0 and not err
+    assert [a['file'] for a in answers] == [str(p) for p in find_pictures([PICTURES])]
+    for answer in answers:
+        guesses = answer['predictions']
+        assert len(guesses) == 3 and all(LABELS[g['index']] == g['label'] for g in guesses)
+        assert [g['probability'] for g in guesses] == sorted((g['probability'] for g in guesses), reverse=True)
+
+
+def test_predict_text(folder, capsys):
+    status, out, _ = run(capsys, 'predict', PICTURES / 'lion.png', PICTURES / 'castle.png', '--model', NAME_TAG)
+    lines = out.splitlines()
+    assert status == 0 and len(lines) == 2 * 6 and lines[0] == str(PICTURES / 'lion.png')
+    assert all(line.split()[0].endswith('%') and line.split()[1] in LABELS for line in lines[1:6])
+
+
+def test_predict_is_the_same_for_every_source(folder, capsys):
+    sources = [NAME, NAME_TAG, f'local-dir:{folder}']
+    assert len({run(capsys, 'predict', PICTURES, '--model', source, '--json')[1] for source in sources}) == 1
+
+
+def test_answer_does_not_depend_on_the_others(folder, capsys):
+    together = json.loads(run(capsys, 'predict', PICTURES, '--model', NAME, '--json')[1])
+    alone = json.loads(run(capsys, 'predict', PICTURES / 'lion.png', '--model', NAME, '--json')[1])
+    assert alone[0] in together
+
+
+def test_all_classes_sum_to_one(folder, capsys):
+    answer, = json.loads(run(capsys, 'predict', PICTURES / 'lion.png', '--model', NAME, '--json', '--top', 99)[1])
+    assert math.isclose(sum(g['probability'] for g in answer['predictions']), 1, abs_tol=1e-6)
+    assert len(answer['predictions']) == NUM_CLASSES
+
+
+def test_model_without_class_names_and_with_one_channel(tmp_path):
+    model = timm.create_model(NAME, num_classes=4, in_chans=1).eval()
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    model = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+    answer, = predict.predict(model, [PICTURES / 'lion.png'])
+    assert sorted(g['label'] for g in answer['predictions']) == ['0', '1', '2', '3']
+
+
+@pytest.mark.parametrize('names, label', [
+    (['a', 'b'], 'b'), ((), '1'), (['a'], '1'), ({'1': 'b'}, 'b'), ({'0': 'a'}, '1'),
+])
+def test_label(names, label):
+    assert predict._label(names, 1) == label
+
+
+@pytest.mark.parametrize('options, words', [
+    (['--top', '0'], ['--top', '0']),
+    (['--device', 'toaster'], ['--device', 'toaster']),
+    (['--model', 'aa_resnet19'], ['aa_resnet19', 'did you mean', 'aa_resnet18']),
+    (['--model', f'{NAME}.nothing'], ['nothing', NAME_TAG]),
+    (['--model', 'no/prefix'], ["hf-hub:no/prefix", "local-dir:no/prefix"]),
+])
+def test_predict_wrong_options(options, words, folder, no_model, capsys):
+    status, out, err = run(capsys, 'predict', PICTURES, *options)
+    assert status == 2 and not out and all(word in err for word in words)
+
+
+@pytest.mark.parametrize('model, word', [('aa_resnet152', 'no pretrained weights'), ('local-dir:no/where', 'no/where')])
+def test_predict_without_weights(model, word, capsys):
+    status, out, err = run(capsys, 'predict', PICTURES / 'lion.png', '--model', model)
+    assert status == 2 and not out and word in err
+
+
+@pytest.mark.parametrize('content', [b'', b'not a picture', (PICTURES / 'lion.png').read_bytes()[:-500]])
+def test_file_that_is_no_picture(content, no_model, tmp_path, capsys):
+    bad = tmp_path / 'bad.png'
+    bad.write_bytes(content)
+    status, out, err = run(capsys, 'predict', PICTURES / 'lion.png', bad)
+    assert status == 2 and not out and str(bad) in err and len(err.splitlines()) == 1
+
+
+def test_path_that_is_not_there(no_model, tmp_path, capsys):
+    for path in [tmp_path / 'nothing.png', tmp_path]:
+        status, out, err = run(capsys, 'predict', PICTURES / 'lion.png', path)
+        assert status == 2 and not out and str(path) in err
+
+
+# --- reading pictures
+
+
+def test_folder_takes_only_pictures_and_looks_below(tmp_path):
+    (tmp_path / 'below').mkdir()
+    for name in ['b.JPG', 'a.png', 'below/c.webp', '.hidden.png', 'notes.txt', 'film.mpg']:
+        (tmp_path / name).touch()
+    assert [p.relative_to(tmp_path).as_posix() for p in find_pictures([tmp_path])] == ['a.png', 'b.JPG', 'below/c.webp']
+
+
+def pixel(picture, format='PNG', **options):
+    """The first pixel of a picture after it has been stored and read."""
+    stored = io.BytesIO()
+    picture.save(stored, format, **options)
+    return read_picture(stored).getpixel((0, 0))
+
+
+def test_modes():
+    size = (4, 2)
+    assert pixel(Image.new('RGB', size, (10, 20, 30))) == (10, 20, 30)
+    assert pixel(Image.new('L', size, 77)) == (77, 77, 77)
+    assert pixel(Image.new('1', size, 1)) == (255, 255, 255)
+    assert pixel(Image.new('RGB', size, (10, 20, 30)).quantize(2)) == (10, 20, 30)
+    assert pixel(Image.new('RGBA', size, (10, 20, 30, 0))) == (255, 255, 255)
+    assert pixel(Image.new('RGBA', size, (10, 20, 30, 255))) == (10, 20, 30)
+    assert pixel(Image.new('LA', size, (10, 0))) == (255, 255, 255)
+    assert pixel(Image.new('RGB', size, (10, 20, 30)), transparency=(10, 20, 30)) == (255, 255, 255)
+    assert pixel(Image.new('I;16', size, 257 * 128)) == (128, 128, 128)
+    assert pixel(Image.new('I;16', size, 65535), 'TIFF') == (255, 255, 255)
+    assert pixel(Image.new('CMYK', size, (0, 0, 0, 255)), 'TIFF') == (0, 0, 0)
+    assert pixel(Image.new('RGB', size, (10, 20, 30)), 'BMP') == (10, 20, 30)
+    assert pixel(Image.new('RGB', size, (10, 20, 30)), 'WEBP', lossless=True) == (10, 20, 30)
+    assert pixel(Image.new('L', size, 9), 'GIF', save_all=True, append_images=[Image.new('L', size, 99)]) == (9, 9, 9)
+
+
+def test_turned_picture():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    stored = io.BytesIO()
+    Image.new('RGB', (4, 2)).save(stored, 'JPEG', exif=exif)
+    assert read_picture(stored).size == (2, 4)
+
+
+def test_class_names_and_pictures():
+    assert len(CIFAR100_LABELS) == len(set(CIFAR100_LABELS)) == 100 and list(CIFAR100_LABELS) == sorted(CIFAR100_LABELS)
+    pictures = find_pictures([PICTURES])
+    assert len(pictures) >= 6 and all(p.stem in CIFAR100_LABELS and p.stat().st_size < 5000 for p in pictures)
