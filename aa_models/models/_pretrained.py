@@ -92,12 +92,10 @@ def locate(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Path:
     try:
         file = Path(hf_hub_download(cfg.hf_hub_id, cfg.hf_hub_filename, cache_dir=cache_dir, library_name='aa_models'))
     except Exception as error:  # the client's HTTP library has changed before, its errors have no base in common
-        tried.append(f'Hub: {cfg.hf_hub_id}: {_reason(error)}')
-        raise WeightsError(_nothing_found(name_tag, tried)) from error
-    fault = _fault(file, sha256)
-    if fault:
-        tried.append(f'Hub: {cfg.hf_hub_id}, kept as {file}: {fault}; delete that file to have it fetched again')
-        raise WeightsError(_nothing_found(name_tag, tried))
+        raise _not_found(name_tag, [*tried, f'Hub: {cfg.hf_hub_id}: {_reason(error)}']) from error
+    if fault := _fault(file, sha256):
+        kept = f'Hub: {cfg.hf_hub_id}, kept as {file}: {fault}; delete that file to have it fetched again'
+        raise _not_found(name_tag, [*tried, kept])
     return file
 
 
@@ -153,29 +151,28 @@ def build(
 
 
 def _has_own_weights(cfg: PretrainedCfg) -> bool:
-    """Whether the cfg still points at this package's repository: then nobody has named another source in it."""
+    """Tell whether the cfg still points at this package's repository: then nobody has named another source in it."""
     named = cfg.source or cfg.file or cfg.state_dict or cfg.url
     return not named and cfg.hf_hub_id == f'{HUB_ORGANISATION}/{cfg.architecture}.{cfg.tag}'
 
 
 def _check_source(variant: str, cfg: PretrainedCfg) -> None:
     """Say clearly what timm would say badly: nothing to load, or a file that is not one."""
-    if cfg.source == 'local-dir':
-        file = Path(cfg.file) / WEIGHTS_FILE  # timm's first choice in a folder; any other file is left to timm
-        readable = not file.exists()
-    elif cfg.file and not cfg.state_dict and cfg.source != 'hf-hub':
-        file = Path(cfg.file)
-        if not file.is_file():
-            raise WeightsError(f'the weights of {variant} were to come from file={str(file)!r}, which does not exist')
-        readable = file.suffix != '.safetensors'
-    elif cfg.state_dict or cfg.has_weights:
+    if cfg.source == 'hf-hub' or cfg.state_dict:
         return
-    else:
+    if not cfg.has_weights:
         raise WeightsError(
             f'{variant} has no pretrained weights, use pretrained=False; weights of this package exist for: '
             f'{", ".join(own_models(pretrained=True)) or "no model yet"}'
         )
-    if not readable and (fault := _format_fault(file)):
+    if not cfg.file:
+        return
+    file = Path(cfg.file)
+    if cfg.source == 'local-dir':
+        file /= WEIGHTS_FILE  # timm's first choice in a folder; it looks for other files by itself
+    elif not file.is_file():
+        raise WeightsError(f'the weights of {variant} were to come from file={str(file)!r}, which does not exist')
+    if file.suffix == '.safetensors' and file.is_file() and (fault := _format_fault(file)):
         raise WeightsError(f'the weights of {variant} cannot be read: {file} is {fault}')
 
 
@@ -255,9 +252,9 @@ def _reason(error: BaseException) -> str:
     return ' / '.join(words)
 
 
-def _nothing_found(name_tag: str, tried: list[str]) -> str:
+def _not_found(name_tag: str, tried: list[str]) -> WeightsError:
     places = '\n'.join(f'  {place}' for place in tried)
-    return (
+    return WeightsError(
         f'the weights of {name_tag} were not found. Tried, in this order:\n{places}\n'
         f'Either let this machine reach the Hub once, or copy the folder {name_tag}/ with its {WEIGHTS_FILE} into a '
         f'folder that {WEIGHTS_VARIABLE} names, or use pretrained=False.'
