@@ -5,37 +5,42 @@ it (Attention Augmented Convolutional Networks, arXiv 1904.09925, section 3.2).
 """
 import fnmatch
 import logging
-from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import nn
+from timm.layers import to_2tuple
 from torch.func import functional_call
 
 from .layers import AugmentedConv2d
 
 _logger = logging.getLogger(__name__)
 
-Where = Union[str, Sequence[str], Callable[[str, nn.Conv2d], bool]]
+Where = Union[str, Sequence[str], Mapping[str, Mapping[str, Any]], Callable[[str, nn.Conv2d], bool]]
 
 
-def _select(model: nn.Module, where: Where) -> List[str]:
-    """Names of the convolutions that `where` chooses, in the order of the model's modules."""
+def _select(model: nn.Module, where: Where) -> Dict[str, Mapping[str, Any]]:
+    """The names of the convolutions that `where` chooses, each with the settings that `where` has for it."""
     convs = {name: m for name, m in model.named_modules() if type(m) is nn.Conv2d and max(m.kernel_size) > 1}
     if callable(where):
-        names = [name for name, conv in convs.items() if where(name, conv)]
+        chosen, missed = {name: {} for name, conv in convs.items() if where(name, conv)}, []
     else:
-        patterns = [where] if isinstance(where, str) else list(where)
-        names = [name for name in convs if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
-    if not names:
+        patterns = [where] if isinstance(where, str) else where
+        settings = patterns if isinstance(patterns, Mapping) else {pattern: {} for pattern in patterns}
+        chosen = {
+            name: settings[pattern]
+            for name in convs for pattern in reversed(list(settings)) if fnmatch.fnmatchcase(name, pattern)}
+        missed = [pattern for pattern in settings if not fnmatch.filter(convs, pattern)]
+    if missed or not chosen:
         raise ValueError(
-            f'where={where!r} chooses none of the {len(convs)} convolutions of {type(model).__name__} '
+            f'where={(missed or where)!r} chooses none of the {len(convs)} convolutions of {type(model).__name__} '
             f'that are larger than 1×1: {", ".join(convs) or "it has none"}')
-    return names
+    return chosen
 
 
 def trace_map_sizes(
         model: nn.Module,
-        names: Sequence[str],
+        names: Iterable[str],
         in_chans: int,
         img_size: Tuple[int, int],
 ) -> Dict[str, Tuple[int, int]]:
@@ -89,8 +94,9 @@ def augment(
         dv: Depth of the values, see `AugmentedConv2d`.
         num_heads: Number of heads.
         where: Which of the convolutions larger than 1×1: a pattern of their module names (as in a shell), several of
-            them, or a function of name and module that returns a bool. By default all but those at the top level,
-            where networks keep their stem.
+            them, or a function of name and module that returns a bool. A mapping from patterns to arguments of this
+            function (`{'layer2.*.conv1': dict(attn_pool=2)}`) gives them for those layers; the first pattern counts.
+            By default all but those at the top level, where networks keep their stem.
         attention: `'softmax'` or `'linear'`.
         pos_embed: `'rel'`, `'sincos'`, `'coord'` or None.
         attn_pool: Pooling of the attention branch.
@@ -102,26 +108,34 @@ def augment(
         The same model.
 
     Raises:
-        ValueError: `where` chooses nothing, or a layer cannot be augmented so; the model is unchanged then.
+        ValueError: `where` (or one of its patterns) chooses nothing, or a layer cannot be augmented so; the model is
+            unchanged then.
     """
-    names = _select(model, where)
-    cfg = getattr(model, 'pretrained_cfg', None) or {}
-    height, width = (img_size, img_size) if isinstance(img_size, int) else (img_size or cfg.get('input_size', (224, 224))[-2:])
-    in_chans = getattr(model, 'in_chans', None) or next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
-    sizes = trace_map_sizes(model, names, in_chans, (height, width))
+    chosen = _select(model, where)
+    if img_size is None:
+        img_size = (getattr(model, 'pretrained_cfg', None) or {}).get('input_size', (224, 224))[-2:]
+    in_chans = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+    sizes = trace_map_sizes(model, chosen, in_chans, to_2tuple(img_size))
 
-    layers: Dict[str, AugmentedConv2d] = {}
-    for name in names:
-        conv = model.get_submodule(name)
-        try:
-            layers[name] = AugmentedConv2d(
-                conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
-                conv.groups, conv.bias is not None, dk=dk, dv=dv, num_heads=num_heads, attention=attention,
-                pos_embed=pos_embed, feat_size=tuple(-(-n // attn_pool) for n in sizes[name]), attn_pool=attn_pool,
-                attn_drop=attn_drop, device=conv.weight.device, dtype=conv.weight.dtype).train(conv.training)
-        except ValueError as e:
-            raise ValueError(f'{name} cannot be augmented: {e}') from e
+    common = dict(
+        dk=dk, dv=dv, num_heads=num_heads, attention=attention, pos_embed=pos_embed, attn_pool=attn_pool,
+        attn_drop=attn_drop)
+    layers = {name: _augmented(name, model.get_submodule(name), sizes[name], {**common, **own})
+              for name, own in chosen.items()}
     for name, layer in layers.items():
         model.set_submodule(name, layer)
         _logger.info('augmented %s: %d of %d channels, map %s', name, layer.dv, layer.out_channels, sizes[name])
     return model
+
+
+def _augmented(name: str, conv: nn.Conv2d, size: Tuple[int, int], settings: Dict[str, Any]) -> AugmentedConv2d:
+    """The augmented layer in place of `conv`, whose output has that size."""
+    try:
+        pool = settings['attn_pool']
+        feat_size = tuple(-(-n // pool) for n in size) if isinstance(pool, int) and pool > 0 else size
+        return AugmentedConv2d(
+            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups,
+            conv.bias is not None, feat_size=feat_size, device=conv.weight.device, dtype=conv.weight.dtype,
+            **settings).train(conv.training)
+    except (ValueError, TypeError) as e:
+        raise type(e)(f'{name} cannot be augmented: {e}') from e

@@ -30,9 +30,9 @@ def augment_stages(
     for name, values in (('attn_stages', attn_stages), ('attn_pool', attn_pool)):
         if not isinstance(values, (tuple, list)) or len(values) != len(patterns):
             raise ValueError(f'{name} must have one value for each of the {len(patterns)} stages, got {values!r}')
-    for pattern, attends, pool in zip(patterns, attn_stages, attn_pool):
-        if attends:
-            augment(model, where=pattern, attn_pool=pool, img_size=img_size, **attn_args)
+    where = {p: dict(attn_pool=pool) for p, attends, pool in zip(patterns, attn_stages, attn_pool) if attends}
+    if where:
+        augment(model, where=where, img_size=img_size, **attn_args)
 
 
 def materialize(model: nn.Module, device: Union[str, torch.device, None]) -> None:
@@ -44,8 +44,9 @@ def materialize(model: nn.Module, device: Union[str, torch.device, None]) -> Non
         model: Network with an `init_weights` that sets every parameter and buffer.
         device: Where it shall live; None for torch's default device.
     """
-    model.to_empty(device=torch.get_default_device() if device is None else device)
-    model.init_weights()
+    device = torch.device(torch.get_default_device() if device is None else device)
+    if device.type != 'meta':
+        model.to_empty(device=device).init_weights()
 
 
 def reset_parameters(model: nn.Module) -> None:

@@ -1,0 +1,60 @@
+"""The README tells the truth: its snippets run, its commands exist, its numbers are those of the models."""
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+
+from aa_models import cli
+from aa_models.models._pretrained import own_models
+from aa_models.training.recipe import recipe_names
+
+REPOSITORY = Path(__file__).parents[1]
+README = (REPOSITORY / 'README.md').read_text(encoding='utf-8')
+SNIPPETS = re.findall(r'^```python\n(.*?)^```$', README, re.MULTILINE | re.DOTALL)
+COMMANDS = [
+    line for block in re.findall(r'^```bash\n(.*?)^```$', README, re.MULTILINE | re.DOTALL)
+    for line in block.replace('\\\n', ' ').splitlines() if line.startswith(('aa-models ', 'torchrun '))]
+
+
+def test_there_is_something_to_test():
+    assert len(SNIPPETS) >= 6 and len(COMMANDS) >= 4
+
+
+@pytest.mark.parametrize('snippet', SNIPPETS)
+def test_snippet_runs(snippet):
+    """In a process of its own, from the checkout, as a reader would paste it."""
+    result = subprocess.run([sys.executable, '-c', snippet], cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_command_is_understood(command):
+    """Its options and recipe exist. Training runs are in test_training.py: these here would take hours."""
+    words = shlex.split(command, comments=True)
+    words = words[words.index('aa_models' if words[0] == 'torchrun' else 'aa-models') + 1:]
+    args = cli._parser().parse_args(words)
+    if args.command == 'train':
+        assert args.recipe in recipe_names()
+
+
+def test_predict_command_answers(capsys):
+    """What the first command does after installing."""
+    assert cli.main(['predict', str(REPOSITORY / 'tests' / 'pictures')]) == 0
+    assert 'castle' in capsys.readouterr().out
+
+
+def test_zoo_table():
+    """Every model stands in the table with its own parameters, and every checkpoint with a top-1."""
+    rows = {cells[0].strip('` '): cells for cells in (
+        [cell.strip() for cell in line.strip('|').split('|')] for line in README.splitlines() if line.startswith('| `'))}
+    for name in own_models():
+        tags = [tag for tag in own_models(pretrained=True) if tag.split('.')[0] == name]
+        for key in tags or [name]:
+            model = timm.create_model(key, device='meta')
+            params = f'{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M'
+            assert rows[key][1:3] == [params, f'{model.pretrained_cfg["input_size"][1]} px'], key
+            assert bool(tags) == bool(re.search(r'\d', rows[key][4])), key
