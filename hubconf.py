@@ -12,7 +12,7 @@ from torch import nn as _nn
 # Imported here and not in the functions: torch.hub has this folder in the path only during the call.
 import aa_models as _aa_models  # noqa: F401, registers the models
 
-dependencies = ['torch', 'timm', 'huggingface_hub', 'safetensors']
+dependencies = ['torch', 'timm']
 
 
 def aa_resnet18(pretrained: bool = False, **kwargs: _Any) -> _nn.Module:

@@ -5,6 +5,7 @@ it (Attention Augmented Convolutional Networks, arXiv 1904.09925, section 3.2).
 """
 import fnmatch
 import logging
+from numbers import Integral
 from typing import Any, Callable, Dict, Iterable, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
@@ -22,6 +23,8 @@ Where = Union[str, Sequence[str], Mapping[str, Mapping[str, Any]], Callable[[str
 def _select(model: nn.Module, where: Where) -> Dict[str, Mapping[str, Any]]:
     """The names of the convolutions that `where` chooses, each with the settings that `where` has for it."""
     convs = {name: m for name, m in model.named_modules() if type(m) is nn.Conv2d and max(m.kernel_size) > 1}
+    if not (callable(where) or isinstance(where, (str, Mapping)) or isinstance(where, Sequence)):
+        raise TypeError(f'where must be a pattern, several, a mapping from patterns or a function, got {where!r}')
     if callable(where):
         chosen, missed = {name: {} for name, conv in convs.items() if where(name, conv)}, []
     else:
@@ -114,8 +117,11 @@ def augment(
     chosen = _select(model, where)
     if img_size is None:
         img_size = (getattr(model, 'pretrained_cfg', None) or {}).get('input_size', (224, 224))[-2:]
+    size = to_2tuple(img_size)
+    if len(size) != 2 or not all(isinstance(n, Integral) and n > 0 for n in size):
+        raise ValueError(f'img_size must be an int or a pair of them, pixels, got {img_size!r}')
     in_chans = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
-    sizes = trace_map_sizes(model, chosen, in_chans, to_2tuple(img_size))
+    sizes = trace_map_sizes(model, chosen, in_chans, size)
 
     common = dict(
         dk=dk, dv=dv, num_heads=num_heads, attention=attention, pos_embed=pos_embed, attn_pool=attn_pool,
@@ -130,12 +136,14 @@ def augment(
 
 def _augmented(name: str, conv: nn.Conv2d, size: Tuple[int, int], settings: Dict[str, Any]) -> AugmentedConv2d:
     """The augmented layer in place of `conv`, whose output has that size."""
+    if conv.padding_mode != 'zeros':
+        raise ValueError(f'{name} cannot be augmented: its padding_mode is {conv.padding_mode!r}, possible is zeros')
+    pool = settings['attn_pool']
+    feat_size = tuple(-(-n // pool) for n in size) if isinstance(pool, Integral) and pool > 0 else size
     try:
-        pool = settings['attn_pool']
-        feat_size = tuple(-(-n // pool) for n in size) if isinstance(pool, int) and pool > 0 else size
         return AugmentedConv2d(
-            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups,
-            conv.bias is not None, feat_size=feat_size, device=conv.weight.device, dtype=conv.weight.dtype,
+            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
+            conv.groups, conv.bias is not None, feat_size=feat_size, device=conv.weight.device, dtype=conv.weight.dtype,
             **settings).train(conv.training)
     except (ValueError, TypeError) as e:
         raise type(e)(f'{name} cannot be augmented: {e}') from e

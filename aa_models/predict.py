@@ -113,7 +113,7 @@ def _device(name: str) -> torch.device:
 
 
 def _label(names: Sequence[str] | dict[str, str], index: int) -> str:
-    """Return the name of a class; timm also allows a dict, with names of some classes, whose keys JSON makes strings."""
+    """Return the name of a class; timm also allows a dict of some classes' names, whose keys JSON makes strings."""
     names = names if isinstance(names, dict) else {str(i): name for i, name in enumerate(names)}
     return names.get(str(index), str(index))
 

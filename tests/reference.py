@@ -1,7 +1,7 @@
 """Slow, obvious float64 definitions of what `aa_models.layers` computes, written from the papers' formulas.
 
-They take a layer for its parameters and settings alone and share no code with it. Loops run over pixels; keep maps small.
-Sequences are maps of one row.
+They take a layer for its parameters and settings alone and share no code with it. Loops run over pixels; keep maps
+small. Sequences are maps of one row.
 """
 import math
 
@@ -90,9 +90,14 @@ def enlarged(x, height, width):
     return out
 
 
-def relative(table, offset, length):
-    """Embedding of an offset on an axis of `length`, from a table made for another one: linear about offset 0."""
+def relative(table, offset, length, causal=False):
+    """Embedding of an offset on an axis of `length`, from a table made for another one: linear about offset 0.
+
+    A causal layer takes the table as it is, whatever the length.
+    """
     made_for = (table.shape[0] + 1) // 2
+    if causal:
+        return table[made_for - 1 + max(offset, 1 - made_for)]
     # rows are spread evenly, so one step here is (2 L - 1) / (2 length - 1) steps of the table
     at = (made_for - 1) + offset * (2 * made_for - 1) / (2 * length - 1)
     at = min(max(at, 0.), table.shape[0] - 1.)
@@ -153,7 +158,7 @@ def softmax_weights(attn, q, k, H, W):
             if attn.rel_h is not None:
                 key = key + relative(attn.rel_h.double(), j // W - i // W, H)
             if attn.rel_w is not None:
-                key = key + relative(attn.rel_w.double(), j % W - i % W, W)
+                key = key + relative(attn.rel_w.double(), j % W - i % W, W, attn.causal)
             logits[:, :, i, j] = (q[:, :, i] * key).sum(-1)
     return logits.softmax(-1)
 

@@ -1,10 +1,11 @@
-"""The registered models: parameter counts by the papers' rule, timm's interface, and the same numbers by every compiler."""
+"""The registered models: parameters by the papers' rule, timm's interface, the same numbers by every compiler."""
+import copy
 import fnmatch
 
 import pytest
 import timm
 import torch
-from timm.layers import set_scriptable
+from timm.layers import set_fused_attn, set_scriptable
 from timm.models import create_feature_extractor, get_graph_node_names
 from timm.optim import create_optimizer_v2
 
@@ -95,7 +96,7 @@ def test_what_is_augmented():
     layers = augmented(timm.create_model('aa_resnet50', device='meta', img_size=224))
     assert [fnmatch.fnmatch(n, 'layer[234].*.conv2') for n in layers].count(True) == len(layers) == 4 + 6 + 3
     sizes = {n: ((m.attn.rel_h.shape[0] + 1) // 2, m.attn.attn_pool) for n, m in layers.items()}
-    assert sizes['layer2.0.conv2'] == (14, 2) and sizes['layer3.0.conv2'] == (14, 1) and sizes['layer4.2.conv2'] == (7, 1)
+    assert [sizes[f'layer{i}.0.conv2'] for i in (2, 3, 4)] == [(14, 2), (14, 1), (7, 1)]
     layers = augmented(timm.create_model('aa_resnet18', device='meta'))
     assert all(n.endswith('conv1') for n in layers) and len(layers) == 6
     layers = augmented(timm.create_model('aa_wrn28_10', device='meta'))
@@ -138,6 +139,26 @@ def test_arguments_reach_the_layers(name):
         timm.create_model(name, device='meta', unheard_of=1)
     with pytest.raises(ValueError, match='cannot be augmented: dv=7'):
         timm.create_model(name, device='meta', dk=16, dv=7)
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_no_positions(name):
+    """timm drops arguments that are None, so 'none' says it."""
+    layers = augmented(timm.create_model(name, device='meta', pos_embed='none'))
+    assert layers and {m.attn.pos_embed for m in layers.values()} == {''}
+    assert not any('rel_' in n for m in layers.values() for n, _ in m.named_parameters())
+
+
+@pytest.mark.parametrize('img_size', [0, -5, 1.5, 'a', (96,), (3, 224, 224)])
+def test_bad_img_size(img_size):
+    with pytest.raises(ValueError, match='img_size must be an int or a pair'):
+        timm.create_model('aa_simplecnn', img_size=img_size)
+
+
+def test_zero_init_last():
+    for zero in (True, False):
+        model = timm.create_model('aa_resnet18', zero_init_last=zero)
+        assert bool(model.layer2[0].bn2.weight.any()) != zero
 
 
 @pytest.mark.parametrize('name', FAMILIES)
@@ -201,6 +222,35 @@ def test_compile_fullgraph(name):
     torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
     other = torch.randn(2, 3, 48, 80)
     torch.testing.assert_close(compiled(other), model(other), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_explicit_attention_compiles_exports_and_scripts():
+    fused, x = small('aa_simplecnn')
+    set_fused_attn(False)
+    try:
+        model = timm.create_model('aa_simplecnn', num_classes=7, **SMALL['aa_simplecnn']).eval()
+    finally:
+        set_fused_attn(True)
+    model.load_state_dict(fused.state_dict())
+    expected = fused(x)
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+    torch._dynamo.reset()
+    ways = [
+        torch.compile(model, fullgraph=True, backend='aot_eager'), torch.export.export(model, (x,)).module(),
+        torch.jit.trace(model, x)]
+    for way in ways:
+        torch.testing.assert_close(way(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+@torch.no_grad()
+def test_copies(name, tmp_path):
+    model, x = small(name)
+    torch.save(model, tmp_path / 'model.pt')
+    for other in (copy.deepcopy(model), torch.load(tmp_path / 'model.pt', weights_only=False)):
+        assert torch.equal(other(x), model(x))
+    assert model(x[:0]).shape == (0, 7)
 
 
 @pytest.mark.parametrize('name', ['aa_simplecnn', 'laa_simplecnn'])

@@ -1,7 +1,7 @@
 """Runs timm's own model tests on this package's models.
 
-    python tests/timm_suite.py              # every registered model
-    python tests/timm_suite.py aa_resnet18  # these only
+    .venv/bin/python tests/timm_suite.py              # every registered model
+    .venv/bin/python tests/timm_suite.py aa_resnet18  # these only
 
 timm ships its tests in its source distribution alone: pip fetches the one of the installed version into a temporary
 folder. This file is also the pytest plugin that the run loads: timm chooses models for some tests by the names of its
@@ -55,7 +55,8 @@ def fetch_tests(folder):
          f'timm=={timm.__version__}'], check=True, stdout=subprocess.DEVNULL)
     archive, = Path(folder).glob('timm-*.tar.gz')
     with tarfile.open(archive) as tar:
-        members = [m for m in tar.getmembers() if fnmatch.fnmatch(m.name, '*/tests/*') or m.name.endswith('/pyproject.toml')]
+        wanted = ('*/tests/*', '*/pyproject.toml')
+        members = [m for m in tar.getmembers() if any(fnmatch.fnmatch(m.name, pattern) for pattern in wanted)]
         for member in members:
             member.name = member.name.split('/', 1)[1]
         tar.extractall(folder, members=members)

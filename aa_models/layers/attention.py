@@ -20,6 +20,7 @@ def fold_rel_pos(
         k: torch.Tensor,
         rel_h: Optional[torch.Tensor],
         rel_w: Optional[torch.Tensor],
+        causal: bool = False,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Lengthen q and k so that their plain product holds the relative logits too.
 
@@ -31,6 +32,7 @@ def fold_rel_pos(
         k: Keys, same shape.
         rel_h: (2 * L_h - 1, dim), or None for no row positions.
         rel_w: (2 * L_w - 1, dim), or None for no column positions.
+        causal: Take the tables as they are, so that nothing depends on the length.
 
     Returns:
         q and k, each (B, num_heads, H * W, dim + H + W).
@@ -42,7 +44,7 @@ def fold_rel_pos(
         row = torch.arange(H, device=k.device)
         keys.append((row.unsqueeze(1) == row).to(k.dtype).view(1, 1, H, 1, H).expand(B, num_heads, H, W, H))
     if rel_w is not None:
-        queries.append(rel_logits_w(q, rel_w))
+        queries.append(rel_logits_w(q, rel_w, not causal))
         column = torch.arange(W, device=k.device)
         keys.append((column.unsqueeze(1) == column).to(k.dtype).expand(B, num_heads, H, W, W))
     return torch.cat(queries, dim=-1).flatten(2, 3), torch.cat(keys, dim=-1).flatten(2, 3)
@@ -89,7 +91,7 @@ def attention_weights(
         k: Keys, same shape.
         rel_h: (2 * L_h - 1, dim), or None for no row positions.
         rel_w: (2 * L_w - 1, dim), or None for no column positions.
-        causal: Let position i see positions 0 … i only.
+        causal: Let position i see positions 0 … i only, and take the tables as they are.
 
     Returns:
         (B, num_heads, H * W, H * W), rows summing to 1.
@@ -100,7 +102,7 @@ def attention_weights(
     if rel_h is not None:
         logits = logits + rel_logits_h(q, rel_h).unsqueeze(-1)
     if rel_w is not None:
-        logits = logits + rel_logits_w(q, rel_w).unsqueeze(-2)
+        logits = logits + rel_logits_w(q, rel_w, not causal).unsqueeze(-2)
     logits = logits.flatten(4, 5).flatten(2, 3)
     if causal:
         position = torch.arange(H * W, device=q.device)
@@ -160,7 +162,7 @@ class SoftmaxAttention(GridAttention):
         """Weigh the values; shapes as in `GridAttention.attend`."""
         v = v.flatten(2, 3)
         if self.fused_attn:
-            q, k = fold_rel_pos(q * self.scale, k, self.rel_h, self.rel_w)
+            q, k = fold_rel_pos(q * self.scale, k, self.rel_h, self.rel_w, self.causal)
             return fused_attention(q, k, v, self.attn_drop.p if self.training else 0., self.causal)
         return self.attn_drop(self.weights(q, k)) @ v
 

@@ -2,6 +2,7 @@
 
 Attention Augmented Convolutional Networks (arXiv 1904.09925), section 3.2.
 """
+from numbers import Integral
 from typing import List, Optional, Sequence, Tuple, Union
 
 import torch
@@ -71,9 +72,13 @@ class _AugmentedConv(nn.Module):
     ):
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
-        self._check_attention(attention, pos_embed, attn_pool, in_channels)
+        pos_embed = None if pos_embed == 'none' else pos_embed  # timm's create_model passes no None on
         if causal:
-            self._check_causal(attention, attn_pool, padding)
+            self._check_causal(attention, pos_embed, attn_pool, padding)
+        self._check_attention(attention, pos_embed, attn_pool, in_channels)
+        for name, value in (('in_channels', in_channels), ('out_channels', out_channels), ('groups', groups)):
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+                raise ValueError(f'{name} must be an int, at least 1, got {value!r}')
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = self._per_axis('kernel_size', kernel_size)
@@ -117,26 +122,35 @@ class _AugmentedConv(nn.Module):
 
     def _per_axis(self, name: str, value: Union[int, Sequence[int]], minimum: int = 1) -> Tuple[int, ...]:
         values = to_ntuple(self.ndim)(value)
-        if len(values) != self.ndim or not all(isinstance(v, int) and v >= minimum for v in values):
+        ints = [isinstance(v, Integral) and not isinstance(v, bool) and v >= minimum for v in values]
+        if len(values) != self.ndim or not all(ints):
             what = 'an int' if self.ndim == 1 else 'an int or a pair of them'
             raise ValueError(f'{name} must be {what}, at least {minimum}, got {value!r}')
-        return tuple(values)
+        return tuple(int(v) for v in values)
 
     def _check_attention(self, attention: str, pos_embed: Optional[str], attn_pool: int, in_channels: int) -> None:
-        if attention not in _POS_EMBED:
+        if not isinstance(attention, str) or attention not in _POS_EMBED:
             raise ValueError(f'attention must be one of {tuple(_POS_EMBED)}, got {attention!r}')
         if pos_embed not in _POS_EMBED[attention]:
             raise ValueError(
                 f'pos_embed with attention={attention!r} must be one of {_POS_EMBED[attention]}, got {pos_embed!r}')
-        if isinstance(attn_pool, bool) or not isinstance(attn_pool, int) or attn_pool < 1:
+        if isinstance(attn_pool, bool) or not isinstance(attn_pool, Integral) or attn_pool < 1:
             raise ValueError(f'attn_pool must be an int, at least 1 (no pooling), got {attn_pool!r}')
         if pos_embed == 'sincos' and in_channels < 2 * self.ndim:
             raise ValueError(f"pos_embed='sincos' needs in_channels of at least {2 * self.ndim}, got {in_channels}")
 
     @staticmethod
-    def _check_causal(attention: str, attn_pool: int, padding: Union[str, int, Sequence[int]]) -> None:
+    def _check_causal(
+            attention: str,
+            pos_embed: Optional[str],
+            attn_pool: int,
+            padding: Union[str, int, Sequence[int]],
+    ) -> None:
         if attention == 'linear':
             raise ValueError("causal=True needs attention='softmax': linear attention has no logits to mask")
+        if pos_embed == 'coord':
+            raise ValueError(
+                "causal=True needs pos_embed 'rel', 'sincos' or None: coordinates depend on the length, got 'coord'")
         if attn_pool != 1:
             raise ValueError(f'causal=True needs attn_pool=1, got {attn_pool}: a pooled position sees later inputs')
         if padding not in (0, (0,), [0]):
@@ -174,7 +188,7 @@ class _AugmentedConv(nn.Module):
             (B, out_channels, H_out, W_out) as `nn.Conv2d` or (B, out_channels, L_out) as `nn.Conv1d` gives: the
             convolution's channels, then the attention's.
         """
-        if not torch.jit.is_scripting():
+        if not (torch.jit.is_scripting() or torch.jit.is_tracing()):
             self._check_input(x)
         outputs: List[torch.Tensor] = []
         if self.conv is not None:
@@ -209,10 +223,12 @@ class AugmentedConv2d(_AugmentedConv):
         dk: Depth of the keys, all heads together: an int is that many channels, a float a share of `out_channels` by
             the paper's rule (a multiple of `num_heads`, at least 20 a head).
         dv: Depth of the values, likewise (without the minimum); these are the output channels that come from attention.
-            0 gives a plain convolution, `out_channels` (or 1.0) attention alone.
+            0 gives a plain convolution, `out_channels` (or 1.0) attention alone. The default share needs 80 channels
+            or more for 8 heads; below, it rounds to 0, which warns.
         num_heads: Number of heads.
         attention: `'softmax'`, or `'linear'` for efficient attention.
-        pos_embed: Positions: `'rel'` (relative logits, softmax attention only), `'sincos'`, `'coord'` or None.
+        pos_embed: Positions: `'rel'` (relative logits, for softmax attention only: linear attention needs another
+            choice), `'sincos'`, `'coord'` or None (also `'none'`).
         feat_size: Height and width of the attended map that the relative tables are made for, by default 32; at any
             other size they are interpolated. With `attn_pool` that is the pooled map.
         attn_pool: Attend on the map averaged over (2p - 1)² windows at every p-th pixel, and bring the result back
@@ -260,14 +276,15 @@ class AugmentedConv1d(_AugmentedConv):
     Takes `nn.Conv1d`'s first arguments and gives its output length.
 
     Args:
-        causal: No output depends on a later input: the convolution is padded on the left by
+        causal: No output depends on a later input, nor on how many there are: the convolution is padded on the left by
             dilation · (kernel_size - 1), the attention is masked, q, k and v are read at the kernel's last position,
-            and the output has ⌈L / stride⌉ positions. Leave `padding` at 0 then.
+            and the output has ⌈L / stride⌉ positions. Relative tables are not interpolated then; offsets beyond
+            `feat_size` share its last row. Leave `padding` at 0.
 
     See `AugmentedConv2d` for the other arguments; `feat_size` is the length.
 
     Raises:
-        ValueError: As `AugmentedConv2d`; or `causal` with linear attention, pooling or padding.
+        ValueError: As `AugmentedConv2d`; or `causal` with linear attention, coordinates, pooling or padding.
         TypeError: `dk`, `dv` or `num_heads` is no number of the right kind.
     """
     ndim = 1

@@ -3,6 +3,8 @@
 Attention Augmented Convolutional Networks (arXiv 1904.09925), section 4.
 """
 import math
+import warnings
+from numbers import Integral, Real
 from typing import Tuple, Union
 
 _MIN_DIM_HEAD = 20  # of the keys, where dk is a share
@@ -22,12 +24,12 @@ def resolve_depth(name: str, depth: Union[int, float], out_channels: int, num_he
     Returns:
         A multiple of `num_heads`.
     """
-    if isinstance(depth, bool) or not isinstance(depth, (int, float)):
+    if isinstance(depth, bool) or not isinstance(depth, Real):
         raise TypeError(f'{name} must be an int (channels) or a float (share of out_channels), got {depth!r}')
-    if isinstance(depth, int):
+    if isinstance(depth, Integral):
         if depth < num_heads or depth % num_heads:
             raise ValueError(f'{name}={depth} must be a positive multiple of num_heads={num_heads}')
-        return depth
+        return int(depth)
     if not 0. < depth <= 2.:
         raise ValueError(f'{name}={depth} as a share of out_channels must lie in (0, 2]; use an int for channels')
     # a share like 0.29 of 100 is 28.999… in binary: the small summand keeps the floor on the intended side
@@ -46,9 +48,9 @@ def resolve_depths(
     `dk = max(20 · Nh, ⌊κ · F / Nh⌋ · Nh)` and `dv = ⌊υ · F / Nh⌋ · Nh` for the shares κ and υ of F output channels.
 
     Returns:
-        dk and dv, all heads together; both 0 where `dv` is 0.
+        dk and dv, all heads together; both 0 where `dv` is 0, or with a warning where the share rounds to that.
     """
-    if isinstance(num_heads, bool) or not isinstance(num_heads, int):
+    if isinstance(num_heads, bool) or not isinstance(num_heads, Integral):
         raise TypeError(f'num_heads must be an int, got {num_heads!r}')
     if num_heads < 1:
         raise ValueError(f'num_heads={num_heads} must be at least 1')
@@ -56,8 +58,12 @@ def resolve_depths(
         return 0, 0
     keys = resolve_depth('dk', dk, out_channels, num_heads, _MIN_DIM_HEAD)
     values = resolve_depth('dv', dv, out_channels, num_heads, 0)
-    if not 0 < values <= out_channels:
+    if values > out_channels:
         raise ValueError(
-            f'dv={dv} gives {values} channels of attention in num_heads={num_heads} heads; '
-            f'possible are 1 channel a head up to all out_channels={out_channels}, or dv=0 for a plain convolution')
+            f'dv={dv} gives {values} channels of attention; possible are at most all out_channels={out_channels}')
+    if values == 0:
+        warnings.warn(
+            f'dv={dv} of {out_channels} channels is less than one for each of num_heads={num_heads} heads: '
+            'this is a plain convolution', stacklevel=4)
+        return 0, 0
     return keys, values

@@ -1,7 +1,7 @@
 """What both kinds of attention share: reading q, k and v off a map and writing the heads back to it.
 
-Attention Augmented Convolutional Networks (arXiv 1904.09925), section 3: one 1×1 convolution gives q, k and v, the heads
-attend over all positions of the map, and a second 1×1 convolution mixes their concatenation.
+Attention Augmented Convolutional Networks (arXiv 1904.09925), section 3: one 1×1 convolution gives q, k and v, the
+heads attend over all positions of the map, and a second 1×1 convolution mixes their concatenation.
 """
 from typing import List, Optional, Sequence, Tuple
 
@@ -34,7 +34,7 @@ class GridAttention(nn.Module):
         sample_pad: Zeros to add around the map before reading, as `torch.nn.functional.pad` takes them (last axis
             first); negative ones crop.
         pos_embed: `'sincos'`, `'coord'`, or None; what a subclass offers beside is its own.
-        attn_pool: Step of the average pooling, 1 for none.
+        attn_pool: Step of the average pooling, 1 for none. Windows at the border average only what is inside the map.
         attn_drop: Dropout probability of the attention weights.
         bias: Learn biases in both projections.
     """
@@ -69,7 +69,8 @@ class GridAttention(nn.Module):
         self.resize_mode = {1: 'linear', 2: 'bilinear'}[ndim]
 
         extra = ndim + 1 if pos_embed == 'coord' else 0
-        self.pool = _POOL[ndim](2 * attn_pool - 1, attn_pool, attn_pool - 1, count_include_pad=False)
+        self.pool = nn.Identity() if attn_pool == 1 else _POOL[ndim](
+            2 * attn_pool - 1, attn_pool, attn_pool - 1, count_include_pad=False)
         self.qkv = _CONV[ndim](in_channels + extra, 2 * dk + dv, 1, bias=bias, **dd)
         self.proj = _CONV[ndim](dv, dv, 1, bias=bias, **dd)
         self.attn_drop = nn.Dropout(attn_drop)
@@ -101,8 +102,7 @@ class GridAttention(nn.Module):
         Returns:
             q and k (B, num_heads, H, W, dk / num_heads) and v (B, num_heads, H, W, dv / num_heads).
         """
-        if self.attn_pool > 1:
-            x = self.pool(x)
+        x = self.pool(x)
         if self.pos_embed == 'sincos':
             x = add_sincos(x)
         elif self.pos_embed == 'coord':
@@ -146,6 +146,9 @@ class GridAttention(nn.Module):
             (B, num_heads, H * W, H * W), rows (queries) summing to 1; (H, W) is the attended map, pooled where
             `attn_pool` > 1, in row-major order.
         """
+        if x.dim() != len(self.stride) + 2 or x.shape[1] != self.in_channels:
+            axes = 'L' if len(self.stride) == 1 else 'H, W'
+            raise ValueError(f'x must have the shape (B, {self.in_channels}, {axes}), got {tuple(x.shape)}')
         q, k, _ = self.heads(self.sample(x))
         return self.weights(q, k)
 

@@ -27,18 +27,23 @@ def resize_rel_table(table: torch.Tensor, size: int) -> torch.Tensor:
     return F.interpolate(table.t().unsqueeze(0), size=2 * size - 1, mode='linear').squeeze(0).t()
 
 
-def rel_offsets(table: torch.Tensor, size: int) -> torch.Tensor:
+def rel_offsets(table: torch.Tensor, size: int, resize: bool = True) -> torch.Tensor:
     """Look up the embedding of every offset j - i along one axis.
 
     Args:
         table: (2 * L - 1, dim), for any L.
         size: Length of the axis at hand.
+        resize: Interpolate the table to the axis; otherwise offsets count as they are, those beyond L - 1 as L - 1.
 
     Returns:
         (size, size, dim), entry [i, j] for the query at i and the key at j.
     """
     position = torch.arange(size, device=table.device)
-    return resize_rel_table(table, size)[position.unsqueeze(0) - position.unsqueeze(1) + (size - 1)]
+    offset = position.unsqueeze(0) - position.unsqueeze(1)
+    if resize:
+        return resize_rel_table(table, size)[offset + (size - 1)]
+    furthest = table.shape[0] // 2
+    return table[offset.clamp(-furthest, furthest) + furthest]
 
 
 def rel_logits_h(q: torch.Tensor, rel_h: torch.Tensor) -> torch.Tensor:
@@ -54,17 +59,18 @@ def rel_logits_h(q: torch.Tensor, rel_h: torch.Tensor) -> torch.Tensor:
     return torch.einsum('bnhwd,hjd->bnhwj', q, rel_offsets(rel_h, q.shape[2]))
 
 
-def rel_logits_w(q: torch.Tensor, rel_w: torch.Tensor) -> torch.Tensor:
+def rel_logits_w(q: torch.Tensor, rel_w: torch.Tensor, resize: bool = True) -> torch.Tensor:
     """Logits of every query against every column of the map.
 
     Args:
         q: Scaled queries (B, num_heads, H, W, dim).
         rel_w: (2 * L - 1, dim), shared by the heads.
+        resize: As for `rel_offsets`.
 
     Returns:
         (B, num_heads, H, W, W), the last axis being the key's column.
     """
-    return torch.einsum('bnhwd,wjd->bnhwj', q, rel_offsets(rel_w, q.shape[3]))
+    return torch.einsum('bnhwd,wjd->bnhwj', q, rel_offsets(rel_w, q.shape[3], resize))
 
 
 def _waves(length: int, channels: int, like: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,2 @@
 """Attention-augmented networks; importing this registers them with timm."""
-from .aa_resnet import *
-from .aa_wrn import *
-from .simplecnn import *
+from . import aa_resnet, aa_wrn, simplecnn

@@ -28,14 +28,16 @@ def augment_stages(
         **attn_args: For `augment`.
     """
     for name, values in (('attn_stages', attn_stages), ('attn_pool', attn_pool)):
-        if not isinstance(values, (tuple, list)) or len(values) != len(patterns):
+        if isinstance(values, (str, int)) or len(values) != len(patterns):
             raise ValueError(f'{name} must have one value for each of the {len(patterns)} stages, got {values!r}')
+    if not all(attends in (False, True) for attends in attn_stages):
+        raise ValueError(f'attn_stages must hold bools, got {attn_stages!r}')
     where = {p: dict(attn_pool=pool) for p, attends, pool in zip(patterns, attn_stages, attn_pool) if attends}
     if where:
         augment(model, where=where, img_size=img_size, **attn_args)
 
 
-def materialize(model: nn.Module, device: Union[str, torch.device, None]) -> None:
+def materialize(model: nn.Module, device: Union[str, torch.device, None], **init_args) -> None:
     """Give a network built on the meta device its memory and its initial weights.
 
     Networks are built on the meta device because layers that augmentation replaces need neither.
@@ -43,10 +45,11 @@ def materialize(model: nn.Module, device: Union[str, torch.device, None]) -> Non
     Args:
         model: Network with an `init_weights` that sets every parameter and buffer.
         device: Where it shall live; None for torch's default device.
+        **init_args: For `init_weights`.
     """
     device = torch.device(torch.get_default_device() if device is None else device)
     if device.type != 'meta':
-        model.to_empty(device=device).init_weights()
+        model.to_empty(device=device).init_weights(**init_args)
 
 
 def reset_parameters(model: nn.Module) -> None:

@@ -137,7 +137,9 @@ def build(
         else:
             _check_source(variant, cfg)
         if kwargs.get('pretrained_strict', True):
-            pretrained_filter_fn = _checked(pretrained_filter_fn, cfg)
+            new_head = kwargs.get('num_classes', cfg.num_classes) != cfg.num_classes
+            new_stem = kwargs.get('in_chans', cfg.input_size[0]) != cfg.input_size[0]
+            pretrained_filter_fn = _checked(pretrained_filter_fn, cfg, new_head, new_stem)
     return build_model_with_cfg(
         model_cls,
         variant,
@@ -179,6 +181,8 @@ def _check_source(variant: str, cfg: PretrainedCfg) -> None:
 def _checked(
         filter_fn: Callable[[StateDict, nn.Module], StateDict] | None,
         cfg: PretrainedCfg,
+        new_head: bool,
+        new_stem: bool,
 ) -> Callable[[StateDict, nn.Module], StateDict]:
     """Add to a filter the check that its result is this model's.
 
@@ -186,7 +190,8 @@ def _checked(
     its random start without a word. The tensors that timm adapts or drops by itself are not compared.
     """
     classifiers = (cfg.classifier,) if isinstance(cfg.classifier, str) else tuple(cfg.classifier or ())
-    left_to_timm = {f'{name}.{kind}' for name in (*classifiers, cfg.first_conv) for kind in ('weight', 'bias')}
+    adapted = (*(classifiers if new_head else ()), *([cfg.first_conv] if new_stem else ()))
+    left_to_timm = {f'{name}.{kind}' for name in adapted for kind in ('weight', 'bias')}
 
     def checked(state_dict: StateDict, model: nn.Module) -> StateDict:
         state_dict = filter_fn(state_dict, model) if filter_fn else state_dict

@@ -1,4 +1,4 @@
-"""The body that the CIFAR networks share: a stem, stages of blocks, a last norm and a classifier, with timm's methods."""
+"""The body that the CIFAR networks share: stem, stages of blocks, norm and classifier, with timm's methods."""
 from typing import Dict, List, Optional, Sequence, Set, Tuple, Union
 
 import torch
@@ -61,7 +61,7 @@ class StagedNet(nn.Module):
 
     @torch.jit.ignore
     def init_weights(self) -> None:
-        """Draw all weights anew; fills a model after `to_empty` too."""
+        """Draw all weights anew, the convolutions as in timm's ResNet; fills a model after `to_empty` too."""
         reset_parameters(self)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

@@ -29,10 +29,11 @@ class AugmentedResNet(ResNet):
         dv: Depth of the values, see `AugmentedConv2d`.
         num_heads: Number of heads.
         attention: `'softmax'` or `'linear'`.
-        pos_embed: `'rel'`, `'sincos'`, `'coord'` or None.
+        pos_embed: `'rel'`, `'sincos'`, `'coord'` or None; `'none'` through `timm.create_model`, which drops None.
         attn_stages: For each of the four stages, whether it attends.
         attn_pool: For each of the four stages, the pooling of its attention branch.
         img_size: Height and width of the input that the relative tables are made for, pixels; any size can be fed.
+        zero_init_last: Start every block as the identity, as timm's `ResNet` does.
         **kwargs: For `timm.models.resnet.ResNet`.
     """
 
@@ -49,16 +50,17 @@ class AugmentedResNet(ResNet):
             attn_stages: Sequence[bool] = (False, True, True, True),
             attn_pool: Sequence[int] = (1, 2, 1, 1),
             img_size: Union[int, Tuple[int, int]] = 224,
+            zero_init_last: bool = True,
             device=None,
             dtype=None,
             **kwargs,
     ):
-        super().__init__(block, layers, device='meta', dtype=dtype, **kwargs)
+        super().__init__(block, layers, zero_init_last=zero_init_last, device='meta', dtype=dtype, **kwargs)
         conv = 'conv1' if block is BasicBlock else 'conv2'
         augment_stages(
             self, [f'layer{stage}.*.{conv}' for stage in range(1, 5)], dk=dk, dv=dv, num_heads=num_heads,
             attention=attention, pos_embed=pos_embed, attn_stages=attn_stages, attn_pool=attn_pool, img_size=img_size)
-        materialize(self, device)
+        materialize(self, device, zero_init_last=zero_init_last)
 
     @torch.jit.ignore
     def init_weights(self, zero_init_last: bool = True) -> None:

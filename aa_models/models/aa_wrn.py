@@ -53,7 +53,7 @@ class WideResNet(StagedNet):
         dv: Depth of the values, see `AugmentedConv2d`.
         num_heads: Number of heads.
         attention: `'softmax'` or `'linear'`.
-        pos_embed: `'rel'`, `'sincos'`, `'coord'` or None.
+        pos_embed: `'rel'`, `'sincos'`, `'coord'` or None; `'none'` through `timm.create_model`, which drops None.
         attn_stages: For each of the three stages, whether it attends.
         attn_pool: For each of the three stages, the pooling of its attention branch.
         img_size: Height and width of the input that the relative tables are made for, pixels; any size can be fed.
