@@ -2,11 +2,14 @@
 import argparse
 import difflib
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import timm
 import torch
 from torch import nn
+
+DATA_KEYS = ('img_size', 'mean', 'std', 'interpolation', 'crop_pct')
 
 
 def build_model(name: str, **options: Any) -> nn.Module:
@@ -27,9 +30,9 @@ def build_model(name: str, **options: Any) -> nn.Module:
         raise ValueError(f'model {name!r} cannot be made with {given}: {error}') from error
 
 
-def data_config_of(model: nn.Module, **wanted: Any) -> dict[str, Any]:
-    """Size, mean, std, filter and crop of the pictures: those wanted, else (None) those of the model's weights."""
-    return timm.data.resolve_data_config(wanted, model=model)
+def data_config_of(model: nn.Module, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Size, mean, std, filter and crop of the pictures: those wanted, else (None) those of the model's cfg."""
+    return timm.data.resolve_data_config({key: wanted[key] for key in DATA_KEYS}, model=model)
 
 
 def start_device(name: str | None) -> argparse.Namespace:

@@ -1,23 +1,31 @@
 """The output directory of a run: what is in it, what of it is whole, and how to go on from there."""
 import dataclasses
+import json
 import logging
 import os
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from timm.task import TrainingTask, load_task_ema_checkpoint, resume_task_checkpoint
 from timm.utils import CheckpointSaver, load_checkpoint_metadata, trim_summary
 
-from .recipe import Recipe, load_recipe
+from .recipe import Recipe, load_recipe, replace_text
 
 _logger = logging.getLogger(__name__)
 
-RECIPE, LOG, LAST, PART = 'recipe.yaml', 'log.csv', 'last.pth.tar', 'tmp.pth.tar'
+RECIPE, LOG, LAST, PART, FACTS = 'recipe.yaml', 'log.csv', 'last.pth.tar', 'tmp.pth.tar', 'run.json'
 
 
-def prepare(directory: Path, recipe: Recipe, overwrite: bool) -> Path | None:
+def prepare(directory: Path, recipe: Recipe, overwrite: bool, facts: dict[str, Any]) -> Path | None:
     """Make the directory that of this recipe and find the checkpoint to go on from.
+
+    Args:
+        directory: The output directory.
+        recipe: What is to be run in it.
+        overwrite: Start again whatever is there.
+        facts: What the run knows beside its recipe and a later export does not: classes, machine.
 
     Returns:
         The newest whole checkpoint, None for a run that starts.
@@ -34,7 +42,8 @@ def prepare(directory: Path, recipe: Recipe, overwrite: bool) -> Path | None:
     elif any(directory.glob('*.pth.tar')):
         raise ValueError(f'output = {str(directory)!r} holds checkpoints but no {RECIPE}: choose another directory')
     recipe.save(directory / RECIPE)
-    checkpoint = _newest_whole(directory)
+    replace_text(directory / FACTS, json.dumps(facts))
+    checkpoint = newest_whole(directory)
     if checkpoint is not None and checkpoint.name == PART:  # whole, but the run ended before it got its name
         checkpoint = checkpoint.rename(directory / LAST)
     return checkpoint
@@ -51,7 +60,8 @@ def _same_recipe(stored: Recipe, recipe: Recipe, directory: Path) -> None:
             'choose another directory, or --overwrite to lose it')
 
 
-def _newest_whole(directory: Path) -> Path | None:
+def newest_whole(directory: Path) -> Path | None:
+    """The checkpoint of the latest epoch among those with every byte in place; None if there is none."""
     found: dict[int, tuple[int, bool, Path]] = {}  # by inode: the saver gives one file several names
     for path in sorted(directory.glob('*.pth.tar')):
         inode = path.stat().st_ino
@@ -64,13 +74,24 @@ def _newest_whole(directory: Path) -> Path | None:
     return max(found.values())[2] if found else None
 
 
+def facts_of(directory: Path) -> dict[str, Any]:
+    """What `prepare` was told about the run; empty if it was not."""
+    path = directory / FACTS
+    return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+
+
+def epoch_of(path: Path) -> int:
+    """The epoch, counted from 0, after which a checkpoint was saved."""
+    return int(load_checkpoint_metadata(path)['epoch'])
+
+
 def _whole_epoch(path: Path) -> int | None:
     """The epoch of a checkpoint; None if any byte of it is missing or wrong."""
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:
                 return None
-        return int(load_checkpoint_metadata(path)['epoch'])
+        return epoch_of(path)
     except Exception:  # a broken file fails in many ways, and all of them mean the same
         return None
 

@@ -71,8 +71,12 @@ def open_datasets(recipe: Recipe, root: str | None, download: bool) -> tuple[Dat
     """The images to train on and those to validate on."""
     options = dict(download=download, batch_size=recipe.batch_size, seed=recipe.seed)
     train = open_dataset(recipe.dataset, root, recipe.train_split, is_training=True, **options)
+    if isinstance(train, IterableDataset) and not recipe.workers:
+        raise ValueError(f'workers = 0: the order of {recipe.dataset!r} is only repeatable with workers of its own')
     if not recipe.holdout:
-        return train, open_dataset(recipe.dataset, root, recipe.val_split, **options)
+        evaluation = open_dataset(recipe.dataset, root, recipe.val_split, **options)
+        _check_pair(train, evaluation, recipe, root)
+        return train, evaluation
     if isinstance(train, IterableDataset):
         raise ValueError(f'holdout = {recipe.holdout} needs a dataset with random access, not {recipe.dataset!r}')
     if recipe.holdout >= len(train):
@@ -82,12 +86,55 @@ def open_datasets(recipe: Recipe, root: str | None, download: bool) -> tuple[Dat
     return _Part(train, rest), _Part(copy.copy(train), held)  # a copy, because the two differ in their transform
 
 
+def _check_pair(train: Dataset, evaluation: Dataset, recipe: Recipe, root: str | None) -> None:
+    """Refuse what timm's search for a split's folder lets through: the same pictures twice, or shifted labels."""
+    samples = _samples(train)
+    if samples and samples == _samples(evaluation) and recipe.train_split != recipe.val_split:
+        raise ValueError(
+            f'data_dir = {root!r} has no folders {recipe.train_split}/ and {recipe.val_split}/: it would be validated '
+            'on the training images. Make them, or hold images out with --holdout N')
+    names, others = class_names(train), class_names(evaluation)
+    if names and others and names != others:
+        differing = ', '.join(sorted(set(names) ^ set(others))) or 'their order'
+        raise ValueError(
+            f'{recipe.train_split} and {recipe.val_split} of data_dir = {root!r} differ in their classes: {differing}')
+
+
+def _whole(dataset: Dataset) -> Dataset:
+    return dataset.dataset if isinstance(dataset, _Part) else dataset
+
+
+def _samples(dataset: Dataset) -> list[tuple[str, int]] | None:
+    """Path and label of each picture, where the dataset is a folder."""
+    return getattr(getattr(dataset, 'reader', dataset), 'samples', None)
+
+
+def class_names(dataset: Dataset) -> list[str] | None:
+    """The names of the classes in the order of their labels, where the dataset knows them."""
+    dataset = _whole(dataset)
+    index = getattr(getattr(dataset, 'reader', dataset), 'class_to_idx', None)
+    if not isinstance(index, dict) or sorted(index.values()) != list(range(len(index))):
+        return None
+    return sorted(index, key=index.get) or None
+
+
 def labels_of(dataset: Dataset) -> list[int] | None:
     """The labels, where the dataset has them without reading its images."""
     if hasattr(dataset, 'targets'):
         return [int(label) for label in dataset.targets]
-    samples = getattr(getattr(dataset, 'reader', None), 'samples', None)
+    samples = _samples(dataset)
     return [int(label) for _, label in samples] if samples else None
+
+
+def check_labels(dataset: Dataset, num_classes: int) -> None:
+    """Compare the labels with the model's classes.
+
+    Raises:
+        ValueError: There are labels that the model has no output for.
+    """
+    labels = labels_of(_whole(dataset))
+    if labels and max(labels) >= num_classes:
+        raise ValueError(f'num_classes = {num_classes}, but the images have labels to {max(labels)}')
 
 
 def held_out(labels: list[int] | None, total: int, count: int, seed: int) -> list[int]:

@@ -8,7 +8,7 @@ from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.task import ClassificationTask, create_classification_loss
-from timm.utils import NativeScaler, dispatch_clip_grad, distribute_bn, random_seed, reduce_tensor, unwrap_model
+from timm.utils import NativeScaler, dispatch_clip_grad, distribute_bn, random_seed, reduce_tensor
 from torch import nn
 
 from .build import autocast
@@ -165,7 +165,8 @@ class Trainer:
         self.scheduler.step(epoch + 1)
         loss = meter.mean
         if self.place.distributed:
-            distribute_bn(unwrap_model(self.task.get_trainable_module()), self.place.world_size, reduce=True)
+            for ema in (False, True) if self.recipe.ema else (False,):
+                distribute_bn(self.task.get_trainable_module(ema), self.place.world_size, reduce=True)
             loss = reduce_tensor(torch.tensor(loss, device=self.place.device), self.place.world_size).item()
         return dict(loss=loss, lr=lr, seconds=progress.seconds, img_per_s=progress.speed)
 

@@ -34,7 +34,7 @@ class Recipe:
     model: str = _option('aa_resnet18', 'name of the model, or hf-hub:… / local-dir:…')
     model_kwargs: dict[str, Any] = _option({}, 'further arguments of the model')
     pretrained: bool = _option(False, 'start from pretrained weights')
-    num_classes: int | None = _option(None, "number of classes; none: the model's own", least=1)
+    num_classes: int | None = _option(None, "number of classes; none: the dataset's, else the model's own", least=1)
     drop: float = _option(0.0, 'dropout before the classifier', least=0, below=1)
     drop_path: float = _option(0.0, 'stochastic depth', least=0, below=1)
     # data
@@ -114,11 +114,16 @@ class Recipe:
         return self.mixup > 0 or self.cutmix > 0
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write all values as YAML, in one step: a reader sees the old file or the whole new one."""
+        """Write all values as YAML."""
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
-        part = Path(f'{path}.part')
-        part.write_text(yaml.safe_dump(values, sort_keys=False), encoding='utf-8')
-        os.replace(part, path)
+        replace_text(path, yaml.safe_dump(values, sort_keys=False))
+
+
+def replace_text(path: str | os.PathLike, text: str) -> None:
+    """Write a file in one step: a reader, or a run that was killed here, finds the old one or the whole new one."""
+    part = Path(f'{path}.part')
+    part.write_text(text, encoding='utf-8')
+    os.replace(part, path)
 
 
 def load_recipe(source: str | os.PathLike, **overrides: Any) -> Recipe:

@@ -1,7 +1,11 @@
-"""Train a model by a recipe, and go on where an interrupted run stopped."""
+"""Train a model by a recipe, and go on where an interrupted run stopped.
+
+At the end the folder OUTPUT/MODEL.TAG is made, ready for `--model local-dir:…` and for the Hub.
+"""
 import argparse
 import dataclasses
 import logging
+import os
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -9,10 +13,12 @@ from pathlib import Path
 import torch
 from timm.utils import CheckpointSaver, random_seed, setup_default_logging, update_summary
 from torch import nn
+from torch.utils.data import Dataset
 
 from . import checkpoints
 from .build import build_model, data_config_of, start_device
-from .data import labels_of, make_eval_loader, make_train_loader, open_datasets
+from .data import check_labels, class_names, make_eval_loader, make_train_loader, open_datasets
+from .export import checked_tag, export, folder_of, is_export_of
 from .loop import Trainer
 from .recipe import Recipe, add_recipe_arguments, load_recipe, recipe_names, recipe_overrides
 
@@ -31,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--device', help='cuda, cpu, … (default: cuda where there is one)')
     parser.add_argument('--log-seconds', type=float, default=30.0, metavar='S',
                         help='time between lines of the log where there is no terminal (default: 30)')
+    parser.add_argument('--tag', help='second half of the name MODEL.TAG of the exported folder (default: the '
+                        "dataset's name)")
     add_recipe_arguments(parser.add_argument_group('recipe', 'values that replace those of the recipe'))
 
 
@@ -55,9 +63,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train(recipe: Recipe, args: argparse.Namespace, place: argparse.Namespace) -> None:
-    output = Path(args.output)
-    trainer, model = _make_trainer(recipe, args, place)
-    checkpoint = _prepare(output, recipe, args.overwrite, place)
+    output, tag = Path(args.output), checked_tag(args.tag, recipe)
+    train_set, eval_set = _open_datasets(recipe, args, place)
+    classes = class_names(train_set)
+    if recipe.num_classes is None and classes:
+        recipe = dataclasses.replace(recipe, num_classes=len(classes))
+    trainer, model = _make_trainer(recipe, args, place, train_set, eval_set)
+    checkpoint = _prepare(output, recipe, args.overwrite, place, classes)
     saver = None
     if place.rank == 0:
         settings = argparse.Namespace(**dataclasses.asdict(recipe))
@@ -73,11 +85,28 @@ def _train(recipe: Recipe, args: argparse.Namespace, place: argparse.Namespace) 
         trainer.start(epoch)
     for epoch in range(epoch, recipe.epochs):
         _epoch(trainer, epoch, output, saver)
-    if saver is not None and saver.best_metric is not None:
-        _logger.info(f'best top-1 {saver.best_metric:.3f} after {saver.best_epoch + 1} epochs, in {output}')
+    if saver is not None:
+        _finish(output, tag, model, saver)
 
 
-def _make_trainer(recipe: Recipe, args: argparse.Namespace, place: argparse.Namespace) -> tuple[Trainer, nn.Module]:
+def _open_datasets(recipe: Recipe, args: argparse.Namespace, place: argparse.Namespace) -> tuple[Dataset, Dataset]:
+    """Open both parts; where they are to be fetched, one process of a machine does it and the others wait."""
+    waits = place.distributed and args.dataset_download
+    if waits and place.local_rank != 0:
+        torch.distributed.barrier()
+    datasets = open_datasets(recipe, args.data_dir, args.dataset_download)
+    if waits and place.local_rank == 0:
+        torch.distributed.barrier()
+    return datasets
+
+
+def _make_trainer(
+        recipe: Recipe,
+        args: argparse.Namespace,
+        place: argparse.Namespace,
+        train_set: Dataset,
+        eval_set: Dataset,
+) -> tuple[Trainer, nn.Module]:
     """Everything that can fail because of what the user gave, before anything is written."""
     if place.device.type == 'cuda':
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -88,13 +117,9 @@ def _make_trainer(recipe: Recipe, args: argparse.Namespace, place: argparse.Name
     model.to(device=place.device)
     if recipe.channels_last:
         model.to(memory_format=torch.channels_last)
-    config = data_config_of(
-        model, img_size=recipe.img_size, mean=recipe.mean, std=recipe.std, interpolation=recipe.interpolation,
-        crop_pct=recipe.crop_pct)
-    train_set, eval_set = open_datasets(recipe, args.data_dir, args.dataset_download)
-    labels = labels_of(train_set)
-    if labels and max(labels) >= model.num_classes:
-        raise ValueError(f'num_classes = {model.num_classes}, but the training images have labels to {max(labels)}')
+    for dataset in (train_set, eval_set):
+        check_labels(dataset, model.num_classes)
+    config = data_config_of(model, vars(recipe))
     train_loader = make_train_loader(train_set, recipe, config, place.device, place.distributed)
     eval_loader = make_eval_loader(
         eval_set, config, recipe.batch_size, recipe.workers, place.device, place.distributed)
@@ -104,12 +129,25 @@ def _make_trainer(recipe: Recipe, args: argparse.Namespace, place: argparse.Name
     return Trainer(recipe, model, place, train_loader, eval_loader, args.log_seconds), model
 
 
-def _prepare(output: Path, recipe: Recipe, overwrite: bool, place: argparse.Namespace) -> Path | None:
+def _prepare(
+        output: Path,
+        recipe: Recipe,
+        overwrite: bool,
+        place: argparse.Namespace,
+        classes: list[str] | None,
+) -> Path | None:
     """The first process tidies the directory and tells the others where to go on."""
-    answer = [checkpoints.prepare(output, recipe, overwrite) if place.rank == 0 else None]
+    facts = dict(classes=classes, machine=_machine(place))
+    answer = [checkpoints.prepare(output, recipe, overwrite, facts) if place.rank == 0 else None]
     if place.distributed:
         torch.distributed.broadcast_object_list(answer, src=0)
     return answer[0]
+
+
+def _machine(place: argparse.Namespace) -> str:
+    if place.device.type == 'cuda':
+        return f'{place.world_size} × {torch.cuda.get_device_name(place.device)}'
+    return f'{os.cpu_count()} CPU cores'
 
 
 def _epoch(trainer: Trainer, epoch: int, output: Path, saver: CheckpointSaver | None) -> None:
@@ -127,6 +165,16 @@ def _epoch(trainer: Trainer, epoch: int, output: Path, saver: CheckpointSaver | 
     _logger.info(
         f'epoch {epoch + 1}/{recipe.epochs}: loss {figures["loss"]:.4f} {text} '
         f'in {figures["seconds"]:.0f} s, {figures["img_per_s"]:.1f} img/s')
+
+
+def _finish(output: Path, tag: str, model: nn.Module, saver: CheckpointSaver) -> None:
+    """Say how it went, and export unless this was done before."""
+    if saver.best_metric is not None:
+        _logger.info(f'best top-1 {saver.best_metric:.3f} after {saver.best_epoch + 1} epochs, in {output}')
+    folder = folder_of(output, model, tag)
+    if not is_export_of(folder, output):
+        export(output, tag)
+    _logger.info(f'the weights after the last epoch are in {folder}')
 
 
 if __name__ == '__main__':

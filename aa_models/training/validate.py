@@ -7,17 +7,18 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from timm.models import load_checkpoint
+from timm.models import load_checkpoint, parse_model_name
 from timm.task import ClassificationEvaluator
 from timm.utils import ParseKwargs, load_checkpoint_metadata, setup_default_logging
 from torch import nn
 
-from .build import autocast, build_model, data_config_of, start_device
-from .data import make_eval_loader, open_dataset
+from .build import DATA_KEYS, autocast, build_model, data_config_of, start_device
+from .card import load_card, write_accuracy
+from .data import check_labels, make_eval_loader, open_dataset
 from .evaluate import evaluate
 from .progress import Progress
 
-FROM_RECIPE = ('model', 'model_kwargs', 'num_classes', 'img_size', 'mean', 'std', 'interpolation', 'crop_pct')
+FROM_RECIPE = ('model', 'model_kwargs', 'num_classes', *DATA_KEYS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--amp-dtype', default='bfloat16', choices=('bfloat16', 'float16'), help='its low precision')
     parser.add_argument('--channels-last', action='store_true', help='keep images and weights in channels_last order')
     parser.add_argument('--device', help='cuda, cpu, … (default: cuda where there is one)')
+    parser.add_argument('--card', action='store_true',
+                        help='write the result into the model card of the folder that --model local-dir:… names')
     parser.add_argument('--results-file', metavar='CSV', help="write the result in timm's columns")
 
 
@@ -57,14 +60,18 @@ def run(args: argparse.Namespace) -> int:
     for name, least in (('batch_size', 1), ('workers', 0), ('img_size', 1), ('num_classes', 1)):
         if (value := getattr(args, name)) is not None and value < least:
             raise ValueError(f'{name} = {value} must be at least {least}')
+    if args.results_file and not Path(args.results_file).absolute().parent.is_dir():
+        raise ValueError(f'results_file = {args.results_file!r} is in a folder that does not exist')
     settings = _settings(args)
+    folder = _card_folder(args)
     place = start_device(args.device)
     model = _load_model(args, settings).to(place.device)
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
-    config = data_config_of(model, **{key: settings[key] for key in FROM_RECIPE[3:]})
+    config = data_config_of(model, settings)
     dataset = open_dataset(
         args.dataset, args.data_dir, args.split, download=args.dataset_download, batch_size=args.batch_size)
+    check_labels(dataset, model.num_classes)
     loader = make_eval_loader(dataset, config, args.batch_size, args.workers, place.device)
     progress = Progress('validation', len(loader))
     figures = evaluate(
@@ -75,6 +82,11 @@ def run(args: argparse.Namespace) -> int:
           f'in {progress.seconds:.1f} s')
     if args.results_file:
         _write_results(args.results_file, name, figures, model, config)
+    if folder is not None:
+        precision = f'{args.amp_dtype} autocast' if args.amp else 'float32'
+        write_accuracy(
+            folder, figures, progress.images, args.dataset, args.split,
+            f'{precision} on {place.device.type}, input {config["input_size"][-1]} px, crop {config["crop_pct"]:g}')
     return 0
 
 
@@ -97,6 +109,17 @@ def _settings(args: argparse.Namespace) -> dict:
     if not settings['model']:
         raise ValueError('--model is missing: give a name, local-dir:… or hf-hub:…')
     return settings
+
+
+def _card_folder(args: argparse.Namespace) -> Path | None:
+    """The folder whose card takes the result, checked before the work."""
+    if not args.card:
+        return None
+    source, folder = parse_model_name(args.model or '')
+    if source != 'local-dir' or args.checkpoint:
+        raise ValueError(f'--card needs --model local-dir:… and no --checkpoint, not {args.model or args.checkpoint!r}')
+    load_card(Path(folder))
+    return Path(folder)
 
 
 def _load_model(args: argparse.Namespace, settings: dict) -> nn.Module:

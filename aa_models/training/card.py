@@ -1,0 +1,251 @@
+"""The model card of an exported folder: what the model is, its figures, how to use it, how it was made, its limits.
+
+An accuracy comes into a card in one way only: `aa-models validate --card` measures the folder and writes what it
+prints.
+"""
+import csv
+import re
+from pathlib import Path
+from typing import Any
+
+import timm
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from torch import nn
+
+from aa_models.layers.attention import SoftmaxAttention
+from aa_models.layers.linear_attention import LinearAttention
+
+from .macs import count_macs, in_giga
+from .recipe import Recipe
+
+CARD = 'README.md'
+ACCURACY = re.compile('(<!-- accuracy -->\n).*(<!-- end of accuracy -->)', re.DOTALL)
+
+# What is known of a dataset beside its images: name, identifier on the Hub, and what a card has to say of it.
+DATASETS = {
+    'torch/cifar100': ('CIFAR-100', 'uoft-cs/cifar100', (
+        '[CIFAR-100](https://www.cs.toronto.edu/~kriz/cifar.html) has 100 classes of 32 × 32 px colour photographs, '
+        '500 for training and 100 for testing each, collected from the web. Its authors state no licence; it is in use '
+        'for research. The split called validation here is its 10,000 test images.')),
+}
+UNKNOWN_DATA = (
+    'Nothing is recorded here about the origin and the licence of the images. Add it before this model goes to others.')
+
+AUGMENTED = (
+    'It has attention-augmented convolutions: a part of their output channels is {kind} attention over the whole map '
+    '({heads} heads, {positions}), concatenated with those of a plain convolution.')
+POSITIONS = {
+    'rel': 'relative positions', 'sincos': 'sine/cosine positions', 'coord': 'coordinate channels', '': 'no positions'}
+PAPERS = {
+    SoftmaxAttention: ('softmax', (
+        '[Attention Augmented Convolutional Networks](https://arxiv.org/abs/1904.09925), Bello et al., 2019')),
+    LinearAttention: ('linear', (
+        '[Efficient Attention: Attention with Linear Complexities](https://arxiv.org/abs/1812.01243), Shen et al., '
+        '2018')),
+}
+
+INTENDED = (
+    'Meant for research and teaching on attention in convolutional networks, and as a start for fine-tuning. It knows '
+    'nothing but the classes of {title}: a picture of anything else gets one of them all the same, and the '
+    'probabilities are not calibrated. Do not let it decide about people.')
+
+TEXT = '''
+# {name}
+
+{what}
+
+| | |
+|---|---|
+| parameters | {parameters:.2f} M |
+| multiply-accumulates of one image, attention counted in full | {gmacs} G |
+| input | {size} px, normalised as `config.json` says |
+| classes | {num_classes} |
+| weights | float16 |
+
+## Accuracy
+
+<!-- accuracy -->
+Not measured yet: `aa-models validate --model local-dir:{name} … --card` measures this very folder and writes it here.
+<!-- end of accuracy -->
+
+## Use
+
+```python
+{snippet}
+```
+
+As features (`features_only=True`), with another head (`num_classes=…`) or at another input size it works as every timm
+model does.
+
+## Training
+
+{training}
+
+All settings are in [recipe.yaml](recipe.yaml), the figures of every epoch in [log.csv](log.csv). The weights are those
+after the last epoch{averaged}: no epoch was chosen by its accuracy on the validation images.
+
+## Data, use and limits
+
+{data}
+
+{intended}
+
+{classes}
+'''
+
+SNIPPET = '''
+import timm
+import torch
+from PIL import Image
+{registers}
+model = timm.create_model('{source}', pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
+picture = Image.open('picture.jpg').convert('RGB')
+with torch.inference_mode():
+    probabilities = model(transform(picture)[None]).softmax(dim=-1)[0]
+print(probabilities.topk({top}))  # the classes' names are in model.pretrained_cfg['label_names']
+'''
+
+
+def make_card(
+        name: str,
+        model: nn.Module,
+        input_size: tuple[int, int, int],
+        recipe: Recipe,
+        log: Path,
+        labels: list[str] | None,
+        machine: str | None,
+        repo: str | None,
+) -> ModelCard:
+    """Write the card of a model, yet without an accuracy.
+
+    Args:
+        name: `<model>.<tag>`, also the folder's name.
+        model: With its weights.
+        input_size: (C, H, W) of the images that it was trained on.
+        recipe: How it was trained.
+        log: The run's `log.csv`.
+        labels: Names of the classes.
+        machine: What it was trained on.
+        repo: Repository on the Hub that the snippet loads; None for a local folder.
+    """
+    title, hub_name, about = _dataset(recipe.dataset)
+    text = TEXT.format(
+        name=name,
+        what=_what(model, title),
+        parameters=sum(p.numel() for p in model.parameters()) / 1e6,
+        gmacs=in_giga(count_macs(model, input_size)),
+        size=' × '.join(map(str, input_size[1:])),
+        num_classes=model.num_classes,
+        snippet=_snippet(model, f'hf-hub:{repo}' if repo else f'local-dir:{name}'),
+        training=_training(recipe, title, input_size, log, machine),
+        averaged=', as their moving average' if recipe.ema else '',
+        data=about,
+        intended=INTENDED.format(title=title),
+        classes=f'The classes, in the order of the outputs: {", ".join(labels)}.' if labels else '',
+    )
+    data = ModelCardData(
+        license=model.pretrained_cfg.get('license'),
+        library_name='timm',
+        pipeline_tag='image-classification',
+        tags=['image-classification', 'timm', *(['attention-augmented-convolution'] if _attention(model) else [])],
+        datasets=[hub_name] if hub_name else None,
+        metrics=['accuracy'],
+    )
+    return ModelCard(f'---\n{data.to_yaml()}\n---\n{text.rstrip()}\n')
+
+
+def load_card(folder: Path) -> ModelCard:
+    """Read a folder's card.
+
+    Raises:
+        ValueError: There is none, or none with a place for the accuracy.
+    """
+    path = folder / CARD
+    if not path.is_file():
+        raise ValueError(f'{str(folder)!r} holds no {CARD} to write the accuracy into')
+    card = ModelCard.load(path)
+    if not ACCURACY.search(card.text):
+        raise ValueError(f'{path} has no place for the accuracy, lines {ACCURACY.pattern.replace(".*", "…")!r}')
+    return card
+
+
+def write_accuracy(
+        folder: Path,
+        figures: dict[str, float],
+        images: int,
+        dataset: str,
+        split: str,
+        how: str,
+) -> None:
+    """Put a measurement into a folder's card: into the text and, as `model-index`, into its metadata.
+
+    Args:
+        folder: Where the measured weights are.
+        figures: `top1` and `top5`, percent.
+        images: How many were measured.
+        dataset: Name in timm's notation.
+        split: Of the dataset.
+        how: Precision, device and input.
+    """
+    card = load_card(folder)
+    title, hub_name, _ = _dataset(dataset)
+    top1, top5 = (f'{figures[key]:.3f}' for key in ('top1', 'top5'))
+    option = f' --dataset {dataset}' if dataset else ''
+    text = (
+        f'| {title}, {split}, {images} images | |\n|---|---|\n| top-1 | {top1} % |\n| top-5 | {top5} % |\n\n'
+        f'Printed by `aa-models validate --model local-dir:{folder.resolve().name}{option} --data-dir … --split {split}` for this '
+        f'file of weights ({how}).\n')
+    card.text = ACCURACY.sub(lambda found: found[1] + text + found[2], card.text)
+    card.data.model_name = folder.resolve().name
+    card.data.eval_results = [
+        EvalResult(
+            task_type='image-classification', dataset_type=hub_name or 'imagefolder', dataset_name=title,
+            dataset_split=split, metric_type='accuracy', metric_name=name, metric_value=float(value))
+        for name, value in (('top-1 accuracy', top1), ('top-5 accuracy', top5))
+    ]
+    card.save(folder / CARD)
+
+
+def _dataset(name: str) -> tuple[str, str | None, str]:
+    """Title, identifier on the Hub if any, and text of a dataset."""
+    if name in DATASETS:
+        return DATASETS[name]
+    kind, _, rest = name.partition('/')
+    return rest or 'a private folder of images', rest if kind == 'hfds' and rest else None, UNKNOWN_DATA
+
+
+def _attention(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, tuple(PAPERS))]
+
+
+def _what(model: nn.Module, title: str) -> str:
+    """One paragraph: the network, and what is special in it."""
+    text = f'`{model.pretrained_cfg["architecture"]}` for images of {model.num_classes} classes, trained on {title}.'
+    attention = _attention(model)
+    if not attention:
+        return text
+    layer = attention[0]
+    kind, paper = PAPERS[type(layer)]
+    augmented = AUGMENTED.format(kind=kind, heads=layer.num_heads, positions=POSITIONS[layer.pos_embed])
+    return f'{text}\n{augmented}\n\nPaper: {paper}. Software: `aa_models`, a package of such networks for timm.'
+
+
+def _snippet(model: nn.Module, source: str) -> str:
+    own = timm.model_entrypoint(model.pretrained_cfg['architecture']).__module__.startswith('aa_models')
+    registers = '\nimport aa_models  # registers the model with timm\n' if own else ''
+    return SNIPPET.format(registers=registers, source=source, top=min(5, model.num_classes)).strip()
+
+
+def _training(recipe: Recipe, title: str, input_size: tuple[int, int, int], log: Path, machine: str | None) -> str:
+    """One paragraph: from what, with what, how long."""
+    with log.open(newline='', encoding='utf-8') as file:
+        rows = list(csv.DictReader(file))
+    hours = sum(float(row['train_seconds']) for row in rows) / 3600
+    start = f'fine-tuned from the weights of `{recipe.model}`' if recipe.pretrained else 'trained from scratch'
+    accumulation = f', {recipe.grad_accum_steps} of them an update' if recipe.grad_accum_steps > 1 else ''
+    where = f' on {machine}' if machine else ''
+    return (
+        f'By `aa-models train`, {start} on {title} at {input_size[1]} px: {recipe.epochs} epochs of batches of '
+        f'{recipe.batch_size} a device{accumulation}, {recipe.opt} with a learning rate of {recipe.lr:g}. '
+        f'The epochs took {hours:.1f} hours{where}, validation not counted.')

@@ -1,0 +1,245 @@
+"""Recipes, and what a training run computes."""
+import argparse
+import json
+import tarfile
+
+import pytest
+import torch
+import yaml
+
+from aa_models.training.data import class_names, held_out, open_dataset
+from aa_models.training.recipe import add_recipe_arguments, load_recipe, recipe_names, recipe_overrides
+from training_runs import assert_same_run, checkpoint_of, log_of, make_pictures, run_training
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    return make_pictures(tmp_path_factory.mktemp('data'))
+
+
+# recipes
+
+@pytest.mark.parametrize('values, message', [
+    (dict(epoch=3), "unknown key 'epoch'; did you mean 'epochs'"),
+    (dict(epochs='three'), "epochs = 'three' must be a whole number"),
+    (dict(epochs=2.5), 'epochs = 2.5 must be a whole number'),
+    (dict(epochs=True), 'epochs = True must be a whole number'),
+    (dict(epochs=0), 'epochs = 0 must be at least 1'),
+    (dict(lr=0), 'lr = 0.0 must be above 0'),
+    (dict(lr=float('inf')), 'lr = inf must be finite'),
+    (dict(smoothing=1), 'smoothing = 1.0 must be below 1'),
+    (dict(hflip=1.5), 'hflip = 1.5 must be at most 1'),
+    (dict(mean=[0.5]), 'mean = .* must have 3 numbers, not 1'),
+    (dict(scale='all'), "scale = 'all' must be a list of numbers"),
+    (dict(model_kwargs=3), 'model_kwargs = 3 must be a mapping'),
+    (dict(amp_dtype='half'), "amp_dtype = 'half' must be one of bfloat16, float16"),
+    (dict(opt='adamm'), "opt = 'adamm' is no optimiser of timm; did you mean 'adam"),
+    (dict(epochs=5, warmup_epochs=5), 'warmup_epochs = 5 leaves nothing of epochs = 5'),
+    (dict(mixup=0.2, batch_size=7), 'batch_size = 7 must be even'),
+])
+def test_recipe_names_what_is_wrong(tmp_path, values, message):
+    path = tmp_path / 'recipe.yaml'
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(ValueError, match=message):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize('text, message', [('- a', 'not a list'), ('a: [', 'is no YAML')])
+def test_recipe_file_must_be_a_mapping(tmp_path, text, message):
+    path = tmp_path / 'recipe.yaml'
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_recipe(path)
+
+
+def test_unknown_recipe_names_those_there_are():
+    with pytest.raises(ValueError, match='neither a file nor .*cifar100_resnet, finetune'):
+        load_recipe('cifar10_resnet')
+
+
+@pytest.mark.parametrize('name', recipe_names())
+def test_packaged_recipes_survive_saving(tmp_path, name):
+    recipe = load_recipe(name)
+    recipe.save(tmp_path / 'copy.yaml')
+    assert load_recipe(tmp_path / 'copy.yaml') == recipe
+
+
+def test_options_replace_values():
+    parser = argparse.ArgumentParser()
+    add_recipe_arguments(parser)
+    words = '--lr 5e-3 --mean 0.1 0.2 0.3 --img-size none --no-amp --model-kwargs dk=0.5 --clip-grad 1'
+    values = recipe_overrides(parser.parse_args(words.split()))
+    recipe = load_recipe('cifar100_resnet', **values)
+    assert (recipe.lr, recipe.mean, recipe.img_size, recipe.amp) == (5e-3, (0.1, 0.2, 0.3), None, False)
+    assert (recipe.model_kwargs, recipe.clip_grad, recipe.batch_size) == (dict(dk=0.5), 1.0, 128)
+
+
+# what is refused before anything is written
+
+@pytest.mark.parametrize('values, message', [
+    (dict(model='aa_resnet19'), "model = 'aa_resnet19' is unknown; near to it are aa_resnet"),
+    (dict(model_kwargs=dict(depth=3)), "cannot be made with .*depth=3"),
+    (dict(num_classes=2), 'num_classes = 2, but the images have labels to 2'),
+    (dict(batch_size=64), '24 training images do not fill one batch'),
+    (dict(holdout=24), 'holdout = 24 must be below the 24 training images'),
+    (dict(dataset='torch/nonesuch'), "dataset 'torch/nonesuch'.* cannot be read: Unknown torchvision dataset"),
+    (dict(crop_padding=18), 'crop_padding = 18 needs pictures larger than that'),
+])
+def test_impossible_runs_are_refused(tmp_path, data, values, message):
+    with pytest.raises(ValueError, match=message):
+        run_training(tmp_path / 'out', data, **values)
+    assert 'crop_padding' in values or not (tmp_path / 'out').exists()
+
+
+def test_folders_that_mislead_are_refused(tmp_path, data):
+    flat = make_pictures(tmp_path / 'flat', splits=('',))
+    with pytest.raises(ValueError, match='validated on the training images.*--holdout'):
+        run_training(tmp_path / 'out', flat)
+    make_pictures(tmp_path / 'shifted', splits=('train',))
+    make_pictures(tmp_path / 'shifted', classes=2, splits=('validation',))
+    with pytest.raises(ValueError, match='differ in their classes: class2'):
+        run_training(tmp_path / 'out', tmp_path / 'shifted')
+    with pytest.raises(ValueError, match='is no directory'):
+        run_training(tmp_path / 'out', tmp_path / 'nowhere')
+
+
+def test_directory_belongs_to_its_recipe(tmp_path, data):
+    output = run_training(tmp_path / 'out', data, epochs=1)
+    with pytest.raises(ValueError, match=r'another recipe \(lr: 0.05 there, 0.1 now\)'):
+        run_training(output, data, epochs=1, lr=0.1)
+    run_training(output, data, '--overwrite', epochs=1, lr=0.1)
+    (output / 'recipe.yaml').unlink()
+    with pytest.raises(ValueError, match='holds checkpoints but no recipe.yaml'):
+        run_training(output, data, epochs=1, lr=0.1)
+
+
+# what is computed
+
+def test_held_out_images_are_balanced():
+    labels = [0] * 50 + [1] * 30 + [2] * 10
+    held = held_out(labels, 90, 15, seed=1)
+    assert held == held_out(labels, 90, 15, seed=1) != held_out(labels, 90, 15, seed=2)
+    assert [sum(labels[i] == c for i in held) for c in range(3)] == [5, 5, 5]
+    assert held == sorted(set(held)) and len(held_out(None, 90, 15, seed=1)) == 15
+
+
+def test_holdout_takes_from_the_training_images(tmp_path):
+    flat = make_pictures(tmp_path / 'flat', splits=('',))
+    output = run_training(tmp_path / 'out', flat, holdout=6, epochs=1, batch_size=18)
+    assert len(log_of(output)) == 1
+    assert checkpoint_of(output)['args'].num_classes == 3
+
+
+def test_gradients_of_two_batches_make_one_of_the_large_batch(tmp_path, data):
+    values = dict(model='test_convnext', model_kwargs={}, img_size=32, epochs=1)  # no batch norm
+    whole = run_training(tmp_path / 'whole', data, batch_size=12, **values)
+    parts = run_training(tmp_path / 'parts', data, batch_size=4, grad_accum_steps=3, **values)
+    for name, weight in checkpoint_of(whole)['state_dict'].items():
+        torch.testing.assert_close(checkpoint_of(parts)['state_dict'][name], weight, rtol=1e-4, atol=1e-6)
+
+
+def test_ema_is_the_average_of_the_weights(tmp_path, data):
+    values = dict(epochs=2, batch_size=24)  # an update an epoch
+    output = run_training(tmp_path / 'out', data, ema=True, ema_decay=0.75, **values)
+    plain = run_training(tmp_path / 'plain', data, **values)
+    first, second = (checkpoint_of(output, f'checkpoint-{epoch}') for epoch in (0, 1))
+    for name, weight in second['state_dict'].items():
+        torch.testing.assert_close(checkpoint_of(plain)['state_dict'][name], weight, rtol=0, atol=0)
+        if weight.is_floating_point():  # timm's average starts with the weights after the first update
+            torch.testing.assert_close(second['state_dict_ema'][name], 0.75 * first['state_dict'][name] + 0.25 * weight)
+
+
+def test_mixing_repeats_and_stops(tmp_path, data):
+    values = dict(mixup=0.4, cutmix=1.0, hflip=0.5, re_prob=0.5, auto_augment='rand-m9-mstd0.5', color_jitter=0.4)
+    one = run_training(tmp_path / 'one', data, **values)
+    assert_same_run(one, run_training(tmp_path / 'two', data, **values))
+    unmixed = run_training(tmp_path / 'unmixed', data, **values, mixup_off_epoch=1)
+    assert log_of(one)[0] == log_of(unmixed)[0]
+    assert log_of(one)[1]['train_loss'] != log_of(unmixed)[1]['train_loss']
+
+
+def test_layers_below_the_head_learn_slower(tmp_path, data):
+    output = run_training(tmp_path / 'out', data, epochs=1, layer_decay=0.5, opt='adamw', weight_decay=0.05)
+    groups = checkpoint_of(output)['optimizer']['param_groups']
+    scales = sorted({group['lr_scale'] for group in groups})
+    assert scales[-1] == 1 and scales[-2] == 0.5 and len(scales) >= 3
+    assert {group['weight_decay'] for group in groups} == {0, 0.05}  # none on norms, biases and relative tables
+
+
+def test_infinite_loss_stops_and_keeps_the_checkpoint(tmp_path, data):
+    with pytest.raises(FloatingPointError, match='the loss is (nan|inf) at epoch 1, batch [23]: .*checkpoint is kept'):
+        run_training(  # the first epoch learns nothing, the second far too fast
+            tmp_path / 'out', data, epochs=3, lr=1e30, warmup_epochs=1, warmup_lr=0, sched_on_updates=False)
+    assert checkpoint_of(tmp_path / 'out')['epoch'] == 0 and len(log_of(tmp_path / 'out')) == 1
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_mixed_precision_in_channels_last(tmp_path, data, dtype):
+    output = run_training(tmp_path / 'out', data, amp=True, amp_dtype=dtype, channels_last=True, crop_padding=2)
+    rows = log_of(output)
+    assert float(rows[1]['train_loss']) < float(rows[0]['train_loss'])
+    assert all(w.dtype in (torch.float32, torch.int64) for w in checkpoint_of(output)['state_dict'].values())
+
+
+def test_compiled_model_is_stored_plain(tmp_path, data, monkeypatch):
+    compile = torch.compile
+    monkeypatch.setattr(torch, 'compile', lambda model, backend, **kwargs: compile(model, backend='eager', **kwargs))
+    output = run_training(tmp_path / 'out', data, compile=True, epochs=1)
+    plain = run_training(tmp_path / 'plain', data, epochs=1)
+    torch.testing.assert_close(checkpoint_of(output)['state_dict'], checkpoint_of(plain)['state_dict'])
+
+
+def test_pretrained_body_gets_a_new_head(tmp_path, data):
+    output = run_training(tmp_path / 'first', data, lr=0.2)
+    folder = output / 'aa_simplecnn.custom'
+    two = make_pictures(tmp_path / 'two', classes=2)
+    tuned = run_training(
+        tmp_path / 'tuned', two, '--model', f'local-dir:{folder}', '--pretrained', model_kwargs={}, lr=1e-9, epochs=1)
+    first, second = checkpoint_of(output)['state_dict'], checkpoint_of(tuned)['state_dict']
+    assert second['head.fc.weight'].shape == (2, first['head.fc.weight'].shape[1])
+    for name, weight in second.items():
+        if not name.startswith('head.') and 'running' not in name and weight.is_floating_point():
+            torch.testing.assert_close(weight, first[name].half().float(), rtol=0, atol=1e-7)
+
+
+# kinds of datasets
+
+def test_torchvision_dataset(tmp_path, data):
+    assert_same_run(
+        run_training(tmp_path / 'torch', data, dataset='torch/image_folder'), run_training(tmp_path / 'timm', data))
+
+
+def test_webdataset_repeats_and_resumes(tmp_path, data):
+    pytest.importorskip('webdataset', reason='the wds reader of timm needs it')
+    shards = tmp_path / 'shards'
+    shards.mkdir()
+    pictures = sorted((data / 'train').rglob('*.png'))
+    for number in range(2):
+        with tarfile.open(shards / f'{number}.tar', 'w') as tar:
+            for picture in pictures[number::2]:
+                label = tmp_path / 'label'
+                label.write_text(picture.parent.name[-1])
+                tar.add(picture, f'{picture.parent.name}-{picture.stem}.png')
+                tar.add(label, f'{picture.parent.name}-{picture.stem}.cls')
+    split = dict(name='train', filenames=['0.tar', '1.tar'], shard_lengths=[12, 12], num_samples=24)
+    (shards / '_info.json').write_text(json.dumps(dict(splits=dict(train=split))))
+    values = dict(dataset='wds/shards', val_split='train', num_classes=3)
+    with pytest.raises(ValueError, match='workers = 0'):
+        run_training(tmp_path / 'out', shards, **values)
+    unbroken = run_training(tmp_path / 'unbroken', shards, **values, workers=1)
+    output = run_training(tmp_path / 'out', shards, **values, workers=1)
+    for name in ('last', 'checkpoint-1', 'model_best'):  # the second epoch is lost
+        (output / f'{name}.pth.tar').unlink(missing_ok=True)
+    assert_same_run(unbroken, run_training(output, shards, **values, workers=1))
+
+
+def test_hugging_face_dataset(tmp_path, data):
+    pytest.importorskip('datasets', reason='the hfds reader of timm needs it')
+    output = run_training(tmp_path / 'out', None, dataset=f'hfds/{data}', epochs=1)
+    assert len(log_of(output)) == 1 and checkpoint_of(output)['args'].num_classes == 3
+
+
+def test_class_names_in_the_order_of_labels(data):
+    for name in ('', 'torch/image_folder'):
+        dataset = open_dataset(name, str(data), 'train')
+        assert class_names(dataset) == ['class0', 'class1', 'class2']

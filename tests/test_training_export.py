@@ -1,0 +1,267 @@
+"""Validation, and the folder for the Hub that a finished run becomes."""
+import csv
+import json
+import re
+import shutil
+
+import pytest
+import timm
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors.torch import load_file
+from timm.models import load_checkpoint
+
+from aa_models.training import export as exporting
+from aa_models.training.macs import count_macs, in_giga
+from training_runs import RECIPE, checkpoint_of, make_pictures, run_export, run_training, run_validation
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    return make_pictures(tmp_path_factory.mktemp('data'), classes=7, each=4)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory, data):
+    return run_training(
+        tmp_path_factory.mktemp('runs') / 'out', data, '--tag', 'noise', lr=0.2, ema=True, ema_decay=0.5,
+        mean=[0.4, 0.5, 0.6], interpolation='bilinear', crop_pct=0.9)
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    """A copy of the exported folder, to change."""
+    return shutil.copytree(finished / 'aa_simplecnn.noise', tmp_path / 'aa_simplecnn.noise')
+
+
+# the folder
+
+def test_folder_holds_what_the_hub_wants(finished, folder):
+    assert {path.name for path in folder.iterdir()} == {
+        'model.safetensors', 'config.json', 'README.md', 'recipe.yaml', 'log.csv'}
+    for name in ('recipe.yaml', 'log.csv'):
+        assert (folder / name).read_bytes() == (finished / name).read_bytes()
+    averaged, stored = checkpoint_of(finished)['state_dict_ema'], load_file(folder / 'model.safetensors')
+    assert averaged.keys() == stored.keys()
+    for name, tensor in stored.items():
+        floating = averaged[name].is_floating_point()
+        assert tensor.dtype == (torch.float16 if floating else torch.int64)
+        assert torch.equal(tensor, averaged[name].half() if floating else averaged[name])
+
+
+def test_config_is_timms_and_says_how_to_prepare_pictures(folder):
+    config = json.loads((folder / 'config.json').read_text())
+    assert (config['architecture'], config['num_classes']) == ('aa_simplecnn', 7)
+    assert config['label_names'] == [f'class{i}' for i in range(7)]
+    assert config['model_args']['img_size'] == [16, 16]
+    for key in ('channels', 'dk', 'dv', 'num_heads'):
+        assert config['model_args'][key] == RECIPE['model_kwargs'][key]
+    cfg = config['pretrained_cfg']
+    assert (cfg['tag'], cfg['input_size'], cfg['mean']) == ('noise', [3, 16, 16], [0.4, 0.5, 0.6])
+    assert (cfg['interpolation'], cfg['crop_pct'], cfg['num_classes']) == ('bilinear', 0.9, 7)
+    assert not cfg.keys() & {'url', 'file', 'source', 'hf_hub_id', 'hf_hub_filename', 'notes', 'state_dict'}
+
+
+def test_folder_loads_with_the_logits_of_the_rounded_weights(finished, folder):
+    loaded = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    rounded = timm.create_model('aa_simplecnn', num_classes=7, **RECIPE['model_kwargs']).eval()
+    load_checkpoint(rounded, str(finished / 'last.pth.tar'), use_ema=True)
+    rounded.half().float()
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.equal(loaded(x), rounded(x))
+    assert loaded.pretrained_cfg['label_names'] == [f'class{i}' for i in range(7)]
+    assert timm.create_model(f'local-dir:{folder}', pretrained=True, num_classes=2)(x).shape == (2, 2)
+
+
+def test_export_by_its_own_means(finished, tmp_path, capsys):
+    run_export(finished, '--tag', 'again', '--to', tmp_path, '--repo', 'someone/noise', '--machine', 'an abacus')
+    made = tmp_path / 'aa_simplecnn.again'
+    assert capsys.readouterr().out.strip() == str(made)
+    assert torch.equal(
+        load_file(made / 'model.safetensors')['head.fc.weight'],
+        load_file(finished / 'aa_simplecnn.noise' / 'model.safetensors')['head.fc.weight'])
+    text = (made / 'README.md').read_text()
+    assert "timm.create_model('hf-hub:someone/noise', pretrained=True)" in text and 'hours on an abacus' in text
+
+
+def test_plain_timm_model_without_average(tmp_path, data):
+    output = run_training(
+        tmp_path / 'out', data, model='test_resnet', model_kwargs={}, img_size=32, epochs=1,
+        dataset='torch/image_folder')
+    folder = output / 'test_resnet.image_folder'
+    assert torch.equal(
+        load_file(folder / 'model.safetensors')['fc.weight'], checkpoint_of(output)['state_dict']['fc.weight'].half())
+    assert 'aa_models' not in (folder / 'README.md').read_text()
+    assert timm.create_model(f'local-dir:{folder}', pretrained=True).num_classes == 7
+
+
+@pytest.mark.parametrize('tag', ['', 'a/b', 'a.b'])
+def test_impossible_tags_are_refused(finished, tag):
+    with pytest.raises(ValueError, match=f'tag = {tag!r} must be made of letters, digits, _ and -'):
+        run_export(finished, '--tag', tag)
+
+
+def test_only_a_finished_run_is_exported(finished, tmp_path):
+    with pytest.raises(ValueError, match='holds no recipe.yaml'):
+        run_export(tmp_path)
+    unfinished = tmp_path / 'run'
+    unfinished.mkdir()
+    shutil.copy(finished / 'recipe.yaml', unfinished)
+    with pytest.raises(ValueError, match='is at 0 of 2 epochs'):
+        run_export(unfinished)
+    shutil.copy(finished / 'checkpoint-0.pth.tar', unfinished / 'last.pth.tar')
+    with pytest.raises(ValueError, match='is at 1 of 2 epochs'):
+        run_export(unfinished)
+    assert len(list(unfinished.iterdir())) == 2
+
+
+def test_foreign_folder_is_left_alone(finished, tmp_path):
+    (tmp_path / 'aa_simplecnn.noise').mkdir()
+    (tmp_path / 'aa_simplecnn.noise' / 'thesis.tex').touch()
+    with pytest.raises(ValueError, match='holds more than an export'):
+        run_export(finished, '--tag', 'noise', '--to', tmp_path)
+
+
+def test_failed_export_leaves_the_old_folder(finished, folder, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError('disk full')
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr(exporting, 'save_for_hf', fail)
+    with pytest.raises(OSError, match='disk full'):
+        run_export(finished, '--tag', 'noise', '--to', folder.parent)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize('value', [1e5, float('nan')])
+def test_weights_that_float16_cannot_hold(finished, tmp_path, value):
+    run = shutil.copytree(finished, tmp_path / 'run')
+    checkpoint = checkpoint_of(run)
+    checkpoint['state_dict_ema']['head.fc.bias'][0] = value
+    for path in run.glob('*.pth.tar'):
+        path.unlink()
+    torch.save(checkpoint, run / 'last.pth.tar')
+    with pytest.raises(OverflowError, match=f'head.fc.bias reaches {value:g}'):
+        run_export(run, '--tag', 'large')
+    assert not (run / 'aa_simplecnn.large').exists()
+
+
+# validation and the card
+
+def top_k(folder, data, k):
+    """Percentage of pictures whose class is among the k best, one picture at a time."""
+    model = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    config = timm.data.resolve_data_config(model=model)
+    transform = timm.data.create_transform(**config)
+    right = []
+    for path in sorted((data / 'validation').rglob('*.png')):
+        logits = model(transform(Image.open(path))[None])[0]
+        right.append(int(path.parent.name.removeprefix('class')) in logits.topk(k).indices)
+    return 100 * sum(right) / len(right), len(right)
+
+
+def test_validation_prints_and_writes_true_figures(folder, data, tmp_path, capsys):
+    table = tmp_path / 'results.csv'
+    run_validation('--model', f'local-dir:{folder}', '--data-dir', data, '--results-file', table, '--card')
+    printed = capsys.readouterr().out
+    (top1, images), (top5, _) = top_k(folder, data, 1), top_k(folder, data, 5)
+    assert 0 < top1 < top5 < 100
+    assert f': top-1 {top1:.3f} % top-5 {top5:.3f} % of {images} images in ' in printed
+    with open(table, newline='') as file:
+        header, row = csv.reader(file)
+    assert header == [
+        'model', 'top1', 'top1_err', 'top5', 'top5_err', 'param_count', 'img_size', 'crop_pct', 'interpolation']
+    parameters = sum(p.numel() for p in timm.create_model(f'local-dir:{folder}').parameters())
+    assert row == [
+        f'local-dir:{folder}', f'{round(top1, 4)}', f'{round(100 - top1, 4)}', f'{round(top5, 4)}',
+        f'{round(100 - top5, 4)}', f'{round(parameters / 1e6, 2)}', '16', '0.9', 'bilinear']
+
+    card = ModelCard.load(folder / 'README.md')
+    assert f'| top-1 | {top1:.3f} % |' in card.text and f'| top-5 | {top5:.3f} % |' in card.text
+    assert f'{images} images' in card.text and 'float32 on cpu, input 16 px, crop 0.9' in card.text
+    assert [(r.metric_name, r.metric_value) for r in card.data.eval_results] == [
+        ('top-1 accuracy', round(top1, 3)), ('top-5 accuracy', round(top5, 3))]
+    assert card.data.model_name == 'aa_simplecnn.noise'
+
+
+def test_second_measurement_replaces_the_first(folder, data):
+    for split in ('validation', 'train'):
+        run_validation('--model', f'local-dir:{folder}', '--data-dir', data, '--split', split, '--card')
+    card = ModelCard.load(folder / 'README.md')
+    assert card.text.count('| top-1 |') == 1 and {r.dataset_split for r in card.data.eval_results} == {'train'}
+    assert card.text.count('## Use') == 1
+
+
+def test_card_says_what_it_is(folder):
+    card = ModelCard.load(folder / 'README.md')
+    assert card.data.to_dict() == dict(
+        license='apache-2.0', library_name='timm', pipeline_tag='image-classification', metrics=['accuracy'],
+        tags=['image-classification', 'timm', 'attention-augmented-convolution'])
+    assert 'Not measured yet' in card.text and 'top-1 |' not in card.text
+    assert 'arxiv.org/abs/1904.09925' in card.text and '2 heads, relative positions' in card.text
+    assert '16 × 16 px' in card.text and '2 epochs of batches of 8' in card.text and 'moving average' in card.text
+    assert 'class0, class1, class2, class3, class4, class5, class6' in card.text
+    assert not re.search(r'[{}]', card.text.replace('{recipe', ''))
+
+
+def test_snippet_of_the_card_runs(folder, data, monkeypatch, capsys):
+    snippet = re.search('```python\n(.*?)```', (folder / 'README.md').read_text(), re.DOTALL)[1]
+    shutil.copy(next((data / 'train').rglob('*.png')), folder.parent / 'picture.jpg')
+    monkeypatch.chdir(folder.parent)
+    exec(snippet, {})
+    assert 'import aa_models' in snippet and 'indices=tensor(' in capsys.readouterr().out
+
+
+def test_checkpoint_is_validated_with_its_own_recipe(finished, data, capsys):
+    for options in ((), ('--use-ema',)):
+        run_validation('--checkpoint', finished / 'last.pth.tar', *options, '--data-dir', data)
+    plain, averaged = capsys.readouterr().out.splitlines()
+    log = list(csv.DictReader(open(finished / 'log.csv', newline='')))
+    assert f'top-1 {float(log[-1]["eval_top1"]):.3f} %' in averaged
+    assert plain.startswith('aa_simplecnn: top-1 ')
+
+
+@pytest.mark.parametrize('words, message', [
+    (('--model', 'local-dir:{folder}', '--use-ema'), '--use-ema needs a --checkpoint'),
+    ((), '--model is missing'),
+    (('--model', 'aa_simplecnn', '--card'), '--card needs --model local-dir:'),
+    (('--model', 'local-dir:{folder}', '--batch-size', 0), 'batch_size = 0 must be at least 1'),
+    (('--model', 'local-dir:{folder}', '--num-classes', 2), 'num_classes = 2, but the images have labels to 6'),
+    (('--model', 'local-dir:{folder}', '--results-file', '/nowhere/results.csv'), 'a folder that does not exist'),
+    (('--checkpoint', '{folder}/README.md'), 'is no training checkpoint'),
+    (('--model', 'local-dir:{folder}', '--device', 'gpu'), "device = 'gpu' is unknown"),
+])
+def test_impossible_validations_are_refused(folder, data, words, message):
+    with pytest.raises(ValueError, match=message):
+        run_validation(*(str(word).format(folder=folder) for word in words), '--data-dir', data)
+
+
+def test_card_without_a_place_is_refused(folder, data):
+    (folder / 'README.md').write_text('# mine\n')
+    with pytest.raises(ValueError, match='no place for the accuracy'):
+        run_validation('--model', f'local-dir:{folder}', '--data-dir', data, '--card')
+
+
+# multiply-accumulates
+
+def test_macs_of_a_layer_by_hand():
+    convolution = torch.nn.Conv2d(3, 8, 3, stride=2, padding=1)
+    layers = torch.nn.Sequential(convolution, torch.nn.Flatten(), torch.nn.Linear(128, 5))
+    assert count_macs(layers, (3, 8, 8)) == 4 * 4 * 8 * 27 + 128 * 5
+
+
+def test_macs_count_attention_in_full():
+    plain, augmented = (
+        timm.create_model('aa_simplecnn', device='meta', dk=16, dv=8, num_heads=2, attn_stages=(True, stage))
+        for stage in (False, True))
+    positions, inputs, dk, dv = 8 * 8, 128, 16, 8  # of the second stage
+    convolution = positions * inputs * 9 * dv  # of the channels that attention takes over
+    projections = positions * (inputs * (2 * dk + dv) + dv * dv)
+    products = positions * (positions * (dk + dv) + (8 + 8) * dk)  # keys and values, then rows and columns
+    assert count_macs(augmented) - count_macs(plain) == projections + products - convolution
+    assert augmented.stages[1][1].conv.attn.fused_attn == timm.layers.use_fused_attn()
+
+
+def test_macs_of_a_known_network():
+    assert in_giga(count_macs(timm.create_model('resnet50', device='meta'))) == '4.09'  # 8.2 GFLOPs in the paper

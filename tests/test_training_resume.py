@@ -1,0 +1,166 @@
+"""A run that is killed and goes on ends exactly as one that was left alone; several processes make one run."""
+import io
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm.utils.checkpoint_saver
+import torch
+
+from aa_models.training import checkpoints, export, loop, train
+from training_runs import assert_same_run, checkpoint_of, log_of, make_pictures, run_training, write_recipe
+
+# all that draws random numbers is on, in a loader's worker too; some epochs are ranked by their accuracy, some are not
+VALUES = dict(
+    epochs=5, val_interval=2, ema=True, ema_decay=0.9, mixup=0.2, hflip=0.5, color_jitter=0.4, re_prob=0.3, workers=1,
+    scale=[0.5, 1.0], drop=0.1, amp=True, amp_dtype='float16', opt='adamw', lr=0.01, holdout=8)
+
+
+def die(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def after(count, function, last=die):
+    """`function`, but the call after `count` others is `last` instead."""
+    calls = []
+
+    def wrapped(*args, **kwargs):
+        calls.append(args)
+        return (last if len(calls) > count else function)(*args, **kwargs)
+    return wrapped
+
+
+def half_save(content, path):
+    """Write the first half of a checkpoint and die."""
+    buffer = io.BytesIO()
+    torch_save(content, buffer)
+    Path(path).write_bytes(buffer.getvalue()[:len(buffer.getvalue()) // 2])
+    die()
+
+
+def die_naming_last(source, target):
+    """Die where timm's saver has removed `last` and the new one has not taken its name yet."""
+    if Path(target).name == 'last.pth.tar' and not Path(target).exists():
+        die()
+    replace(source, target)
+
+
+torch_save, replace = torch.save, os.replace
+
+# where each of the runs one after another dies: (module or class, name, what stands there instead)
+DEATHS = {
+    'in the first epoch': lambda: (loop.Trainer, '_step', after(2, loop.Trainer._step)),
+    'in an epoch': lambda: (loop.Trainer, '_step', after(4, loop.Trainer._step)),
+    'in validation': lambda: (loop.Trainer, 'validate', die),
+    'between log and checkpoint': lambda: (timm.utils.CheckpointSaver, 'save_checkpoint', after(1, SAVE)),
+    'in writing': lambda: (torch, 'save', after(1, torch_save, half_save)),
+    'in writing again': lambda: (torch, 'save', half_save),
+    'in naming': lambda: (os, 'replace', die_naming_last),
+    'in trimming the log': lambda: (checkpoints, 'trim_log', die),
+    'in linking': lambda: (os, 'link', after(1, os.link)),
+    'in exporting': lambda: (export, 'save_for_hf', die),
+}
+SAVE = timm.utils.CheckpointSaver.save_checkpoint
+
+
+def doomed_run(output, data, death):
+    """In a process of its own: train until death."""
+    multiprocessing.set_start_method('fork', force=True)  # of the loader's workers: children that see their parent die
+    setattr(*DEATHS[death]())
+    run_training(output, data, **VALUES)
+
+
+def test_killed_at_any_moment(tmp_path, monkeypatch):
+    data = make_pictures(tmp_path / 'data', each=12)
+    unbroken = run_training(tmp_path / 'unbroken', data, **VALUES)
+    monkeypatch.setenv('PYTHONPATH', os.pathsep.join(sys.path))
+    context = multiprocessing.get_context('forkserver')  # a process that has imported torch once and forks
+    context.set_forkserver_preload(['test_training_resume'])
+    output, seen = tmp_path / 'killed', []
+    for death in DEATHS:
+        process = context.Process(target=doomed_run, args=(output, data, death))
+        process.start()
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL, death
+        seen.append(len(log_of(output)) if (output / 'log.csv').exists() else 0)
+    assert not (output / 'aa_simplecnn.custom').exists()
+    run_training(output, data, **VALUES)
+    assert_same_run(output, unbroken)
+    assert seen == sorted(seen) and seen[-1] == 5, seen  # each went on with what those before it had
+    for name in ('model.safetensors', 'config.json'):
+        assert (output / 'aa_simplecnn.custom' / name).read_bytes() == (
+            unbroken / 'aa_simplecnn.custom' / name).read_bytes()
+    files = [{p.name for p in run.glob('*') if p.name != 'tmp.pth.tar'} for run in (output, unbroken)]
+    assert files[0] == files[1]
+    for name in ('checkpoint-1', 'checkpoint-3', 'checkpoint-4', 'model_best'):
+        if (unbroken / f'{name}.pth.tar').exists():
+            assert checkpoint_of(output, name)['epoch'] == checkpoint_of(unbroken, name)['epoch']
+
+
+def test_damaged_checkpoint_is_left_aside(tmp_path):
+    data = make_pictures(tmp_path / 'data')
+    unbroken = run_training(tmp_path / 'unbroken', data, epochs=2)
+    output = run_training(tmp_path / 'out', data, epochs=2)
+    damaged = bytearray((output / 'last.pth.tar').read_bytes())
+    damaged[len(damaged) // 2] ^= 1  # one bit, in a file that is one with checkpoint-1 and perhaps the best
+    (output / 'last.pth.tar').write_bytes(damaged)
+    assert checkpoints.newest_whole(output) == output / 'checkpoint-0.pth.tar'
+    run_training(output, data, epochs=2)
+    assert_same_run(output, unbroken)
+
+
+def test_finished_run_changes_nothing(tmp_path):
+    data = make_pictures(tmp_path / 'data')
+    output = run_training(tmp_path / 'out', data, epochs=1)
+    card = output / 'aa_simplecnn.custom' / 'README.md'
+    card.write_text(card.read_text() + 'Mine.\n')
+    log = (output / 'log.csv').read_bytes()
+    run_training(output, data, epochs=1)
+    assert card.read_text().endswith('Mine.\n') and (output / 'log.csv').read_bytes() == log
+
+
+def test_log_is_that_of_the_checkpoint(tmp_path):
+    data = make_pictures(tmp_path / 'data')
+    output = run_training(tmp_path / 'out', data, epochs=1)
+    rows = (output / 'log.csv').read_text()
+    (output / 'log.csv').write_text(rows + rows.splitlines()[1].replace('0,', '1,', 1) + '\n')
+    run_training(output, data, epochs=1)
+    assert (output / 'log.csv').read_text().splitlines() == rows.splitlines()
+
+
+def torchrun(output, data, **values):
+    """Train with two processes on the CPU, joined by gloo."""
+    recipe = write_recipe(output, **values)
+    subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', '-m',
+         'aa_models.training.train', recipe, '--data-dir', data, '--output', output],
+        check=True, timeout=120, env={**os.environ, 'OMP_NUM_THREADS': '1'}, cwd=Path(train.__file__).parents[2])
+    return output
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason='torch was built without torch.distributed')
+def test_two_processes_make_one_run(tmp_path):
+    data = make_pictures(tmp_path / 'data')
+    # an epoch is one batch of all images, so that the order in which the processes share them does not matter; and
+    # the model has no batch norm, which would see half of them
+    values = dict(model='test_convnext', model_kwargs={}, img_size=32, epochs=3)
+    alone = run_training(tmp_path / 'alone', data, batch_size=24, **values)
+    values['batch_size'] = 12
+    output = torchrun(tmp_path / 'out', data, **values)
+    torch.testing.assert_close(
+        checkpoint_of(output)['state_dict'], checkpoint_of(alone)['state_dict'], rtol=1e-4, atol=1e-5)
+    for row, other in zip(log_of(output), log_of(alone), strict=True):
+        assert float(row['train_loss']) == pytest.approx(float(other['train_loss']), rel=1e-4)
+        assert float(row['eval_loss']) == pytest.approx(float(other['eval_loss']), rel=1e-4)
+        assert row['eval_top1'] == other['eval_top1']
+    whole = checkpoint_of(output)
+    for name in ('last', 'checkpoint-1', 'checkpoint-2', 'model_best'):  # as if it had been killed in the last epochs
+        if (output / f'{name}.pth.tar').exists() and checkpoint_of(output, name)['epoch'] > 0:
+            (output / f'{name}.pth.tar').unlink()
+    assert checkpoints.newest_whole(output) is not None
+    torchrun(output, data, **values)
+    torch.testing.assert_close(checkpoint_of(output)['state_dict'], whole['state_dict'], rtol=0, atol=0)
