@@ -11,6 +11,7 @@ import timm
 
 from aa_models import cli
 from aa_models.models._pretrained import own_models
+from aa_models.training.macs import count_macs, in_giga
 from aa_models.training.recipe import recipe_names
 
 REPOSITORY = Path(__file__).parents[1]
@@ -51,13 +52,20 @@ def test_predict_command_answers(capsys):
 
 
 def test_zoo_table():
-    """Every model stands in the table with its own parameters, and every checkpoint with a top-1."""
+    """Every model stands in the table with its own figures, and a checkpoint with what its card and its file say."""
     table = [line.strip('|').split('|') for line in README.splitlines() if line.startswith('| `')]
     rows = {cells[0].strip('` '): [cell.strip() for cell in cells] for cells in table}
+    checkpoints = own_models(pretrained=True)
     for name in own_models():
-        tags = [tag for tag in own_models(pretrained=True) if tag.split('.')[0] == name]
-        for key in tags or [name]:
+        for key in [tag for tag in checkpoints if tag.split('.')[0] == name] or [name]:
             model = timm.create_model(key, device='meta')
             params = f'{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M'
-            assert rows[key][1:3] == [params, f'{model.pretrained_cfg["input_size"][1]} px'], key
-            assert bool(tags) == bool(re.search(r'\d', rows[key][4])), key
+            figures = [params, f'{model.pretrained_cfg["input_size"][1]} px', in_giga(count_macs(model))]
+            assert rows[key][1:4] == figures, key
+            assert rows[key][4:6] == (_accuracy_and_size(key) if key in checkpoints else ['–', '–']), key
+
+
+def _accuracy_and_size(name_tag):
+    folder = REPOSITORY / 'weights' / name_tag
+    top1 = re.search(r'\| top-1 \| ([\d.]+) % \|', (folder / 'README.md').read_text(encoding='utf-8'))
+    return [f'{float(top1[1]):.2f} %', f'{(folder / "model.safetensors").stat().st_size / 1e6:.1f} MB']
