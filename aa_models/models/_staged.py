@@ -1,5 +1,5 @@
 """The body that the CIFAR networks share: stem, stages of blocks, norm and classifier, with timm's methods."""
-from typing import Dict, List, Optional, Sequence, Set, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Set, Tuple, Union
 
 import torch
 from torch import nn
@@ -9,6 +9,8 @@ from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 
 from ._augmented import rel_table_names, reset_parameters
+
+CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
 
 class StagedNet(nn.Module):
@@ -174,3 +176,12 @@ class StagedNet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Images (B, in_chans, H, W) -> logits (B, num_classes)."""
         return self.forward_head(self.forward_features(x))
+
+
+def cifar_cfg(**kwargs) -> Dict[str, Any]:
+    """The cfg that networks of this form for CIFAR-100 have in common."""
+    return {
+        'num_classes': 100, 'input_size': (3, 32, 32), 'pool_size': (8, 8), 'crop_pct': 1.0, 'interpolation': 'bicubic',
+        'mean': CIFAR100_MEAN, 'std': CIFAR100_STD, 'classifier': 'head.fc', 'license': 'apache-2.0',
+        **kwargs,
+    }

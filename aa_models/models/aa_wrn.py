@@ -13,7 +13,7 @@ from timm.models import generate_default_cfgs, register_model
 
 from ._augmented import augment_stages, checkpoint_filter_fn, materialize
 from ._pretrained import build
-from ._staged import StagedNet
+from ._staged import StagedNet, cifar_cfg
 
 __all__ = ['WideResNet']
 
@@ -117,12 +117,7 @@ def _create_wrn(variant: str, pretrained: bool = False, **kwargs) -> WideResNet:
 
 
 def _cfg(**kwargs) -> Dict[str, Any]:
-    return {
-        'num_classes': 100, 'input_size': (3, 32, 32), 'pool_size': (8, 8), 'crop_pct': 1.0,
-        'interpolation': 'bicubic', 'mean': (0.5071, 0.4867, 0.4408), 'std': (0.2675, 0.2565, 0.2761),
-        'first_conv': 'stem', 'classifier': 'head.fc', 'license': 'apache-2.0', 'paper_ids': 'arXiv:1904.09925',
-        **kwargs,
-    }
+    return cifar_cfg(**{'first_conv': 'stem', 'paper_ids': 'arXiv:1904.09925', **kwargs})
 
 
 def _pcfg(**kwargs) -> Dict[str, Any]:
