@@ -7,9 +7,10 @@ import pytest
 import torch
 import yaml
 
+from aa_models.training import train
 from aa_models.training.data import class_names, held_out, open_dataset
 from aa_models.training.recipe import add_recipe_arguments, load_recipe, recipe_names, recipe_overrides
-from training_runs import assert_same_run, checkpoint_of, log_of, make_pictures, run_training
+from training_runs import assert_same_run, checkpoint_of, log_of, make_pictures, run, run_training
 
 
 @pytest.fixture(scope='module')
@@ -200,6 +201,17 @@ def test_pretrained_body_gets_a_new_head(tmp_path, data):
     for name, weight in second.items():
         if not name.startswith('head.') and 'running' not in name and weight.is_floating_point():
             torch.testing.assert_close(weight, first[name].half().float(), rtol=0, atol=1e-7)
+
+
+def test_finetune_recipe_learns_a_folder(tmp_path, data):
+    folder = run_training(tmp_path / 'first', data, epochs=1) / 'aa_simplecnn.custom'
+    two = make_pictures(tmp_path / 'two', classes=2)
+    run(
+        train, 'finetune', '--model', f'local-dir:{folder}', '--data-dir', two, '--output', tmp_path / 'tuned',
+        '--batch-size', 8, '--epochs', 4, '--workers', 0, '--device', 'cpu')
+    rows, recipe = log_of(tmp_path / 'tuned'), load_recipe(tmp_path / 'tuned' / 'recipe.yaml')
+    assert float(rows[-1]['train_loss']) < float(rows[0]['train_loss'])
+    assert recipe.pretrained and recipe.num_classes == 2 and recipe.img_size is None
 
 
 # kinds of datasets

@@ -42,6 +42,7 @@ def test_folder_holds_what_the_hub_wants(finished, folder):
         'model.safetensors', 'config.json', 'README.md', 'recipe.yaml', 'log.csv'}
     for name in ('recipe.yaml', 'log.csv'):
         assert (folder / name).read_bytes() == (finished / name).read_bytes()
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
     averaged, stored = checkpoint_of(finished)['state_dict_ema'], load_file(folder / 'model.safetensors')
     assert averaged.keys() == stored.keys()
     for name, tensor in stored.items():
@@ -200,7 +201,7 @@ def test_card_says_what_it_is(folder):
         tags=['image-classification', 'timm', 'attention-augmented-convolution'])
     assert 'Not measured yet' in card.text and 'top-1 |' not in card.text
     assert 'arxiv.org/abs/1904.09925' in card.text and '2 heads, relative positions' in card.text
-    assert '16 × 16 px' in card.text and '2 epochs of batches of 8' in card.text and 'moving average' in card.text
+    assert '16 × 16 px' in card.text and '2 epochs, batches of 8 images' in card.text and 'moving average' in card.text
     assert 'class0, class1, class2, class3, class4, class5, class6' in card.text
     assert not re.search(r'[{}]', card.text.replace('{recipe', ''))
 

@@ -147,20 +147,21 @@ def test_two_processes_make_one_run(tmp_path):
     data = make_pictures(tmp_path / 'data')
     # an epoch is one batch of all images, so that the order in which the processes share them does not matter; and
     # the model has no batch norm, which would see half of them
-    values = dict(model='test_convnext', model_kwargs={}, img_size=32, epochs=3)
+    values = dict(model='test_convnext', model_kwargs={}, img_size=32, epochs=3, ema=True, ema_decay=0.5)
     alone = run_training(tmp_path / 'alone', data, batch_size=24, **values)
     values['batch_size'] = 12
     output = torchrun(tmp_path / 'out', data, **values)
-    torch.testing.assert_close(
-        checkpoint_of(output)['state_dict'], checkpoint_of(alone)['state_dict'], rtol=1e-4, atol=1e-5)
+    whole, other = checkpoint_of(output), checkpoint_of(alone)
+    for key in ('state_dict', 'state_dict_ema'):
+        torch.testing.assert_close(whole[key], other[key], rtol=1e-4, atol=1e-5)
     for row, other in zip(log_of(output), log_of(alone), strict=True):
         assert float(row['train_loss']) == pytest.approx(float(other['train_loss']), rel=1e-4)
         assert float(row['eval_loss']) == pytest.approx(float(other['eval_loss']), rel=1e-4)
         assert row['eval_top1'] == other['eval_top1']
-    whole = checkpoint_of(output)
     for name in ('last', 'checkpoint-1', 'checkpoint-2', 'model_best'):  # as if it had been killed in the last epochs
         if (output / f'{name}.pth.tar').exists() and checkpoint_of(output, name)['epoch'] > 0:
             (output / f'{name}.pth.tar').unlink()
     assert checkpoints.newest_whole(output) is not None
     torchrun(output, data, **values)
-    torch.testing.assert_close(checkpoint_of(output)['state_dict'], whole['state_dict'], rtol=0, atol=0)
+    for key in ('state_dict', 'state_dict_ema'):
+        torch.testing.assert_close(checkpoint_of(output)[key], whole[key], rtol=0, atol=0)

@@ -246,6 +246,6 @@ def _training(recipe: Recipe, title: str, input_size: tuple[int, int, int], log:
     accumulation = f', {recipe.grad_accum_steps} of them an update' if recipe.grad_accum_steps > 1 else ''
     where = f' on {machine}' if machine else ''
     return (
-        f'By `aa-models train`, {start} on {title} at {input_size[1]} px: {recipe.epochs} epochs of batches of '
-        f'{recipe.batch_size} a device{accumulation}, {recipe.opt} with a learning rate of {recipe.lr:g}. '
+        f'By `aa-models train`, {start} on {title} at {input_size[1]} px: {recipe.epochs} epochs, batches of '
+        f'{recipe.batch_size} images a device{accumulation}, {recipe.opt} with a learning rate of {recipe.lr:g}. '
         f'The epochs took {hours:.1f} hours{where}, validation not counted.')

@@ -139,6 +139,7 @@ def _save(model: nn.Module, folder: Path, tag: str, config: dict[str, Any], labe
             raise OverflowError(f'{name} reaches {largest[name]:g}, and float16 ends at 65504: the weights do not fit')
     model.pretrained_cfg['tag'] = tag
     save_for_hf(model, folder, model_config=dict(label_names=labels), safe_serialization=True, data_config=config)
+    (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)  # safetensors lets nobody else read its files
 
 
 def _put(part: Path, folder: Path) -> None:

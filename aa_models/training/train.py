@@ -1,6 +1,15 @@
 """Train a model by a recipe, and go on where an interrupted run stopped.
 
-At the end the folder OUTPUT/MODEL.TAG is made, ready for `--model local-dir:…` and for the Hub.
+RECIPE is a YAML file or the name of one that comes with the package; options replace its values. Checkpoints, log.csv
+and the recipe go to the output directory. The same command with the same directory goes on with an interrupted run and
+ends with the very figures of an unbroken one. Then MODEL.TAG in that directory is a folder ready for
+`--model local-dir:…` and for the Hub: the weights after the last epoch, config, model card, recipe and log.
+
+Examples:
+  aa-models train cifar100_resnet --data-dir data --dataset-download --output runs/cifar100
+  aa-models train finetune --model aa_resnet18 --data-dir my_pictures --output runs/mine
+  aa-models train my_recipe.yaml --lr 0.05 --ema --data-dir data --output runs/ema
+  torchrun --nproc-per-node 4 -m aa_models train my_recipe.yaml --data-dir data --output runs/four
 """
 import argparse
 import dataclasses
@@ -178,6 +187,7 @@ def _finish(output: Path, tag: str, model: nn.Module, saver: CheckpointSaver) ->
 
 
 if __name__ == '__main__':
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     sys.exit(run(parser.parse_args()))

@@ -1,4 +1,13 @@
-"""Measure top-1 and top-5 of a model on a dataset."""
+"""Measure top-1 and top-5 of a model on a dataset.
+
+Size, crop, filter and colour statistics are those that the model was trained with, unless an option says otherwise.
+
+Examples:
+  aa-models validate --model aa_resnet18 --dataset torch/cifar100 --data-dir data --dataset-download
+  aa-models validate --model local-dir:runs/mine/aa_resnet18.custom --data-dir my_pictures --card
+  aa-models validate --checkpoint runs/mine/model_best.pth.tar --data-dir my_pictures --results-file results.csv
+  aa-models validate --model hf-hub:timm/resnet50.a1_in1k --data-dir imagenet --amp --channels-last
+"""
 import argparse
 import csv
 import logging
@@ -153,6 +162,7 @@ def _write_results(path: str, name: str, figures: dict[str, float], model: nn.Mo
 
 
 if __name__ == '__main__':
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     sys.exit(run(parser.parse_args()))
