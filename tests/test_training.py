@@ -192,7 +192,7 @@ def test_compiled_model_is_stored_plain(tmp_path, data, monkeypatch):
 
 def test_pretrained_body_gets_a_new_head(tmp_path, data):
     output = run_training(tmp_path / 'first', data, lr=0.2)
-    folder = output / 'aa_simplecnn.custom'
+    folder = output / 'aa_simplecnn.first'
     two = make_pictures(tmp_path / 'two', classes=2)
     tuned = run_training(
         tmp_path / 'tuned', two, '--model', f'local-dir:{folder}', '--pretrained', model_kwargs={}, lr=1e-9, epochs=1)
@@ -204,7 +204,7 @@ def test_pretrained_body_gets_a_new_head(tmp_path, data):
 
 
 def test_finetune_recipe_learns_a_folder(tmp_path, data):
-    folder = run_training(tmp_path / 'first', data, epochs=1) / 'aa_simplecnn.custom'
+    folder = run_training(tmp_path / 'first', data, epochs=1) / 'aa_simplecnn.first'
     two = make_pictures(tmp_path / 'two', classes=2)
     run(
         train, 'finetune', '--model', f'local-dir:{folder}', '--data-dir', two, '--output', tmp_path / 'tuned',

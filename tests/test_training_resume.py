@@ -71,12 +71,12 @@ def doomed_run(output, data, death):
     """In a process of its own: train until death."""
     multiprocessing.set_start_method('fork', force=True)  # of the loader's workers: children that see their parent die
     setattr(*DEATHS[death]())
-    run_training(output, data, **VALUES)
+    run_training(output, data, '--tag', 'noise', **VALUES)
 
 
 def test_killed_at_any_moment(tmp_path, monkeypatch):
     data = make_pictures(tmp_path / 'data', each=12)
-    unbroken = run_training(tmp_path / 'unbroken', data, **VALUES)
+    unbroken = run_training(tmp_path / 'unbroken', data, '--tag', 'noise', **VALUES)
     monkeypatch.setenv('PYTHONPATH', os.pathsep.join(sys.path))
     context = multiprocessing.get_context('forkserver')  # a process that has imported torch once and forks
     context.set_forkserver_preload(['test_training_resume'])
@@ -87,13 +87,13 @@ def test_killed_at_any_moment(tmp_path, monkeypatch):
         process.join(60)
         assert process.exitcode == -signal.SIGKILL, death
         seen.append(len(log_of(output)) if (output / 'log.csv').exists() else 0)
-    assert not (output / 'aa_simplecnn.custom').exists()
-    run_training(output, data, **VALUES)
+    assert not list(output.glob('aa_simplecnn.*'))
+    run_training(output, data, '--tag', 'noise', **VALUES)
     assert_same_run(output, unbroken)
     assert seen == sorted(seen) and seen[-1] == 5, seen  # each went on with what those before it had
     for name in ('model.safetensors', 'config.json'):
-        assert (output / 'aa_simplecnn.custom' / name).read_bytes() == (
-            unbroken / 'aa_simplecnn.custom' / name).read_bytes()
+        assert (output / 'aa_simplecnn.noise' / name).read_bytes() == (
+            unbroken / 'aa_simplecnn.noise' / name).read_bytes()
     files = [{p.name for p in run.glob('*') if p.name != 'tmp.pth.tar'} for run in (output, unbroken)]
     assert files[0] == files[1]
     for name in ('checkpoint-1', 'checkpoint-3', 'checkpoint-4', 'model_best'):
@@ -116,7 +116,7 @@ def test_damaged_checkpoint_is_left_aside(tmp_path):
 def test_finished_run_changes_nothing(tmp_path):
     data = make_pictures(tmp_path / 'data')
     output = run_training(tmp_path / 'out', data, epochs=1)
-    card = output / 'aa_simplecnn.custom' / 'README.md'
+    card = output / 'aa_simplecnn.out' / 'README.md'
     card.write_text(card.read_text() + 'Mine.\n')
     log = (output / 'log.csv').read_bytes()
     run_training(output, data, epochs=1)

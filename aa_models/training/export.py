@@ -30,7 +30,7 @@ FOREIGN = ('notes', 'description', 'origin_url', 'label_names', 'label_descripti
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument('run', metavar='RUN_DIR', help='the output directory of a finished `aa-models train`')
-    parser.add_argument('--tag', help='second half of the folder\'s name MODEL.TAG (default: from the dataset)')
+    parser.add_argument('--tag', help='second half of the folder\'s name MODEL.TAG (default: the dataset\'s name, of a folder RUN_DIR\'s)')
     parser.add_argument('--to', metavar='DIR', help='where the folder is made (default: in RUN_DIR)')
     parser.add_argument('--repo', metavar='OWNER/NAME', help='its repository on the Hub, for the card\'s snippet')
     parser.add_argument('--machine', metavar='TEXT', help='what the run was made on, where it did not note it itself')
@@ -53,7 +53,7 @@ def export(
 
     Args:
         directory: The output directory of a finished run.
-        tag: By default derived from the dataset.
+        tag: By default as `checked_tag` derives it.
         to: Where the folder is made, by default in `directory`.
         repo: Repository on the Hub that the card tells how to load.
         machine: Hardware, for the card; by default what the run noted.
@@ -68,7 +68,7 @@ def export(
     if not (directory / checkpoints.RECIPE).is_file():
         raise ValueError(f'run = {str(directory)!r} holds no {checkpoints.RECIPE}: it is no output directory of a run')
     recipe = load_recipe(directory / checkpoints.RECIPE)
-    tag = checked_tag(tag, recipe)
+    tag = checked_tag(tag, recipe, directory)
     model = _load(directory, recipe)
     folder = folder_of(to or directory, model, tag)
     if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - FILES):
@@ -93,14 +93,15 @@ def export(
     return folder
 
 
-def checked_tag(tag: str | None, recipe: Recipe) -> str:
-    """The tag asked for or, by default, the dataset's name; `custom` for a folder, which has none.
+def checked_tag(tag: str | None, recipe: Recipe, directory: Path) -> str:
+    """The tag asked for or, by default, the dataset's name; that of the run's directory where the data are a folder.
 
     Raises:
         ValueError: It cannot be a part of a model's name.
     """
     if tag is None:
-        return re.sub(r'\W+', '_', recipe.dataset.rpartition('/')[2].lower()) or 'custom'
+        name = recipe.dataset.rpartition('/')[2] or directory.resolve().name
+        return re.sub(r'[^a-z0-9_-]+', '_', name.lower()) or 'run'
     if not re.fullmatch(r'[\w-]+', tag, re.ASCII):
         raise ValueError(f'tag = {tag!r} must be made of letters, digits, _ and -')
     return tag

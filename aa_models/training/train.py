@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--log-seconds', type=float, default=30.0, metavar='S',
                         help='time between lines of the log where there is no terminal (default: 30)')
     parser.add_argument('--tag', help='second half of the name MODEL.TAG of the exported folder (default: the '
-                        "dataset's name)")
+                        "dataset's name, of a folder the output directory's)")
     add_recipe_arguments(parser.add_argument_group('recipe', 'values that replace those of the recipe'))
 
 
@@ -72,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train(recipe: Recipe, args: argparse.Namespace, place: argparse.Namespace) -> None:
-    output, tag = Path(args.output), checked_tag(args.tag, recipe)
+    output = Path(args.output)
+    tag = checked_tag(args.tag, recipe, output)
     train_set, eval_set = _open_datasets(recipe, args, place)
     classes = class_names(train_set)
     if recipe.num_classes is None and classes:
