@@ -12,7 +12,8 @@ from aa_models.models._pretrained import WeightsError
 
 __all__ = ['main']
 
-# The first line of a module's docstring is the subcommand's help, the rest its description.
+# The first line of a module's docstring is the subcommand's help, the rest its description; `USAGE`, where it has one,
+# replaces argparse's list of all options.
 COMMANDS = {
     'list': 'aa_models.listing',
     'predict': 'aa_models.predict',
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
             name,
             help=summary,
             description=text,
+            usage=getattr(module, 'USAGE', None),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(command)

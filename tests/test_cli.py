@@ -14,7 +14,7 @@ from fake_weights import LABELS, NAME, NAME_TAG, NUM_CLASSES, registered, save_c
 from PIL import Image
 
 from aa_models import __version__, cli, predict
-from aa_models.models._labels import CIFAR100_LABELS
+from aa_models.models._cifar100 import CIFAR100_LABELS
 from aa_models.models._pretrained import own_models
 from aa_models.pictures import find_pictures, read_picture
 

@@ -174,7 +174,10 @@ def _check_source(variant: str, cfg: PretrainedCfg) -> None:
         file /= WEIGHTS_FILE  # timm's first choice in a folder; it looks for other files by itself
     elif not file.is_file():
         raise WeightsError(f'the weights of {variant} were to come from file={str(file)!r}, which does not exist')
-    if file.suffix == '.safetensors' and file.is_file() and (fault := _format_fault(file)):
+    # a pickle that the user names is timm's to judge, which unpickles tensors alone
+    if not file.is_file() or not (file.suffix == '.safetensors' or _is_lfs_pointer(file)):
+        return
+    if fault := _format_fault(file):
         raise WeightsError(f'the weights of {variant} cannot be read: {file} is {fault}')
 
 
@@ -242,13 +245,20 @@ def _format_fault(file: Path) -> str:
             return ''
     except SafetensorError as error:
         damage = error
-    with file.open('rb') as stream:
-        head = stream.read(64)
-    if head.startswith(b'version https://git-lfs'):
+    if _is_lfs_pointer(file):
         return 'a Git LFS pointer, not the file itself (`git lfs pull` fetches it)'
-    if head.startswith((b'PK\x03\x04', b'\x80')):
+    if _head(file).startswith((b'PK\x03\x04', b'\x80')):
         return 'a pickle, and only safetensors files are read'
     return f'truncated or no safetensors file ({damage})'
+
+
+def _is_lfs_pointer(file: Path) -> bool:
+    return _head(file).startswith(b'version https://git-lfs')
+
+
+def _head(file: Path) -> bytes:
+    with file.open('rb') as stream:
+        return stream.read(64)
 
 
 def _reason(error: BaseException) -> str:

@@ -9,8 +9,7 @@ from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 
 from ._augmented import rel_table_names, reset_parameters
-
-CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+from ._cifar100 import CIFAR100_MEAN, CIFAR100_STD
 
 
 class StagedNet(nn.Module):

@@ -12,7 +12,8 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from ._augmented import augment_stages, checkpoint_filter_fn, materialize, rel_table_names, reset_parameters
-from ._pretrained import build
+from ._cifar100 import CIFAR100_LABELS, CIFAR100_MEAN, CIFAR100_STD
+from ._pretrained import build, weights_cfg
 
 __all__ = ['AugmentedResNet']
 
@@ -92,7 +93,9 @@ def _lcfg(**kwargs) -> Dict[str, Any]:
 
 
 default_cfgs = generate_default_cfgs({
-    'aa_resnet18.untrained': _cfg(),
+    'aa_resnet18.cifar100': _cfg(
+        num_classes=100, input_size=(3, 128, 128), pool_size=(4, 4), crop_pct=1.0, mean=CIFAR100_MEAN, std=CIFAR100_STD,
+        label_names=CIFAR100_LABELS, **weights_cfg('aa_resnet18.cifar100', '733b5b97a8b25c0b88ff2aa52bdf48728408f76241218978f8065fdd57562f9d')),
     'aa_resnet34.untrained': _cfg(),
     'aa_resnet50.untrained': _cfg(),
     'aa_resnet101.untrained': _cfg(),

@@ -14,7 +14,7 @@ import torch
 from timm.models import load_checkpoint, save_for_hf
 from torch import nn
 
-from aa_models.models._labels import CIFAR100_LABELS
+from aa_models.models._cifar100 import CIFAR100_LABELS
 
 from . import checkpoints
 from .build import build_model, data_config_of

@@ -32,6 +32,7 @@ from .loop import Trainer
 from .recipe import Recipe, add_recipe_arguments, load_recipe, recipe_names, recipe_overrides
 
 _logger = logging.getLogger(__name__)
+USAGE = '%(prog)s RECIPE --output DIR [options]'  # argparse would print every value of a recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

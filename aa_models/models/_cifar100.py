@@ -1,4 +1,6 @@
-"""Class names, in the order of the classifier's outputs, of the data sets that weights of this package come from."""
+"""What a cfg says of CIFAR-100: the statistics of its training images and the names of its classes."""
+
+CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
 # The 100 fine labels of CIFAR-100, alphabetical as in the data set's own `meta` file.
 CIFAR100_LABELS = (
