@@ -270,9 +270,10 @@ def test_compile_inductor_trains(name):
 @torch.no_grad()
 def test_export(name):
     model, x = small(name)
-    batch, height, width = (torch.export.Dim(n, min=lo, max=hi) for n, lo, hi in (
-        ('batch', 1, 64), ('height', 40, 512), ('width', 40, 512)))
-    program = torch.export.export(model, (x,), dynamic_shapes=({0: batch, 2: height, 3: width},))
+    smallest = 33 if 'resnet' in name else 16  # a last map of one pixel would be a special case to torch.export
+    height, width = (torch.export.Dim(n, min=smallest, max=512) for n in ('height', 'width'))
+    dynamic_shapes = ({0: torch.export.Dim('batch', max=64), 2: height, 3: width},)
+    program = torch.export.export(model, (x,), dynamic_shapes=dynamic_shapes)
     for shape in ((2, 3, *x.shape[2:]), (3, 3, 48, 80)):
         other = torch.randn(shape)
         torch.testing.assert_close(program.module()(other), model(other), rtol=1e-4, atol=1e-5)
