@@ -3,7 +3,7 @@
 Attention Augmented Convolutional Networks (arXiv 1904.09925), section 3.2.
 """
 from numbers import Integral
-from typing import List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -89,19 +89,8 @@ class _AugmentedConv(nn.Module):
         self.dk, self.dv = resolve_depths(out_channels, dk, dv, num_heads)
         self.num_heads = num_heads
         feat_size = self._per_axis('feat_size', _DEFAULT_FEAT_SIZE if feat_size is None else feat_size)
-
         self.left_pad = self.dilation[0] * (self.kernel_size[0] - 1) if causal else 0
-        conv_channels = out_channels - self.dv
-        if conv_channels % groups:
-            raise ValueError(
-                f'groups={groups} must divide the channels of the convolution, '
-                f'out_channels - dv = {out_channels} - {self.dv} = {conv_channels}')
-        # made even where nothing of it is kept: its constructor checks what it shares with the layer's
-        conv = _CONV[self.ndim](
-            in_channels, conv_channels or groups, self.kernel_size, self.stride, self.padding, self.dilation, groups,
-            bias, **(dd if conv_channels else {'device': 'meta'}))
-        self.conv = conv if conv_channels else None
-
+        self.conv = self._make_conv(bias, dd)
         if self.dv == 0:
             self.attn = None
             return
@@ -119,6 +108,19 @@ class _AugmentedConv(nn.Module):
         else:
             self.attn = SoftmaxAttention(
                 in_channels, self.dk, self.dv, num_heads, feat_size=feat_size, causal=causal, **attn_args, **dd)
+
+    def _make_conv(self, bias: bool, dd: Dict[str, Any]) -> Optional[nn.Module]:
+        """The convolution, None where attention makes all channels."""
+        channels = self.out_channels - self.dv
+        if channels % self.groups:
+            raise ValueError(
+                f'groups={self.groups} must divide the channels of the convolution, '
+                f'out_channels - dv = {self.out_channels} - {self.dv} = {channels}')
+        # made even where nothing of it is kept: its constructor checks the arguments
+        conv = _CONV[self.ndim](
+            self.in_channels, channels or self.groups, self.kernel_size, self.stride, self.padding, self.dilation,
+            self.groups, bias, **(dd if channels else {'device': 'meta'}))
+        return conv if channels else None
 
     def _per_axis(self, name: str, value: Union[int, Sequence[int]], minimum: int = 1) -> Tuple[int, ...]:
         values = to_ntuple(self.ndim)(value)
