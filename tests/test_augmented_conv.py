@@ -213,6 +213,19 @@ def test_low_precision(fused, attention, pos_embed):
 
 @pytest.mark.parametrize('attention,pos_embed', KINDS)
 @torch.no_grad()
+def test_large_activations_in_float16(fused, attention, pos_embed):
+    """Their logits are beyond 65504, where float16 ends."""
+    layer = AugmentedConv2d(64, 128, 3, padding=1, dk=0.25, dv=0.25, attention=attention, pos_embed=pos_embed,
+                            feat_size=14)
+    x = 1000 * torch.randn(1, 64, 14, 14)
+    with torch.autocast('cpu', torch.float16):
+        assert layer(x).isfinite().all()
+        weights = layer.attn.attention_map(x).float()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]), rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize('attention,pos_embed', KINDS)
+@torch.no_grad()
 def test_channels_last(fused, attention, pos_embed):
     layer = AugmentedConv2d(8, 16, 3, 2, 1, dk=8, dv=8, num_heads=4, attention=attention, pos_embed=pos_embed,
                             attn_pool=2).double()

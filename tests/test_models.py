@@ -224,6 +224,7 @@ def test_compile_fullgraph(name):
     torch.testing.assert_close(compiled(other), model(other), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings('ignore:.*torch.jit.*deprecated')
 @torch.no_grad()
 def test_explicit_attention_compiles_exports_and_scripts():
     fused, x = small('aa_simplecnn')
@@ -238,7 +239,7 @@ def test_explicit_attention_compiles_exports_and_scripts():
     torch._dynamo.reset()
     ways = [
         torch.compile(model, fullgraph=True, backend='aot_eager'), torch.export.export(model, (x,)).module(),
-        torch.jit.trace(model, x)]
+        torch.jit.trace(model, x), torch.jit.script(model)]
     for way in ways:
         torch.testing.assert_close(way(x), expected, rtol=1e-4, atol=1e-5)
 

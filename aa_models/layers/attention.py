@@ -97,6 +97,10 @@ def attention_weights(
         (B, num_heads, H * W, H * W), rows summing to 1.
     """
     H, W = q.shape[2], q.shape[3]
+    # float16 ends at 65504, which logits of large activations exceed: they are kept small until they are float32
+    shrink = 1024. if q.dtype == torch.float16 else 1.  # a power of two: only digits below 1e-4 are lost
+    if shrink > 1:
+        q = q / shrink
     logits = q.flatten(2, 3) @ k.flatten(2, 3).transpose(-2, -1)
     logits = logits.unflatten(3, [H, W]).unflatten(2, [H, W])  # (B, num_heads, H, W, H, W)
     if rel_h is not None:
@@ -104,10 +108,12 @@ def attention_weights(
     if rel_w is not None:
         logits = logits + rel_logits_w(q, rel_w, not causal).unsqueeze(-2)
     logits = logits.flatten(4, 5).flatten(2, 3)
+    if shrink > 1:
+        logits = logits.float() * shrink
     if causal:
         position = torch.arange(H * W, device=q.device)
         logits = logits.masked_fill(position > position.unsqueeze(1), float('-inf'))
-    return logits.softmax(dim=-1)
+    return logits.softmax(dim=-1).to(q.dtype)
 
 
 class SoftmaxAttention(GridAttention):
