@@ -12,9 +12,9 @@ from timm.layers import register_notrace_module, to_ntuple
 
 from .attention import SoftmaxAttention
 from .depths import resolve_depths
+from .grid_attention import CONV
 from .linear_attention import LinearAttention
 
-_CONV = {1: nn.Conv1d, 2: nn.Conv2d}
 _POS_EMBED = {'softmax': ('rel', 'sincos', 'coord', None), 'linear': ('sincos', 'coord', None)}
 _DEFAULT_FEAT_SIZE = 32
 
@@ -117,7 +117,7 @@ class _AugmentedConv(nn.Module):
                 f'groups={self.groups} must divide the channels of the convolution, '
                 f'out_channels - dv = {self.out_channels} - {self.dv} = {channels}')
         # made even where nothing of it is kept: its constructor checks the arguments
-        conv = _CONV[self.ndim](
+        conv = CONV[self.ndim](
             self.in_channels, channels or self.groups, self.kernel_size, self.stride, self.padding, self.dilation,
             self.groups, bias, **(dd if channels else {'device': 'meta'}))
         return conv if channels else None

@@ -10,7 +10,7 @@ from typing import Tuple, Union
 _MIN_DIM_HEAD = 20  # of the keys, where dk is a share
 
 
-def resolve_depth(name: str, depth: Union[int, float], out_channels: int, num_heads: int, min_dim_head: int = 1) -> int:
+def _resolve_depth(name: str, depth: Union[int, float], out_channels: int, num_heads: int, min_dim_head: int) -> int:
     """Turn dk or dv into a number of channels, all heads together.
 
     Args:
@@ -56,8 +56,8 @@ def resolve_depths(
         raise ValueError(f'num_heads={num_heads} must be at least 1')
     if not isinstance(dv, bool) and dv == 0:
         return 0, 0
-    keys = resolve_depth('dk', dk, out_channels, num_heads, _MIN_DIM_HEAD)
-    values = resolve_depth('dv', dv, out_channels, num_heads, 0)
+    keys = _resolve_depth('dk', dk, out_channels, num_heads, _MIN_DIM_HEAD)
+    values = _resolve_depth('dv', dv, out_channels, num_heads, 0)
     if values > out_channels:
         raise ValueError(
             f'dv={dv} gives {values} channels of attention; possible are at most all out_channels={out_channels}')

@@ -12,7 +12,7 @@ from timm.layers import trunc_normal_
 
 from .position import add_sincos, append_coords
 
-_CONV = {1: nn.Conv1d, 2: nn.Conv2d}
+CONV = {1: nn.Conv1d, 2: nn.Conv2d}
 _POOL = {1: nn.AvgPool1d, 2: nn.AvgPool2d}
 
 
@@ -71,8 +71,8 @@ class GridAttention(nn.Module):
         extra = ndim + 1 if pos_embed == 'coord' else 0
         self.pool = nn.Identity() if attn_pool == 1 else _POOL[ndim](
             2 * attn_pool - 1, attn_pool, attn_pool - 1, count_include_pad=False)
-        self.qkv = _CONV[ndim](in_channels + extra, 2 * dk + dv, 1, bias=bias, **dd)
-        self.proj = _CONV[ndim](dv, dv, 1, bias=bias, **dd)
+        self.qkv = CONV[ndim](in_channels + extra, 2 * dk + dv, 1, bias=bias, **dd)
+        self.proj = CONV[ndim](dv, dv, 1, bias=bias, **dd)
         self.attn_drop = nn.Dropout(attn_drop)
 
     def reset_parameters(self) -> None:
