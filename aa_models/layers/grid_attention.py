@@ -117,7 +117,7 @@ class GridAttention(nn.Module):
         return x.unflatten(1, [self.num_heads, -1]).permute(0, 1, 3, 4, 2)
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """Weigh the values; shapes as `heads` returns them, result (B, num_heads, H * W, dv / num_heads)."""
+        """Weigh the values; all shapes as `heads` returns them."""
         raise NotImplementedError
 
     def weights(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
@@ -128,9 +128,12 @@ class GridAttention(nn.Module):
         """(B, in_channels, H_in, W_in) -> (B, dv, H_out, W_out); sequences likewise."""
         x = self.sample(x)
         q, k, v = self.heads(x)
-        B, _, H, W, _ = q.shape
-        out = self.attend(q, k, v).transpose(1, 2).reshape(B, H, W, self.dv)  # the heads side by side
-        out = out.permute(0, 3, 1, 2)
+        out = self.attend(q, k, v)
+        # the heads side by side, (B, dv, H, W), in the order of the input's strides
+        if x.is_contiguous(memory_format=torch.channels_last):
+            out = out.permute(0, 2, 3, 1, 4).flatten(3).permute(0, 3, 1, 2)
+        else:
+            out = out.permute(0, 1, 4, 2, 3).flatten(1, 2)
         out = self.proj(out if x.dim() == 4 else out.squeeze(2))
         if self.attn_pool > 1:
             out = F.interpolate(out, size=x.shape[2:], mode=self.resize_mode)

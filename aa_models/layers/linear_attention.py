@@ -28,9 +28,11 @@ class LinearAttention(GridAttention):
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Weigh the values; shapes as in `GridAttention.attend`."""
+        H, W = v.shape[2], v.shape[3]
         q, k = self._normalize(q, k)
-        context = self.attn_drop(k).transpose(-2, -1) @ v.flatten(2, 3)  # (B, num_heads, dk / nh, dv / nh)
-        return q @ context
+        context = v.flatten(2, 3).transpose(-2, -1) @ self.attn_drop(k)  # (B, num_heads, dv / nh, dk / nh)
+        # positions last, as maps have them
+        return (context @ q.transpose(-2, -1)).transpose(-2, -1).unflatten(2, [H, W])
 
     def weights(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         """All weights ρ_q(Q) ρ_k(K)ᵀ; shapes as in `GridAttention.weights`."""

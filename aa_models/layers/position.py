@@ -27,8 +27,8 @@ def resize_rel_table(table: torch.Tensor, size: int) -> torch.Tensor:
     return F.interpolate(table.t().unsqueeze(0), size=2 * size - 1, mode='linear').squeeze(0).t()
 
 
-def rel_offsets(table: torch.Tensor, size: int, resize: bool = True) -> torch.Tensor:
-    """Look up the embedding of every offset j - i along one axis.
+def offset_table(table: torch.Tensor, size: int, resize: bool = True) -> torch.Tensor:
+    """Look up the embedding of every offset that an axis has.
 
     Args:
         table: (2 * L - 1, dim), for any L.
@@ -36,14 +36,23 @@ def rel_offsets(table: torch.Tensor, size: int, resize: bool = True) -> torch.Te
         resize: Interpolate the table to the axis; otherwise offsets count as they are, those beyond L - 1 as L - 1.
 
     Returns:
+        (2 * size - 1, dim), for the offsets -(size - 1) … size - 1.
+    """
+    if resize:
+        return resize_rel_table(table, size)
+    furthest = table.shape[0] // 2
+    offset = torch.arange(1 - size, size, device=table.device)
+    return table[offset.clamp(-furthest, furthest) + furthest]
+
+
+def rel_offsets(table: torch.Tensor, size: int, resize: bool = True) -> torch.Tensor:
+    """Look up the embedding of the offset j - i between any two positions of an axis; arguments as in `offset_table`.
+
+    Returns:
         (size, size, dim), entry [i, j] for the query at i and the key at j.
     """
     position = torch.arange(size, device=table.device)
-    offset = position.unsqueeze(0) - position.unsqueeze(1)
-    if resize:
-        return resize_rel_table(table, size)[offset + (size - 1)]
-    furthest = table.shape[0] // 2
-    return table[offset.clamp(-furthest, furthest) + furthest]
+    return offset_table(table, size, resize)[position.unsqueeze(0) - position.unsqueeze(1) + (size - 1)]
 
 
 def rel_logits_h(q: torch.Tensor, rel_h: torch.Tensor) -> torch.Tensor:

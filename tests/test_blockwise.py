@@ -1,0 +1,118 @@
+"""The blockwise operator: the explicit numbers, however the map is cut into blocks, and a citizen of every tracer."""
+import pytest
+import torch
+
+from aa_models.layers import AugmentedConv2d, blockwise
+from aa_models.layers.attention import attention_weights, fastest_way
+from aa_models.layers.blockwise import blockwise_attention
+
+SHAPES = [  # batch, heads, H, W, dim_k, dim_v
+    (2, 2, 5, 7, 4, 3), (1, 3, 7, 2, 3, 1), (2, 1, 6, 1, 3, 2), (1, 2, 1, 9, 4, 4), (1, 1, 1, 1, 2, 3), (3, 2, 4, 4, 8, 8)]
+
+
+def inputs(shape, rows=True, columns=True, dtype=torch.float64):
+    B, num_heads, H, W, dim_k, dim_v = shape
+    sizes = [(B, num_heads, H, W, dim_k)] * 2 + [(B, num_heads, H, W, dim_v)]
+    sizes += [(2 * H - 1, dim_k) if rows else None, (2 * W - 1, dim_k) if columns else None]
+    return [None if size is None else torch.randn(size, dtype=dtype, requires_grad=True) for size in sizes]
+
+
+def explicit(q, k, v, rel_h, rel_w, scale, causal):
+    return (attention_weights(q * scale, k, rel_h, rel_w, causal) @ v.flatten(2, 3)).view_as(v)
+
+
+def with_gradients(function, tensors, *args, grad):
+    out = function(*tensors, *args)
+    wanted = [t for t in tensors if t is not None]
+    return [out, *torch.autograd.grad(out, wanted, grad.to(out.dtype))]
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+@pytest.mark.parametrize('block', [1, 40, 100, 2 ** 19], ids='block{}'.format)
+@pytest.mark.parametrize('rows,columns', [(True, True), (True, False), (False, True), (False, False)])
+def test_equals_the_explicit_way(monkeypatch, shape, block, rows, columns):
+    monkeypatch.setattr(blockwise, '_BLOCK', block)
+    tensors, grad = inputs(shape, rows, columns), torch.randn(*shape[:4], shape[5], dtype=torch.float64)
+    expected = with_gradients(explicit, tensors, 0.3, False, grad=grad)
+    for a, b in zip(with_gradients(blockwise_attention, tensors, 0.3, False, grad=grad), expected):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize('block', [1, 30, 2 ** 19], ids='block{}'.format)
+@pytest.mark.parametrize('columns', [True, False])
+def test_causal_equals_the_explicit_way(monkeypatch, block, columns):
+    monkeypatch.setattr(blockwise, '_BLOCK', block)
+    shape = (2, 2, 1, 11, 4, 3)
+    tensors, grad = inputs(shape, False, columns), torch.randn(2, 2, 1, 11, 3, dtype=torch.float64)
+    expected = with_gradients(explicit, tensors, 0.3, True, grad=grad)
+    for a, b in zip(with_gradients(blockwise_attention, tensors, 0.3, True, grad=grad), expected):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize('dtype,tolerance', [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
+@pytest.mark.parametrize('channels_last', [False, True])
+def test_other_dtypes_and_strides(dtype, tolerance, channels_last):
+    """As a layer has them: q, k and v are slices of one map, the tables stay in float32."""
+    qkv = torch.randn(2, 2 * 20, 6, 5).to(dtype)
+    if channels_last:
+        qkv = qkv.contiguous(memory_format=torch.channels_last)
+    parts = [t.unflatten(1, [2, -1]).permute(0, 1, 3, 4, 2) for t in qkv.split([16, 16, 8], dim=1)]
+    tables = [torch.randn(11, 8), torch.randn(9, 8)]
+    tensors = [t.detach().requires_grad_() for t in parts + tables]
+    grad = torch.randn(2, 2, 6, 5, 4).to(dtype)
+    found = with_gradients(blockwise_attention, tensors, 0.35, False, grad=grad)
+    exact = [t.detach().double().requires_grad_() for t in tensors]
+    expected = with_gradients(explicit, exact, 0.35, False, grad=grad)
+    assert [t.dtype for t in found] == [dtype] * 4 + [torch.float32] * 2
+    for a, b in zip(found, expected):
+        scale = b.abs().max().item()
+        torch.testing.assert_close(a.double() / scale, b / scale, rtol=0, atol=tolerance)
+
+
+def test_large_logits_stay_finite():
+    """Logits beyond 1e5, which float16 cannot hold: computed in float32, they pick the largest."""
+    q, k, v, rel_h, rel_w = inputs((1, 1, 2, 3, 4, 2), dtype=torch.float16)
+    out = blockwise_attention(q * 500, k * 500, v, rel_h, rel_w, 1., False)
+    expected = explicit(*(t.double() for t in (q * 500, k * 500, v, rel_h, rel_w)), 1., False)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_is_an_operator_by_torchs_own_checks():
+    for shape, tables, causal in (((2, 2, 3, 4, 4, 3), (True, True), False), ((1, 2, 1, 5, 4, 4), (False, True), True)):
+        tensors = inputs(shape, *tables, dtype=torch.float32)
+        torch.library.opcheck(blockwise_attention, (*tensors, 0.5, causal))
+
+
+def test_one_node_when_compiled():
+    graphs = []
+
+    def backend(graph, example_inputs):
+        graphs.append(graph)
+        return graph
+
+    layer = AugmentedConv2d(8, 16, 3, padding=1, dk=8, dv=8, num_heads=2, feat_size=6).eval()
+    torch.compile(layer, backend=backend, fullgraph=True)(torch.randn(1, 8, 6, 6))
+    names = [str(node.target) for node in graphs[0].graph.nodes]
+    assert sum('blockwise_attention' in name for name in names) == 1 and not any('bmm' in name for name in names)
+
+
+def test_second_derivatives_are_refused():
+    tensors = inputs((1, 1, 2, 2, 2, 2))
+    first, = torch.autograd.grad(blockwise_attention(*tensors, 1., False).sum(), tensors[0], create_graph=True)
+    with pytest.raises(RuntimeError, match='blockwise_attention_backward'):
+        first.sum().backward()
+
+
+def test_the_choice_of_the_way():
+    assert fastest_way('cpu', 84, 0.) == fastest_way('cuda', 276, 0.) == 'blockwise'
+    assert fastest_way('cuda', 84, 0.) == fastest_way('cuda', 84, 0.1) == 'folded'
+    assert fastest_way('cpu', 84, 0.1) == 'explicit'
+
+
+def test_exported_programs_hold_no_operator_of_ours():
+    layer = AugmentedConv2d(8, 16, 3, padding=1, dk=8, dv=8, num_heads=2, feat_size=6).eval()
+    x = torch.randn(1, 8, 6, 6)
+    program = torch.export.export(layer, (x,))
+    assert not any('aa_models' in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(x), layer(x))
+    assert 'aa_models::' not in str(torch.jit.trace(layer, x).inlined_graph)
