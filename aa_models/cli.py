@@ -15,6 +15,7 @@ __all__ = ['main']
 # The first line of a module's docstring is the subcommand's help, the rest its description; `USAGE`, where it has one,
 # replaces argparse's list of all options.
 COMMANDS = {
+    'benchmark': 'aa_models.benchmark',
     'list': 'aa_models.listing',
     'predict': 'aa_models.predict',
     'train': 'aa_models.training.train',
