@@ -45,12 +45,14 @@ class _Blocks:
         M, _, self.H, self.W = q.shape
         N = self.H * self.W
         threads = torch.get_num_threads() if q.device.type == 'cpu' else 64
-        self.heads = min(M, max(threads, _BLOCK * threads // N ** 2))
+        heads = min(M, max(threads, _BLOCK * threads // N ** 2))
+        self.heads = math.ceil(M / math.ceil(M / heads))  # as many rounds, but even ones
         queries = max(1, _BLOCK * threads // (self.heads * N))
         # whole rows, or a part of one: either is a slice of the map that flattens without a copy
         self.rows, self.columns = max(1, min(self.H, queries // self.W)), min(self.W, queries)
         self.buffer = q.new_empty(self.heads * self.rows * self.columns * N)
-        self.relative = self.new_relative()
+        # logits of the heads' queries against the offsets of both tables
+        self.relative = None if self.table is None else q.new_empty(self.heads, self.H, self.W, len(self.table))
         # CPUs with bfloat16 instructions multiply it 2 to 3 times as fast, so, as fused kernels do, weights are rounded
         # to it before they are multiplied; float16 has no such instructions on most
         self.short = torch.empty_like(self.buffer, dtype=dtype) if dtype == torch.bfloat16 else self.buffer
@@ -60,10 +62,6 @@ class _Blocks:
         if self.short is self.buffer:
             return block
         return self.short[:block.numel()].view(block.shape).copy_(block)
-
-    def new_relative(self) -> Optional[torch.Tensor]:
-        """Zeros for the logits of every query against the offsets of both tables: (heads, H, W, rows of the table)."""
-        return None if self.table is None else self.q.new_zeros(self.heads, self.H, self.W, self.table.shape[0])
 
     def by_heads(self) -> Iterator[slice]:
         """Slices of the M heads that are taken together, their relative logits being ready."""
@@ -132,9 +130,9 @@ class _Blocks:
 
 
 def _by_heads(x: torch.Tensor) -> torch.Tensor:
-    """(B, num_heads, H, W, dim) -> (B * num_heads, dim, H, W), dense, at least float32."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    return x.permute(0, 1, 4, 2, 3).flatten(0, 1).contiguous()
+    """(B, num_heads, H, W, dim) -> (B * num_heads, dim, H, W), dense, at least float32, always a copy."""
+    x = x.permute(0, 1, 4, 2, 3)
+    return x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, torch.float32)).copy_(x).flatten(0, 1)
 
 
 def _like(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -172,7 +170,7 @@ def blockwise_attention(
     if v.numel() == 0 or q.numel() == 0:
         return torch.zeros_like(v)
     with torch.autocast(q.device.type, enabled=False):
-        blocks = _Blocks(_by_heads(q) * scale, _by_heads(k).flatten(2), rel_h, rel_w, causal, v.dtype)
+        blocks = _Blocks(_by_heads(q).mul_(scale), _by_heads(k).flatten(2), rel_h, rel_w, causal, v.dtype)
         values = _by_heads(v).to(blocks.short.dtype)
         out = torch.empty_like(values)
         values = values.flatten(2)
@@ -205,12 +203,14 @@ def blockwise_attention_backward(
     if v.numel() == 0 or q.numel() == 0:
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v), tables[0], tables[1]
     with torch.autocast(q.device.type, enabled=False):
-        queries, values, grad = _by_heads(q) * scale, _by_heads(v).flatten(2), _by_heads(grad)
+        queries, values, grad = _by_heads(q).mul_(scale), _by_heads(v).flatten(2), _by_heads(grad)
         blocks = _Blocks(queries, _by_heads(k).flatten(2), rel_h, rel_w, causal, v.dtype)
         short_q, short_k, short_grad = (t.to(blocks.short.dtype) for t in (queries, blocks.k, grad))
         grad_q, grad_k, grad_v = torch.empty_like(queries), torch.zeros_like(blocks.k), torch.zeros_like(values)
         grad_table = None if blocks.table is None else torch.zeros_like(blocks.table)
-        grad_buffer, grad_relative = torch.empty_like(blocks.buffer), blocks.new_relative()
+        grad_buffer = torch.empty_like(blocks.buffer)
+        # what lies beyond the map's own offsets stays zero
+        grad_relative = None if blocks.relative is None else torch.zeros_like(blocks.relative)
         for heads in blocks.by_heads():
             for rows, columns, keys in blocks.by_queries():
                 weights = blocks.weights(heads, rows, columns, keys)
