@@ -3,6 +3,7 @@ import importlib
 import io
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,7 +56,7 @@ def test_module_and_version():
 
 def test_help_names_every_command(capsys):
     status, out, _ = run(capsys, '--help')
-    assert status == 0 and all(f'    {name} ' in out for name in cli.COMMANDS)
+    assert status == 0 and all(re.search(rf'^    {name}\s', out, re.MULTILINE) for name in cli.COMMANDS)
 
 
 @pytest.mark.parametrize('command', cli.COMMANDS)

@@ -12,7 +12,7 @@ from torch.jit import Final
 from timm.layers import trunc_normal_, use_fused_attn
 
 from .blockwise import blockwise_attention
-from .grid_attention import GridAttention
+from .grid_attention import GridAttention, is_exporting
 from .position import offset_table, rel_logits_h, rel_logits_w
 
 # The largest head dim of CUDA's flash attention
@@ -120,11 +120,6 @@ def attention_weights(
     return logits.softmax(dim=-1).to(q.dtype)
 
 
-def _is_exporting() -> bool:
-    # torch before 2.7 cannot tell export from compile
-    return getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)()
-
-
 def fastest_way(device: str, folded_dim: int, dropout_p: float) -> str:
     """Choose between equal ways; `aa-models benchmark attention` measures what is said here of time.
 
@@ -138,7 +133,7 @@ def fastest_way(device: str, folded_dim: int, dropout_p: float) -> str:
         `'blockwise'`: our operator.
         `'explicit'`: all weights at once, (H * W)² for each head.
     """
-    if torch.jit.is_tracing() or _is_exporting():
+    if torch.jit.is_tracing() or is_exporting():
         return 'folded'  # what is recorded may run without this package, so it has operators of every runtime only
     if device == 'cuda' and folded_dim <= _FLASH_HEAD_DIM:
         return 'folded'  # flash attention, which drops weights inside the kernel, too

@@ -49,7 +49,8 @@ class _Blocks:
         self.heads = math.ceil(M / math.ceil(M / heads))  # as many rounds, but even ones
         queries = max(1, _BLOCK * threads // (self.heads * N))
         # whole rows, or a part of one: either is a slice of the map that flattens without a copy
-        self.rows, self.columns = max(1, min(self.H, queries // self.W)), min(self.W, queries)
+        self.rows = max(1, min(self.H, queries // self.W))
+        self.columns = math.ceil(self.W / math.ceil(self.W / queries))
         self.buffer = q.new_empty(self.heads * self.rows * self.columns * N)
         # logits of the heads' queries against the offsets of both tables
         self.relative = None if self.table is None else q.new_empty(self.heads, self.H, self.W, len(self.table))
@@ -251,8 +252,9 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad):
-    *grads, rel_h, rel_w = blockwise_attention_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.causal)
-    tables = [grad if table is not None else None for grad, table in zip((rel_h, rel_w), ctx.saved_tensors[3:])]
+    saved = ctx.saved_tensors  # to be asked for but once under gradient checkpointing
+    *grads, rel_h, rel_w = blockwise_attention_backward(grad, *saved, ctx.scale, ctx.causal)
+    tables = [grad if table is not None else None for grad, table in zip((rel_h, rel_w), saved[3:])]
     return (*grads, *tables, None, None)
 
 
