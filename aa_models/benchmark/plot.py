@@ -42,7 +42,7 @@ def draw(rows: Sequence[Row], path: str, title: str) -> None:
             _draw_model(axes, [row for row in rows if row['model'] == model], name, f'C{i}')
         sizes = sorted({row['size'] for row in rows}, key=_side)
         axes.set(xscale='log', yscale='log', xlabel='size of the map', ylabel=_PANELS[name])
-        axes.set_xticks([_side(size) for size in sizes], [size.replace('x', '×') for size in sizes])
+        axes.set_xticks([_side(size) for size in sizes], [size.replace('x', '×') for size in sizes], rotation=45)
         axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.legend(fontsize='small')
