@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from aa_models import cli
-from aa_models.benchmark import plot
+from aa_models import plotting
 from aa_models.benchmark.case import Case
 from aa_models.benchmark.layer import LAYERS, LayerCase
 from aa_models.benchmark.measure import COLUMNS, measure
@@ -198,4 +198,4 @@ def test_errors_come_before_any_work(capsys, monkeypatch, arguments, message):
 def test_a_picture_needs_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
     with pytest.raises(ValueError, match=r'aa-models\[plot\]'):
-        plot.check_plot('growth.png')
+        plotting.check_plot('growth.png')

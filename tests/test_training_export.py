@@ -169,17 +169,18 @@ def test_validation_prints_and_writes_true_figures(folder, data, tmp_path, capsy
     (top1, images), (top5, _) = top_k(folder, data, 1), top_k(folder, data, 5)
     assert 0 < top1 < top5 < 100
     assert f': top-1 {top1:.3f} % top-5 {top5:.3f} % of {images} images in ' in printed
-    with open(table, newline='') as file:
+    with open(table, newline='', encoding='utf-8') as file:
         header, row = csv.reader(file)
     assert header == [
         'model', 'top1', 'top1_err', 'top5', 'top5_err', 'param_count', 'img_size', 'crop_pct', 'interpolation']
     parameters = sum(p.numel() for p in timm.create_model(f'local-dir:{folder}').parameters())
     assert row == [
-        f'local-dir:{folder}', f'{round(top1, 4)}', f'{round(100 - top1, 4)}', f'{round(top5, 4)}',
+        'aa_simplecnn.noise', f'{round(top1, 4)}', f'{round(100 - top1, 4)}', f'{round(top5, 4)}',
         f'{round(100 - top5, 4)}', f'{round(parameters / 1e6, 2)}', '16', '0.9', 'bilinear']
 
     card = ModelCard.load(folder / 'README.md')
     assert f'| top-1 | {top1:.3f} % |' in card.text and f'| top-5 | {top5:.3f} % |' in card.text
+    assert re.search(r'\| throughput \| \d+ images a second on \d+ CPU cores', card.text)
     assert f'{images} images' in card.text and 'float32 on cpu, input 16 px, crop 0.9' in card.text
     assert [(r.metric_name, r.metric_value) for r in card.data.eval_results] == [
         ('top-1 accuracy', round(top1, 3)), ('top-5 accuracy', round(top5, 3))]

@@ -17,10 +17,12 @@ from types import ModuleType
 
 import torch
 
+from aa_models.plotting import check_plot
+
 from . import attention, growth, layer, model, options
 from .case import Case
 from .measure import Row, measure
-from .plot import check_plot, draw
+from .plot import draw
 from .report import ResultsFile, Table, head
 
 __all__ = ['add_arguments', 'run']

@@ -1,26 +1,10 @@
 """Draw time and memory against the size of the map."""
 from collections.abc import Sequence
-from pathlib import Path
 
 from .measure import MODES, Row
 
 _PANELS = {'step_time': 'time of a step, ms', 'memory': 'extra peak memory of a step, MB'}
 _STYLES = {'infer': ('--', 'forward'), 'train': ('-', 'forward + backward')}
-
-
-def check_plot(path: str) -> None:
-    """Make sure that a picture can be drawn.
-
-    Raises:
-        ValueError: matplotlib is missing, or cannot write such a file.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ValueError(f"output = {path!r} needs matplotlib: pip install 'aa-models[plot]'") from error
-    known = Figure().canvas.get_supported_filetypes()
-    if Path(path).suffix[1:].lower() not in known:
-        raise ValueError(f'output = {path!r} must end in one of .{", .".join(known)}')
 
 
 def draw(rows: Sequence[Row], path: str, title: str) -> None:

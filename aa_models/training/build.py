@@ -55,6 +55,13 @@ def start_device(name: str | None) -> argparse.Namespace:
     return place
 
 
+def machine_name(place: argparse.Namespace) -> str:
+    """The hardware that `start_device` found, in words."""
+    if place.device.type == 'cuda':
+        return f'{place.world_size} × {torch.cuda.get_device_name(place.device)}'
+    return f'{os.cpu_count()} CPU cores'
+
+
 def autocast(device: torch.device, enabled: bool, dtype: str) -> torch.autocast:
     """Mixed precision as the recipe names it. The context can be entered again and again."""
     return torch.autocast(device.type, getattr(torch, dtype), enabled=enabled)

@@ -177,6 +177,7 @@ def write_accuracy(
         dataset: str,
         split: str,
         how: str,
+        speed: str,
 ) -> None:
     """Put a measurement into a folder's card: into the text and, as `model-index`, into its metadata.
 
@@ -187,13 +188,15 @@ def write_accuracy(
         dataset: Name in timm's notation.
         split: Of the dataset.
         how: Precision, device and input.
+        speed: Throughput, and of which machine.
     """
     card = load_card(folder)
     title, hub_name, _ = _dataset(dataset)
     top1, top5 = (f'{figures[key]:.3f}' for key in ('top1', 'top5'))
     option = f' --dataset {dataset}' if dataset else ''
     text = (
-        f'| {title}, {split}, {images} images | |\n|---|---|\n| top-1 | {top1} % |\n| top-5 | {top5} % |\n\n'
+        f'| {title}, {split}, {images} images | |\n|---|---|\n| top-1 | {top1} % |\n| top-5 | {top5} % |\n'
+        f'| throughput | {speed} |\n\n'
         f'Printed by `aa-models validate --model local-dir:{folder.resolve().name}{option} --data-dir … --split {split}` for this '
         f'file of weights ({how}).\n')
     card.text = ACCURACY.sub(lambda found: found[1] + text + found[2], card.text)

@@ -14,7 +14,6 @@ Examples:
 import argparse
 import dataclasses
 import logging
-import os
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -25,7 +24,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from . import checkpoints
-from .build import build_model, data_config_of, start_device
+from .build import build_model, data_config_of, machine_name, start_device
 from .data import check_labels, class_names, make_eval_loader, make_train_loader, open_datasets
 from .export import checked_tag, export, folder_of, is_export_of
 from .loop import Trainer
@@ -148,17 +147,11 @@ def _prepare(
         classes: list[str] | None,
 ) -> Path | None:
     """The first process tidies the directory and tells the others where to go on."""
-    facts = dict(classes=classes, machine=_machine(place))
+    facts = dict(classes=classes, machine=machine_name(place))
     answer = [checkpoints.prepare(output, recipe, overwrite, facts) if place.rank == 0 else None]
     if place.distributed:
         torch.distributed.broadcast_object_list(answer, src=0)
     return answer[0]
-
-
-def _machine(place: argparse.Namespace) -> str:
-    if place.device.type == 'cuda':
-        return f'{place.world_size} × {torch.cuda.get_device_name(place.device)}'
-    return f'{os.cpu_count()} CPU cores'
 
 
 def _epoch(trainer: Trainer, epoch: int, output: Path, saver: CheckpointSaver | None) -> None:

@@ -9,7 +9,6 @@ Examples:
   aa-models validate --model hf-hub:timm/resnet50.a1_in1k --data-dir imagenet --amp --channels-last
 """
 import argparse
-import csv
 import logging
 import sys
 from functools import partial
@@ -21,11 +20,12 @@ from timm.task import ClassificationEvaluator
 from timm.utils import ParseKwargs, load_checkpoint_metadata, setup_default_logging
 from torch import nn
 
-from .build import DATA_KEYS, autocast, build_model, data_config_of, start_device
+from .build import DATA_KEYS, autocast, build_model, data_config_of, machine_name, start_device
 from .card import load_card, write_accuracy
 from .data import check_labels, make_eval_loader, open_dataset
 from .evaluate import evaluate
 from .progress import Progress
+from .results import read_results, update_results
 
 FROM_RECIPE = ('model', 'model_kwargs', 'num_classes', *DATA_KEYS)
 
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--device', help='cuda, cpu, … (default: cuda where there is one)')
     parser.add_argument('--card', action='store_true',
                         help='write the result into the model card of the folder that --model local-dir:… names')
-    parser.add_argument('--results-file', metavar='CSV', help="write the result in timm's columns")
+    parser.add_argument('--results-file', metavar='CSV', help="put the result into a table in timm's columns, in the place of the model's own row")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -69,8 +69,8 @@ def run(args: argparse.Namespace) -> int:
     for name, least in (('batch_size', 1), ('workers', 0), ('img_size', 1), ('num_classes', 1)):
         if (value := getattr(args, name)) is not None and value < least:
             raise ValueError(f'{name} = {value} must be at least {least}')
-    if args.results_file and not Path(args.results_file).absolute().parent.is_dir():
-        raise ValueError(f'results_file = {args.results_file!r} is in a folder that does not exist')
+    if args.results_file:
+        read_results(args.results_file)  # refused before the work
     settings = _settings(args)
     folder = _card_folder(args)
     place = start_device(args.device)
@@ -90,12 +90,13 @@ def run(args: argparse.Namespace) -> int:
     print(f'{name}: top-1 {figures["top1"]:.3f} % top-5 {figures["top5"]:.3f} % of {progress.images} images '
           f'in {progress.seconds:.1f} s')
     if args.results_file:
-        _write_results(args.results_file, name, figures, model, config)
+        update_results(args.results_file, _row(name, figures, model, config))
     if folder is not None:
         precision = f'{args.amp_dtype} autocast' if args.amp else 'float32'
         write_accuracy(
             folder, figures, progress.images, args.dataset, args.split,
-            f'{precision} on {place.device.type}, input {config["input_size"][-1]} px, crop {config["crop_pct"]:g}')
+            f'{precision} on {place.device.type}, input {config["input_size"][-1]} px, crop {config["crop_pct"]:g}',
+            f'{progress.speed:.0f} images a second on {machine_name(place)}, loading included')
     return 0
 
 
@@ -143,9 +144,11 @@ def _load_model(args: argparse.Namespace, settings: dict) -> nn.Module:
     return model
 
 
-def _write_results(path: str, name: str, figures: dict[str, float], model: nn.Module, config: dict) -> None:
-    row = dict(
-        model=name,
+def _row(name: str, figures: dict[str, float], model: nn.Module, config: dict) -> dict:
+    """A row of the results table; a folder stands in it by its name alone, `<model>.<tag>`."""
+    source, path = parse_model_name(name)
+    return dict(
+        model=Path(path).resolve().name if source == 'local-dir' else name,
         top1=round(figures['top1'], 4),
         top1_err=round(100 - figures['top1'], 4),
         top5=round(figures['top5'], 4),
@@ -155,10 +158,6 @@ def _write_results(path: str, name: str, figures: dict[str, float], model: nn.Mo
         crop_pct=config['crop_pct'],
         interpolation=config['interpolation'],
     )
-    with open(path, 'w', newline='', encoding='utf-8') as file:
-        writer = csv.DictWriter(file, fieldnames=row)
-        writer.writeheader()
-        writer.writerow(row)
 
 
 if __name__ == '__main__':

@@ -1,0 +1,48 @@
+"""A table of validation results in timm's columns, a row for each model, the best first."""
+import csv
+import os
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from .recipe import replace_text
+
+COLUMNS = (
+    'model', 'top1', 'top1_err', 'top5', 'top5_err', 'param_count', 'img_size', 'crop_pct', 'interpolation')
+
+
+def read_results(path: str | os.PathLike) -> list[dict[str, str]]:
+    """Read a table.
+
+    Returns:
+        Its rows; none where there is no such file yet.
+
+    Raises:
+        ValueError: Its folder does not exist, or it is a file of another kind.
+    """
+    path = Path(path)
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f'results_file = {str(path)!r} is in a folder that does not exist')
+    if not path.exists():
+        return []
+    try:
+        with path.open(newline='', encoding='utf-8') as file:
+            reader = csv.DictReader(file)
+            columns, rows = tuple(reader.fieldnames or ()), list(reader)
+            [float(row['top1']) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise ValueError(f'results_file = {str(path)!r} is no table of results: {error!r}') from error
+    if columns != COLUMNS:
+        raise ValueError(f'results_file = {str(path)!r} has the columns {list(columns)}, not {list(COLUMNS)}')
+    return rows
+
+
+def update_results(path: str | os.PathLike, row: dict[str, Any]) -> None:
+    """Put a row into a table, which is made where there is none; a row of the same model goes."""
+    rows = [other for other in read_results(path) if other['model'] != row['model']]
+    rows = sorted([*rows, row], key=lambda row: -float(row['top1']))
+    text = StringIO()
+    writer = csv.DictWriter(text, fieldnames=COLUMNS, lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_text(path, text.getvalue())

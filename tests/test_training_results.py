@@ -1,0 +1,57 @@
+"""The table of results and the picture of the logs."""
+import pytest
+
+from aa_models.training import curves
+from aa_models.training.results import COLUMNS, read_results, update_results
+
+
+def row(model, top1):
+    return dict(zip(COLUMNS, (model, top1, 100 - top1, 90., 10., 0.3, 32, 1., 'bicubic')))
+
+
+def test_rows_are_sorted_and_replaced(tmp_path):
+    table = tmp_path / 'results.csv'
+    for model, top1 in (('a', 50.), ('b', 60.5), ('c', 9.), ('a', 70.25)):
+        update_results(table, row(model, top1))
+    rows = read_results(table)
+    assert [(r['model'], r['top1'], r['top1_err']) for r in rows] == [
+        ('a', '70.25', '29.75'), ('b', '60.5', '39.5'), ('c', '9.0', '91.0')]
+    assert table.read_bytes().startswith(','.join(COLUMNS).encode() + b'\na,70.25,')
+    assert [path.name for path in tmp_path.iterdir()] == ['results.csv']
+
+
+@pytest.mark.parametrize('content', [
+    b'hello\n', b'model,top1\na,1\n', b'\xff\xfe', ','.join(COLUMNS).encode() + b'\na,much,1,1,1,1,1,1,x\n', b''])
+def test_another_file_is_not_overwritten(tmp_path, content):
+    table = tmp_path / 'results.csv'
+    table.write_bytes(content)
+    with pytest.raises(ValueError, match='results_file = .*results.csv'):
+        update_results(table, row('a', 50.))
+    assert table.read_bytes() == content
+
+
+def write_log(path, *points):
+    lines = ['epoch,train_loss,eval_top1', *(f'{epoch},1.0,{top1}' for epoch, top1 in points)]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text('\n'.join(lines) + '\n')
+
+
+def test_runs_of_a_model_are_one_line(tmp_path):
+    write_log(tmp_path / 'net.cifar100' / 'log.csv', (0, ''), (1, 10.5), (2, 30))
+    write_log(tmp_path / 'net-seed2.csv', (0, 5), (1, 20), (2, 40))
+    write_log(tmp_path / 'other.csv', (2, 50))
+    runs = [tmp_path / name for name in ('net.cifar100', 'net-seed2.csv', 'other.csv')]
+    assert [curves.read_curve(run) for run in runs] == [
+        ('net', {2: 10.5, 3: 30.}), ('net', {1: 5., 2: 20., 3: 40.}), ('other', {3: 50.})]
+    picture = tmp_path / 'curves.svg'
+    parser = curves.argparse.ArgumentParser()
+    curves.add_arguments(parser)
+    assert curves.run(parser.parse_args([*map(str, runs), '-o', str(picture), '--title', 'three'])) == 0
+    assert picture.read_text().count('<path') > 20
+
+
+def test_what_cannot_be_drawn_is_refused(tmp_path):
+    write_log(tmp_path / 'empty.csv', (0, ''))
+    for name, message in (('empty.csv', 'has no accuracy'), ('none', 'neither a log nor a folder')):
+        with pytest.raises(ValueError, match=message):
+            curves.read_curve(tmp_path / name)
