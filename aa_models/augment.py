@@ -14,6 +14,7 @@ from timm.layers import to_2tuple
 from torch.func import functional_call
 
 from .layers import AugmentedConv2d
+from .warm_start import plain_to_augmented
 
 _logger = logging.getLogger(__name__)
 
@@ -22,22 +23,25 @@ Where = Union[str, Sequence[str], Mapping[str, Mapping[str, Any]], Callable[[str
 
 def _select(model: nn.Module, where: Where) -> Dict[str, Mapping[str, Any]]:
     """The names of the convolutions that `where` chooses, each with the settings that `where` has for it."""
-    convs = {name: m for name, m in model.named_modules() if type(m) is nn.Conv2d and max(m.kernel_size) > 1}
     if not (callable(where) or isinstance(where, (str, Mapping)) or isinstance(where, Sequence)):
         raise TypeError(f'where must be a pattern, several, a mapping from patterns or a function, got {where!r}')
+    convs = {name: m for name, m in model.named_modules() if type(m) is nn.Conv2d}
+    larger = {name: m for name, m in convs.items() if max(m.kernel_size) > 1}
     if callable(where):
-        chosen, missed = {name: {} for name, conv in convs.items() if where(name, conv)}, []
+        choices = ({name: {} for name, m in some.items() if where(name, m)} for some in (larger, convs))
+        chosen, missed = next(filter(None, choices), {}), []
     else:
         patterns = [where] if isinstance(where, str) else where
         settings = patterns if isinstance(patterns, Mapping) else {pattern: {} for pattern in patterns}
-        chosen = {
-            name: settings[pattern]
-            for name in convs for pattern in reversed(list(settings)) if fnmatch.fnmatchcase(name, pattern)}
-        missed = [pattern for pattern in settings if not fnmatch.filter(convs, pattern)]
+        found = {pattern: fnmatch.filter(larger, pattern) or fnmatch.filter(convs, pattern) for pattern in settings}
+        # the first pattern has the last word
+        chosen = {name: settings[pattern] for pattern in reversed(list(settings)) for name in found[pattern]}
+        chosen = {name: chosen[name] for name in convs if name in chosen}
+        missed = [pattern for pattern in settings if not found[pattern]]
     if missed or not chosen:
         raise ValueError(
-            f'where={(missed or where)!r} chooses none of the {len(convs)} convolutions of {type(model).__name__} '
-            f'that are larger than 1×1: {", ".join(convs) or "it has none"}')
+            f'where={(missed or where)!r} chooses none of the {len(convs)} convolutions of {type(model).__name__}: '
+            f'{", ".join(convs) or "it has none"}')
     return chosen
 
 
@@ -85,20 +89,23 @@ def augment(
         attn_pool: int = 1,
         attn_drop: float = 0.,
         img_size: Union[int, Tuple[int, int], None] = None,
+        warm_start: bool = True,
 ) -> nn.Module:
     """Replace chosen convolutions of a convnet by attention-augmented ones of the same shape, in place.
 
-    The new layers have fresh weights; they keep the device, dtype and mode of those they replace. What was replaced
-    is logged (INFO) and can be read off the model: its `AugmentedConv2d` modules.
+    The new layers keep the device, dtype and mode of those they replace and, by default, their filters but for those
+    that give way to attention (`warm_start` says which). What was replaced is logged (INFO) and can be read off the
+    model: its `AugmentedConv2d` modules.
 
     Args:
         model: A convnet, from timm or elsewhere.
         dk: Depth of the keys, see `AugmentedConv2d`.
         dv: Depth of the values, see `AugmentedConv2d`.
         num_heads: Number of heads.
-        where: Which of the convolutions larger than 1×1: a pattern of their module names (as in a shell), several of
-            them, or a function of name and module that returns a bool. A mapping from patterns to arguments of this
-            function (`{'layer2.*.conv1': dict(attn_pool=2)}`) gives them for those layers; the first pattern counts.
+        where: Which convolutions: a pattern of their module names (as in a shell), several of them, or a function of
+            name and module that returns a bool. A mapping from patterns to arguments of this function
+            (`{'layer2.*.conv1': dict(attn_pool=2)}`) gives them for those layers; the first pattern counts. A pattern
+            or function chooses among the convolutions larger than 1×1 and, if it fits none of them, among the others.
             By default all but those at the top level, where networks keep their stem.
         attention: `'softmax'` or `'linear'`.
         pos_embed: `'rel'`, `'sincos'`, `'coord'` or None.
@@ -106,6 +113,9 @@ def augment(
         attn_drop: Dropout probability of the attention weights.
         img_size: Size of the input in pixels that the relative tables are made for; by default the model's
             `pretrained_cfg['input_size']`, else 224.
+        warm_start: Keep what the model has learned: all filters but those whose loss is felt least, and their
+            batch-norm statistics (`aa_models.warm_start` has the rule). False draws the layers anew, to train from
+            scratch.
 
     Returns:
         The same model.
@@ -128,9 +138,13 @@ def augment(
         attn_drop=attn_drop)
     layers = {name: _augmented(name, model.get_submodule(name), sizes[name], {**common, **own})
               for name, own in chosen.items()}
+    learned = warm_start and not any(tensor.is_meta for tensor in model.state_dict().values())
+    weights = plain_to_augmented(model.state_dict(), model, layers) if learned else None
     for name, layer in layers.items():
         model.set_submodule(name, layer)
         _logger.info('augmented %s: %d of %d channels, map %s', name, layer.dv, layer.out_channels, sizes[name])
+    if weights is not None:
+        model.load_state_dict(weights)
     return model
 
 

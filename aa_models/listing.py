@@ -1,5 +1,7 @@
 """List the models: name and tag, parameters, input size, classes, whether there are weights.
 
+`yes` are weights of this package; `start` are a plain network's, converted on loading, to fine-tune.
+
 Examples:
   aa-models list                     every model
   aa-models list wrn                 those with `wrn` in their names
@@ -12,7 +14,7 @@ import fnmatch
 import timm
 from timm.models import split_model_name_tag
 
-from aa_models.models._pretrained import own_models
+from aa_models.models._pretrained import own_checkpoints, own_models
 
 __all__ = ['add_arguments', 'run']
 
@@ -35,11 +37,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _names(pattern: str, pretrained: bool) -> list[str]:
-    """Find the names that match: `name.tag` for every tag with weights, the bare name of a model without any."""
+    """Find the names that match: `name.tag` for every tag with weights, the bare name of a model without its own."""
     tagged = own_models(pretrained=True)
+    complete = {split_model_name_tag(tag)[0] for tag in own_checkpoints()}
     names = []
     for name in own_models():
-        names += [tag for tag in tagged if split_model_name_tag(tag)[0] == name] or ([] if pretrained else [name])
+        names += [] if pretrained or name in complete else [name]
+        names += [tag for tag in tagged if split_model_name_tag(tag)[0] == name]
     if pattern:
         wildcard = pattern if set(pattern) & set('*?[') else f'*{pattern}*'
         names = [n for n in names if any(fnmatch.fnmatch(m, wildcard) for m in (n, split_model_name_tag(n)[0]))]
@@ -60,5 +64,5 @@ def _row(name: str) -> tuple[str, ...]:
         f'{params / 1e6:.2f} M',
         'x'.join(map(str, cfg['input_size'])),
         str(cfg['num_classes']),
-        'yes' if timm.models.is_model_pretrained(name) else '-',
+        'yes' if name in own_checkpoints() else 'start' if split_model_name_tag(name)[1] else '-',
     )

@@ -4,6 +4,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import huggingface_hub.constants
+
 COMMIT = '0123456789abcdef0123456789abcdef01234567'
 
 
@@ -31,6 +33,18 @@ class HubServer:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+def send_client_to(hub: HubServer, cache: Path, monkeypatch) -> None:
+    """Let the Hub's client, in this process, ask that server and keep its files in that folder."""
+    for name, value in dict(
+            ENDPOINT=hub.url,
+            HUGGINGFACE_CO_URL_TEMPLATE=hub.url + '/{repo_id}/resolve/{revision}/{filename}',
+            HF_HUB_CACHE=str(cache),
+            HF_HUB_OFFLINE=False,
+            HF_HUB_DISABLE_XET=True,
+    ).items():
+        monkeypatch.setattr(huggingface_hub.constants, name, value)
 
 
 def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:

@@ -98,13 +98,15 @@ def test_list(folder, capsys):
     status, out, _ = run(capsys, 'list')
     header, *rows = out.splitlines()
     assert status == 0 and header.split() == ['model', 'params', 'input', 'classes', 'weights']
-    assert [row.split()[0].split('.')[0] for row in rows] == own_models()
-    assert ['aa_resnet50', '25.81', 'M', '3x224x224', '1000', '-'] in [row.split() for row in rows]
+    assert list(dict.fromkeys(row.split()[0].split('.')[0] for row in rows)) == own_models()
+    figures = ['25.81', 'M', '3x224x224', '1000']
+    for first, last in (('aa_resnet50', '-'), ('aa_resnet50.from_a1_in1k', 'start')):
+        assert [first, *figures, last] in [row.split() for row in rows]
     assert [row.split()[-3:] for row in rows if NAME_TAG in row] == [['3x24x32', str(NUM_CLASSES), 'yes']]
 
 
 @pytest.mark.parametrize('filter, count', [
-    ('wrn', 6), ('aa_resnet1*', 3), ('aa_resnet18', 2), ('aa_resnet34', 1), (f'{NAME}.te*', 1), (NAME, 2),
+    ('wrn', 6), ('aa_resnet1*', 6), ('aa_resnet18', 3), ('aa_resnet34', 2), (f'{NAME}.te*', 1), (NAME, 2),
 ])
 def test_list_filter(filter, count, folder, monkeypatch, capsys):
     monkeypatch.setattr('aa_models.listing._row', lambda name: (name, '', '', '', ''))

@@ -5,9 +5,9 @@ import golden
 import pytest
 import torch
 
-from aa_models.models._pretrained import own_models
+from aa_models.models._pretrained import own_checkpoints
 
-CHECKPOINTS = own_models(pretrained=True)
+CHECKPOINTS = own_checkpoints()
 
 
 def test_there_are_checkpoints():

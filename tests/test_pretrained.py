@@ -13,11 +13,11 @@ import pytest
 import timm
 import torch
 from fake_weights import INPUT_SIZE, NAME, NAME_TAG, NUM_CLASSES, logits, registered, save_checkpoint
-from hub_server import HubServer
+from hub_server import HubServer, send_client_to
 from safetensors.torch import load_file, save_file
 
 from aa_models.models import _pretrained
-from aa_models.models._pretrained import WeightsError, expected_sha256, locate, own_models, weights_cfg
+from aa_models.models._pretrained import WeightsError, expected_sha256, locate, own_checkpoints, own_models, weights_cfg
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACES = ['variable', 'checkout', 'package', 'hub']
@@ -53,14 +53,8 @@ def places(tmp_path, monkeypatch):
     (tmp_path / 'checkout' / 'pyproject.toml').touch()
     monkeypatch.setattr(_pretrained, '_PACKAGE', folders['package'].parent)
     monkeypatch.setenv('AA_MODELS_WEIGHTS', str(folders['variable']))
-    constants = huggingface_hub.constants
     with HubServer(tmp_path / 'hub') as hub:
-        monkeypatch.setattr(constants, 'ENDPOINT', hub.url)
-        monkeypatch.setattr(
-            constants, 'HUGGINGFACE_CO_URL_TEMPLATE', hub.url + '/{repo_id}/resolve/{revision}/{filename}')
-        monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
-        monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
-        monkeypatch.setattr(constants, 'HF_HUB_DISABLE_XET', True)
+        send_client_to(hub, tmp_path / 'cache', monkeypatch)
         yield folders
 
 
@@ -353,13 +347,13 @@ def test_cfg_carries_the_hash():
 
 
 def test_models_without_weights_name_no_source():
-    with_weights = {name.split('.')[0] for name in own_models(pretrained=True)}
+    with_weights = {name.split('.')[0] for name in own_checkpoints()}
     for name in set(own_models()) - with_weights:
         cfg = timm.get_pretrained_cfg(name)
         assert not (cfg.has_weights or cfg.hf_hub_filename or cfg.source), name
 
 
-@pytest.mark.parametrize('name_tag', own_models(pretrained=True))
+@pytest.mark.parametrize('name_tag', own_checkpoints())
 def test_committed_weights(name_tag):
     folder = ROOT / 'weights' / name_tag
     cfg = timm.get_pretrained_cfg(name_tag)

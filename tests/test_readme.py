@@ -10,7 +10,7 @@ import pytest
 import timm
 
 from aa_models import cli
-from aa_models.models._pretrained import own_models
+from aa_models.models._pretrained import own_checkpoints, own_models
 from aa_models.training.macs import count_macs, in_giga
 from aa_models.training.recipe import recipe_names
 
@@ -55,7 +55,7 @@ def test_zoo_table():
     """Every model stands in the table with its own figures, and a checkpoint with what its card and its file say."""
     table = [line.strip('|').split('|') for line in README.splitlines() if line.startswith('| `')]
     rows = {cells[0].strip('` '): [cell.strip() for cell in cells] for cells in table}
-    checkpoints = own_models(pretrained=True)
+    checkpoints = own_checkpoints()
     for name in own_models():
         for key in [tag for tag in checkpoints if tag.split('.')[0] == name] or [name]:
             model = timm.create_model(key, device='meta')

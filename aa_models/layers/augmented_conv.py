@@ -113,9 +113,11 @@ class _AugmentedConv(nn.Module):
         """The convolution, None where attention makes all channels."""
         channels = self.out_channels - self.dv
         if channels % self.groups:
+            depthwise = self.groups == self.in_channels
             raise ValueError(
                 f'groups={self.groups} must divide the channels of the convolution, '
-                f'out_channels - dv = {self.out_channels} - {self.dv} = {channels}')
+                f'out_channels - dv = {self.out_channels} - {self.dv} = {channels}'
+                f'{" (a depthwise one cannot be split: augment the 1×1 before or after it)" if depthwise else ""}')
         # made even where nothing of it is kept: its constructor checks the arguments
         conv = CONV[self.ndim](
             self.in_channels, channels or self.groups, self.kernel_size, self.stride, self.padding, self.dilation,

@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from ..augment import augment
+from ..layers import AugmentedConv2d
 from ..layers.position import resize_rel_table
+from ..warm_start import plain_to_augmented
 
 
 def augment_stages(
@@ -65,7 +67,16 @@ def rel_table_names(model: nn.Module) -> Set[str]:
 
 
 def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: nn.Module) -> Dict[str, torch.Tensor]:
-    """Bring the relative tables of a checkpoint to the sizes of the model; what fits already is untouched."""
+    """Bring a checkpoint into the model's shape; what fits already is untouched.
+
+    Convolutions that are plain in the checkpoint and augmented in the model keep the filters that stay. Relative tables
+    are interpolated to the model's sizes.
+    """
+    plain = {
+        name: module for name, module in model.named_modules()
+        if isinstance(module, AugmentedConv2d) and f'{name}.weight' in state_dict}
+    if plain:
+        state_dict = plain_to_augmented(state_dict, model, plain)
     for name in rel_table_names(model):
         table, own = state_dict.get(name), model.get_parameter(name)
         if table is not None and table.shape[0] != own.shape[0] and table.shape[1] == own.shape[1]:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from timm.models import PretrainedCfg, build_model_with_cfg, resolve_pretrained_cfg
 from torch import Tensor, nn
 
-__all__ = ['WeightsError', 'build', 'expected_sha256', 'locate', 'own_models', 'weights_cfg']
+__all__ = ['WeightsError', 'build', 'expected_sha256', 'locate', 'own_checkpoints', 'own_models', 'weights_cfg']
 
 WEIGHTS_FILE = 'model.safetensors'
 WEIGHTS_VARIABLE = 'AA_MODELS_WEIGHTS'
@@ -60,6 +60,11 @@ def own_models(filter: str | Iterable[str] = '', pretrained: bool = False) -> li
     """List this package's models as `timm.list_models` does; with `pretrained` each with the tag of its weights."""
     names = timm.list_models(filter, pretrained=pretrained)
     return [name for name in names if timm.model_entrypoint(name).__module__.startswith('aa_models.')]
+
+
+def own_checkpoints() -> list[str]:
+    """List the tags whose weights are this package's own, not made of other networks' weights on loading."""
+    return [name for name in own_models(pretrained=True) if expected_sha256(timm.get_pretrained_cfg(name))]
 
 
 def locate(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Path:
@@ -164,7 +169,7 @@ def _check_source(variant: str, cfg: PretrainedCfg) -> None:
         return
     if not cfg.has_weights:
         raise WeightsError(
-            f'{variant} has no pretrained weights, use pretrained=False; weights of this package exist for: '
+            f'{variant} has no pretrained weights, use pretrained=False; there are weights for: '
             f'{", ".join(own_models(pretrained=True)) or "no model yet"}'
         )
     if not cfg.file:

@@ -92,14 +92,29 @@ def _lcfg(**kwargs) -> Dict[str, Any]:
     return _cfg(**{'paper_ids': 'arXiv:1812.01243', **kwargs})
 
 
+def _from_a1_in1k(depth: int) -> Dict[str, Any]:
+    """timm's plain ResNet, trained on ImageNet (ResNet strikes back, A1); `checkpoint_filter_fn` converts it."""
+    return _cfg(
+        hf_hub_id=f'timm/resnet{depth}.a1_in1k', hf_hub_filename='model.safetensors', crop_pct=0.95,
+        test_input_size=(3, 288, 288), test_crop_pct=1.0, paper_ids=('arXiv:1904.09925', 'arXiv:2110.00476'),
+        origin_url='https://github.com/huggingface/pytorch-image-models')
+
+
 default_cfgs = generate_default_cfgs({
     'aa_resnet18.cifar100': _cfg(
         num_classes=100, input_size=(3, 128, 128), pool_size=(4, 4), crop_pct=1.0, mean=CIFAR100_MEAN, std=CIFAR100_STD,
-        label_names=CIFAR100_LABELS, **weights_cfg('aa_resnet18.cifar100', '733b5b97a8b25c0b88ff2aa52bdf48728408f76241218978f8065fdd57562f9d')),
-    'aa_resnet34.untrained': _cfg(),
-    'aa_resnet50.untrained': _cfg(),
-    'aa_resnet101.untrained': _cfg(),
-    'aa_resnet152.untrained': _cfg(),
+        label_names=CIFAR100_LABELS, **weights_cfg(
+            'aa_resnet18.cifar100', '733b5b97a8b25c0b88ff2aa52bdf48728408f76241218978f8065fdd57562f9d')),
+    'aa_resnet18.from_a1_in1k': _from_a1_in1k(18),
+    # `pretrained=True` without a tag is not to mean a mere start, hence `*`, which timm wants after tags with weights
+    'aa_resnet34.from_a1_in1k': _from_a1_in1k(34),
+    'aa_resnet34.untrained*': _cfg(),
+    'aa_resnet50.from_a1_in1k': _from_a1_in1k(50),
+    'aa_resnet50.untrained*': _cfg(),
+    'aa_resnet101.from_a1_in1k': _from_a1_in1k(101),
+    'aa_resnet101.untrained*': _cfg(),
+    'aa_resnet152.from_a1_in1k': _from_a1_in1k(152),
+    'aa_resnet152.untrained*': _cfg(),
     'laa_resnet18.untrained': _lcfg(),
     'laa_resnet50.untrained': _lcfg(),
 })

@@ -1,0 +1,223 @@
+"""A plain network's weights in its augmented form: what stays, what gives way, and that the function stays put."""
+import copy
+import math
+
+import pytest
+import timm
+import torch
+from hub_server import HubServer, send_client_to
+from safetensors.torch import save_file
+from torch import nn
+
+import aa_models
+from aa_models import warm_start
+from aa_models.layers import AugmentedConv2d
+
+SETTINGS = dict(dk=16, dv=0.25, num_heads=4, img_size=64)
+# networks whose augmented convolutions lead to one reader; a basic block, groups, squeeze-excitation, a depthwise
+# convolution in between, batch norm before the convolution
+READ = {
+    'resnet10t': 'layer[34].*.conv1',
+    'resnext26ts': 'stages.[23].0.conv2_kxk.conv',
+    'regnety_002': 's4.*.conv2.conv',
+    'mnasnet_050': 'blocks.6.*.conv_pw',
+    'wrn16_8': 'stages.2.*.conv1',
+}
+
+
+def trained(name, **kwargs):
+    """A network in eval mode whose norms and statistics look as if it had learned something."""
+    model = timm.create_model(name, num_classes=5, **kwargs).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+            nn.init.normal_(module.running_mean, std=0.2)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return model
+
+
+def augmented(model):
+    """The augmented convolutions by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, AugmentedConv2d)}
+
+
+@torch.no_grad()
+def kill(model, names):
+    """Make a quarter of the channels of some convolutions send nothing on; returns them by name."""
+    calls, dead = warm_start._trace(model), {}
+    for name in names:
+        conv, path = model.get_submodule(name), warm_start._follow(model, name, calls)
+        assert path.norm and path.reader, name
+        per_group = conv.out_channels // conv.groups
+        dead[name] = torch.cat([
+            group * per_group + torch.randperm(per_group)[:per_group // 4] for group in range(conv.groups)])
+        norm = model.get_submodule(path.norm)
+        norm.weight[dead[name]] = 0
+        norm.bias[dead[name]] = 0
+    return dead
+
+
+@pytest.mark.parametrize('name', READ)
+@torch.no_grad()
+def test_channels_that_send_nothing_give_way_and_the_function_stays(name):
+    model = trained(name)
+    names = list(augmented(aa_models.augment(copy.deepcopy(model), where=READ[name], **SETTINGS)))
+    kill(model, names)
+    x = torch.randn(2, 3, 64, 48)
+    expected = model(x)
+    aa_models.augment(model, where=READ[name], **SETTINGS)
+    assert all(layer.dv == layer.out_channels // 4 for layer in augmented(model).values())
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+@torch.no_grad()
+def test_surviving_filters_and_their_statistics_are_kept():
+    """The rule, written out: variance after the activation times the squared norm of what reads the channel."""
+    model = trained('resnet10t')
+    block = model.layer3[0]
+    before = {name: tensor.clone() for name, tensor in block.state_dict().items()}
+    cost = []
+    for c in range(256):
+        y = (before['bn1.weight'][c] * torch.randn(100_000) + before['bn1.bias'][c]).relu()
+        cost.append(y.var() * before['conv2.weight'][:, c].square().sum())
+    aa_models.augment(model, where='layer3.0.conv1', **SETTINGS)
+    stays = [
+        next(c for c in range(256) if torch.equal(before['conv1.weight'][c], row)) for row in block.conv1.conv.weight]
+    assert stays == sorted(stays) and len(stays) == 192
+    gone = sorted(set(range(256)) - set(stays))
+    cost = torch.stack(cost)
+    assert cost[gone].max() < 1.05 * cost[stays].min()  # the reference draws, so near ties may go either way
+    for key in ('weight', 'bias', 'running_mean', 'running_var'):
+        assert torch.equal(getattr(block.bn1, key)[:192], before[f'bn1.{key}'][stays]), key
+    assert torch.equal(block.conv2.weight, before['conv2.weight'][:, stays + gone])
+    assert torch.allclose(block.bn1.weight[192:], 0.1 * before['bn1.weight'][gone])
+    for key in ('conv3.weight', 'bn2.weight', 'downsample.1.weight'):
+        assert key not in before or torch.equal(block.state_dict()[key], before[key])
+
+
+def test_moments_of_relu_and_of_none():
+    weight, bias = torch.tensor([1., 0.5, 2., 0., 0.]), torch.tensor([0., 1., -3., 0.7, -0.7])
+    for act, act_moments in ((None, _normal), (nn.ReLU(), _rectified)):
+        mean, variance = warm_start._moments(weight, bias, act)
+        expected = torch.tensor([act_moments(w, b) for w, b in zip(weight.tolist(), bias.tolist())])
+        torch.testing.assert_close(torch.stack([mean, variance], 1).float(), expected, rtol=2e-3, atol=2e-4)
+
+
+def _normal(w, b):
+    return b, w ** 2
+
+
+def _rectified(w, b):
+    """Mean and variance of max(0, y), y normal with mean b and deviation w."""
+    if not w:
+        return max(b, 0.), 0.
+    density, below = math.exp(-(b / w) ** 2 / 2) / math.sqrt(2 * math.pi), (1 + math.erf(b / w / math.sqrt(2))) / 2
+    mean = b * below + w * density
+    return mean, (b ** 2 + w ** 2) * below + b * w * density - mean ** 2
+
+
+@torch.no_grad()
+def test_where_the_channels_lead_elsewhere_the_last_ones_give_way():
+    """A densely connected layer is read by all that follow, a block's last convolution by a sum."""
+    for name, conv in (('densenet121', 'features.denseblock4.denselayer1.conv2'), ('resnet10t', 'layer3.0.conv2')):
+        model = timm.create_model(name, num_classes=5)
+        before = model.get_submodule(conv).weight.clone()
+        aa_models.augment(model, where=conv, dk=8, dv=8, num_heads=4, img_size=64)
+        assert torch.equal(model.get_submodule(conv).conv.weight, before[:-8])
+
+
+@torch.no_grad()
+def test_without_a_norm():
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 3))
+    dead = [1, 5, 6, 15]
+    model[2].weight[:, dead] = 0
+    x = torch.randn(2, 3, 12, 9)
+    expected, weight, bias = model(x), model[0].weight.clone(), model[0].bias.clone()
+    aa_models.augment(model, where='0', dk=8, dv=4, num_heads=2, img_size=(12, 9))
+    torch.testing.assert_close(model(x), expected)
+    stays = [c for c in range(16) if c not in dead]
+    assert torch.equal(model[0].conv.weight, weight[stays]) and torch.equal(model[0].conv.bias, bias[stays])
+    assert torch.equal(model[0].attn.proj.bias, bias[dead])
+
+
+def test_gradients_reach_every_parameter():
+    model = trained('resnet10t').train()
+    aa_models.augment(model, where='layer[34].*.conv1', **SETTINGS)
+    model(torch.randn(4, 3, 64, 64)).square().sum().backward()
+    assert [name for name, p in model.named_parameters() if not p.grad.abs().sum() > 0] == []
+
+
+@torch.no_grad()
+def test_on_request_the_layers_are_drawn_anew():
+    model = trained('resnet10t')
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    aa_models.augment(model, where='layer3.0.conv1', warm_start=False, **SETTINGS)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items() if name in after)
+    rows = {tuple(row.flatten()[:5].tolist()) for row in before['layer3.0.conv1.weight']}
+    assert rows.isdisjoint(tuple(row.flatten()[:5].tolist()) for row in after['layer3.0.conv1.conv.weight'])
+
+
+@torch.no_grad()
+def test_groups_whose_channels_cannot_be_reordered_start_anew(caplog):
+    model = nn.Sequential(nn.Conv2d(8, 16, 3, groups=4), nn.Conv2d(16, 16, 3, groups=4))
+    before = model[0].weight.clone()
+    aa_models.augment(model, where='0', dk=8, dv=8, num_heads=2, img_size=12)
+    assert '0 keeps none of its filters' in caplog.text
+    assert model[0].conv.weight.shape == (8, 2, 3, 3) and not torch.isin(model[0].conv.weight, before).any()
+
+
+# --- timm's own weights for our models
+
+
+@pytest.fixture
+def plain_on_the_hub(tmp_path, monkeypatch):
+    """timm's ResNet-18 with weights, served where `aa_resnet18.from_a1_in1k` looks for them."""
+    model = timm.create_model('resnet18').eval()
+    trained_state = trained('resnet18').state_dict()
+    model.load_state_dict({n: t for n, t in trained_state.items() if not n.startswith('fc.')}, strict=False)
+    folder = tmp_path / 'timm' / 'resnet18.a1_in1k'
+    folder.mkdir(parents=True)
+    # every convolution that is augmented has a quarter of channels that send nothing, so nothing may change
+    kill(model, [f'layer{stage}.{i}.conv1' for stage in (2, 3, 4) for i in (0, 1)])
+    save_file(model.state_dict(), folder / 'model.safetensors')
+    with HubServer(tmp_path) as hub:
+        send_client_to(hub, tmp_path / 'cache', monkeypatch)
+        yield model, hub
+
+
+@torch.no_grad()
+def test_from_a1_in1k(plain_on_the_hub):
+    plain, hub = plain_on_the_hub
+    model = timm.create_model('aa_resnet18.from_a1_in1k', pretrained=True).eval()
+    assert 'GET /timm/resnet18.a1_in1k/resolve/main/model.safetensors' in hub.requests
+    assert not any(request.endswith('.bin') for request in hub.requests)  # a pickle is not even asked for
+    x = torch.randn(1, 3, 224, 160)
+    expected = plain(x)
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+    features = timm.create_model('aa_resnet18.from_a1_in1k', pretrained=True, features_only=True, img_size=96).eval()
+    torch.testing.assert_close(features(x)[-1], plain.forward_features(x), rtol=1e-3, atol=1e-3)
+    adapted = timm.create_model('aa_resnet18.from_a1_in1k', pretrained=True, num_classes=3, in_chans=1)
+    assert adapted(x[:, :1]).shape == (1, 3)
+    assert torch.equal(adapted.layer1[0].conv1.weight, plain.layer1[0].conv1.weight)
+
+
+@pytest.mark.parametrize('depth', [18, 34, 50, 101, 152])
+def test_tags_of_plain_weights(depth):
+    own, theirs = (timm.get_pretrained_cfg(name) for name in (
+        f'aa_resnet{depth}.from_a1_in1k', f'resnet{depth}.a1_in1k'))
+    assert own.hf_hub_id == f'timm/resnet{depth}.a1_in1k' and own.hf_hub_filename == 'model.safetensors'
+    for key in (
+            'input_size', 'test_input_size', 'crop_pct', 'test_crop_pct', 'mean', 'std', 'interpolation',
+            'num_classes', 'first_conv', 'classifier'):
+        assert getattr(own, key) == getattr(theirs, key), key
+    if depth > 18:  # no accident: what was never trained as a whole is not what `pretrained=True` alone gives
+        assert not timm.get_pretrained_cfg(f'aa_resnet{depth}').has_weights
+    plain = timm.create_model(f'resnet{depth}', device='meta')
+    model = timm.create_model(f'aa_resnet{depth}', device='meta')
+    calls = warm_start._trace(model)
+    assert all(warm_start._follow(model, name, calls).reader for name in augmented(model))
+    kept = {name.replace('.conv.weight', '.weight') for name in model.state_dict() if '.attn.' not in name}
+    assert kept == set(plain.state_dict())
