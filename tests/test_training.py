@@ -75,10 +75,19 @@ def test_options_replace_values():
     assert (recipe.model_kwargs, recipe.clip_grad, recipe.batch_size) == (dict(dk=0.5), 1.0, 128)
 
 
+def test_key_values_without_a_value_are_a_wrong_option(capsys):
+    parser = argparse.ArgumentParser()
+    add_recipe_arguments(parser)
+    with pytest.raises(SystemExit) as exit:
+        parser.parse_args(['--model-kwargs', 'dk=0.5', 'dv'])
+    assert exit.value.code == 2 and "--model-kwargs: 'dv' is not of the form KEY=VALUE" in capsys.readouterr().err
+
+
 # what is refused before anything is written
 
 @pytest.mark.parametrize('values, message', [
     (dict(model='aa_resnet19'), "model = 'aa_resnet19' is unknown; near to it are aa_resnet"),
+    (dict(model='aa_resnet18.best'), "model = 'aa_resnet18.best' is unknown; the tags of aa_resnet18 are .*cifar100"),
     (dict(model_kwargs=dict(depth=3)), "cannot be made with .*depth=3"),
     (dict(num_classes=2), 'num_classes = 2, but the images have labels to 2'),
     (dict(batch_size=64), '24 training images do not fill one batch'),

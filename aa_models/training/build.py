@@ -7,6 +7,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.models import split_model_name_tag
 from torch import nn
 
 DATA_KEYS = ('img_size', 'mean', 'std', 'interpolation', 'crop_pct')
@@ -16,13 +17,16 @@ def build_model(name: str, **options: Any) -> nn.Module:
     """`timm.create_model` with errors that say what is possible. Options that are None are left to the model.
 
     Raises:
-        ValueError: No such model, or arguments that it does not take.
+        ValueError: No such model or tag, or arguments that it does not take.
     """
     if ':' not in name and not timm.is_model(name):
         names = timm.list_models()
         near = difflib.get_close_matches(name, names, n=3)
         hint = f'; near to it are {", ".join(near)}' if near else f'; timm knows {len(names)}, see aa-models list'
         raise ValueError(f'model = {name!r} is unknown{hint}')
+    architecture, tag = ('', '') if ':' in name else split_model_name_tag(name)
+    if tag and name not in (tags := timm.list_models(f'{architecture}.*', include_tags=True)):
+        raise ValueError(f'model = {name!r} is unknown; the tags of {architecture} are {", ".join(tags) or "none"}')
     try:
         return timm.create_model(name, **options)
     except TypeError as error:

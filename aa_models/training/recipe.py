@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 from timm.optim import list_optimizers
-from timm.utils import ParseKwargs
+
+from .options import ParseKeyValues
 
 RECIPE_DIR = Path(__file__).parents[1] / 'recipes'
 SCHEDULES = ('cosine', 'step', 'wsd', 'constant')  # all of them functions of the step alone, as exact resume needs
@@ -168,7 +169,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         if kind is bool:
             how = dict(action=argparse.BooleanOptionalAction)
         elif kind is dict:
-            how = dict(action=ParseKwargs, nargs='*', metavar='KEY=VALUE')
+            how = dict(action=ParseKeyValues, nargs='*', metavar='KEY=VALUE')
         elif kind is tuple:
             how = dict(nargs='+', metavar='FLOAT')
         default = field.default if field.default is not dataclasses.MISSING else None

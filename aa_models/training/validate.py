@@ -17,13 +17,14 @@ from pathlib import Path
 import torch
 from timm.models import load_checkpoint, parse_model_name
 from timm.task import ClassificationEvaluator
-from timm.utils import ParseKwargs, load_checkpoint_metadata, setup_default_logging
+from timm.utils import load_checkpoint_metadata, setup_default_logging
 from torch import nn
 
 from .build import DATA_KEYS, autocast, build_model, data_config_of, machine_name, start_device
 from .card import load_card, write_accuracy
 from .data import check_labels, make_eval_loader, open_dataset
 from .evaluate import evaluate
+from .options import ParseKeyValues
 from .progress import Progress
 from .results import read_results, update_results
 
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         'what it was trained with is the default of the options below')
     parser.add_argument('--use-ema', action='store_true', help='take the averaged weights of the checkpoint')
     parser.add_argument('--num-classes', type=int, metavar='N', help="classes of the model (default: its own)")
-    parser.add_argument('--model-kwargs', nargs='*', action=ParseKwargs, metavar='KEY=VALUE',
+    parser.add_argument('--model-kwargs', nargs='*', action=ParseKeyValues, metavar='KEY=VALUE',
                         help='further arguments of the model')
     parser.add_argument('--dataset', default='', metavar='NAME',
                         help="dataset in timm's notation, e.g. torch/cifar100 (default: a folder of class folders)")
