@@ -16,6 +16,7 @@ __all__ = ['main']
 # replaces argparse's list of all options.
 COMMANDS = {
     'benchmark': 'aa_models.benchmark',
+    'info': 'aa_models.info',
     'list': 'aa_models.listing',
     'predict': 'aa_models.predict',
     'train': 'aa_models.training.train',

@@ -10,8 +10,8 @@ import pytest
 import timm
 
 from aa_models import cli
+from aa_models.macs import count_macs, in_giga
 from aa_models.models._pretrained import own_checkpoints, own_models
-from aa_models.training.macs import count_macs, in_giga
 from aa_models.training.recipe import recipe_names
 
 REPOSITORY = Path(__file__).parents[1]

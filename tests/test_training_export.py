@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from timm.models import load_checkpoint
 
 from aa_models.training import export as exporting
-from aa_models.training.macs import count_macs, in_giga
 from training_runs import RECIPE, checkpoint_of, make_pictures, run_export, run_training, run_validation
 
 
@@ -243,27 +242,3 @@ def test_card_without_a_place_is_refused(folder, data):
     (folder / 'README.md').write_text('# mine\n')
     with pytest.raises(ValueError, match='no place for the accuracy'):
         run_validation('--model', f'local-dir:{folder}', '--data-dir', data, '--card')
-
-
-# multiply-accumulates
-
-def test_macs_of_a_layer_by_hand():
-    convolution = torch.nn.Conv2d(3, 8, 3, stride=2, padding=1)
-    layers = torch.nn.Sequential(convolution, torch.nn.Flatten(), torch.nn.Linear(128, 5))
-    assert count_macs(layers, (3, 8, 8)) == 4 * 4 * 8 * 27 + 128 * 5
-
-
-def test_macs_count_attention_in_full():
-    plain, augmented = (
-        timm.create_model('aa_simplecnn', device='meta', dk=16, dv=8, num_heads=2, attn_stages=(True, stage))
-        for stage in (False, True))
-    positions, inputs, dk, dv = 8 * 8, 128, 16, 8  # of the second stage
-    convolution = positions * inputs * 9 * dv  # of the channels that attention takes over
-    projections = positions * (inputs * (2 * dk + dv) + dv * dv)
-    products = positions * (positions * (dk + dv) + (8 + 8) * dk)  # keys and values, then rows and columns
-    assert count_macs(augmented) - count_macs(plain) == projections + products - convolution
-    assert augmented.stages[1][1].conv.attn.fused_attn == timm.layers.use_fused_attn()
-
-
-def test_macs_of_a_known_network():
-    assert in_giga(count_macs(timm.create_model('resnet50', device='meta'))) == '4.09'  # 8.2 GFLOPs in the paper

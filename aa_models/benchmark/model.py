@@ -22,8 +22,9 @@ import torch.nn.functional as F
 from timm.data import resolve_data_config
 from torch import nn
 
+from aa_models.build import build_model
 from aa_models.models._pretrained import own_models
-from aa_models.training.build import autocast, build_model
+from aa_models.training.build import autocast
 
 from . import options
 from .case import Case

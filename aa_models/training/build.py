@@ -1,37 +1,14 @@
-"""The model, its data configuration and the device, for training and for validation."""
+"""The data configuration and the device, for training and for validation."""
 import argparse
-import difflib
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import timm
 import torch
-from timm.models import split_model_name_tag
 from torch import nn
 
 DATA_KEYS = ('img_size', 'mean', 'std', 'interpolation', 'crop_pct')
-
-
-def build_model(name: str, **options: Any) -> nn.Module:
-    """`timm.create_model` with errors that say what is possible. Options that are None are left to the model.
-
-    Raises:
-        ValueError: No such model or tag, or arguments that it does not take.
-    """
-    if ':' not in name and not timm.is_model(name):
-        names = timm.list_models()
-        near = difflib.get_close_matches(name, names, n=3)
-        hint = f'; near to it are {", ".join(near)}' if near else f'; timm knows {len(names)}, see aa-models list'
-        raise ValueError(f'model = {name!r} is unknown{hint}')
-    architecture, tag = ('', '') if ':' in name else split_model_name_tag(name)
-    if tag and name not in (tags := timm.list_models(f'{architecture}.*', include_tags=True)):
-        raise ValueError(f'model = {name!r} is unknown; the tags of {architecture} are {", ".join(tags) or "none"}')
-    try:
-        return timm.create_model(name, **options)
-    except TypeError as error:
-        given = ', '.join(f'{k}={v!r}' for k, v in options.items() if v is not None)
-        raise ValueError(f'model {name!r} cannot be made with {given}: {error}') from error
 
 
 def data_config_of(model: nn.Module, wanted: Mapping[str, Any]) -> dict[str, Any]:

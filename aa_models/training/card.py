@@ -14,8 +14,8 @@ from torch import nn
 
 from aa_models.layers.attention import SoftmaxAttention
 from aa_models.layers.linear_attention import LinearAttention
+from aa_models.macs import count_macs, in_giga
 
-from .macs import count_macs, in_giga
 from .recipe import Recipe
 
 CARD = 'README.md'

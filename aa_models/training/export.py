@@ -14,10 +14,11 @@ import torch
 from timm.models import load_checkpoint, save_for_hf
 from torch import nn
 
+from aa_models.build import build_model
 from aa_models.models._cifar100 import CIFAR100_LABELS
 
 from . import checkpoints
-from .build import build_model, data_config_of
+from .build import data_config_of
 from .card import CARD, make_card
 from .recipe import Recipe, load_recipe
 

@@ -23,8 +23,10 @@ from timm.utils import CheckpointSaver, random_seed, setup_default_logging, upda
 from torch import nn
 from torch.utils.data import Dataset
 
+from aa_models.build import build_model
+
 from . import checkpoints
-from .build import build_model, data_config_of, machine_name, start_device
+from .build import data_config_of, machine_name, start_device
 from .data import check_labels, class_names, make_eval_loader, make_train_loader, open_datasets
 from .export import checked_tag, export, folder_of, is_export_of
 from .loop import Trainer

@@ -20,11 +20,12 @@ from timm.task import ClassificationEvaluator
 from timm.utils import load_checkpoint_metadata, setup_default_logging
 from torch import nn
 
-from .build import DATA_KEYS, autocast, build_model, data_config_of, machine_name, start_device
+from aa_models.build import ParseKeyValues, build_model
+
+from .build import DATA_KEYS, autocast, data_config_of, machine_name, start_device
 from .card import load_card, write_accuracy
 from .data import check_labels, make_eval_loader, open_dataset
 from .evaluate import evaluate
-from .options import ParseKeyValues
 from .progress import Progress
 from .results import read_results, update_results
 

@@ -1,0 +1,51 @@
+"""The model that a command line names, with errors that say what is possible."""
+import argparse
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+from timm.models import split_model_name_tag
+from timm.utils import ParseKwargs
+from torch import nn
+
+
+class ParseKeyValues(ParseKwargs):
+    """KEY=VALUE words as timm reads them; a word without `=` is a wrong option, not a traceback."""
+
+    def __call__(
+            self,
+            parser: argparse.ArgumentParser,
+            namespace: argparse.Namespace,
+            values: Sequence[str],
+            option_string: str | None = None,
+    ) -> None:
+        if wrong := [value for value in values if '=' not in value]:
+            raise argparse.ArgumentError(self, f'{wrong[0]!r} is not of the form KEY=VALUE')
+        super().__call__(parser, namespace, values, option_string)
+
+
+def build_model(name: str, **options: Any) -> nn.Module:
+    """`timm.create_model` with errors that say what is possible. Options that are None are left to the model.
+
+    Raises:
+        ValueError: No such model or tag, or arguments that it does not take.
+    """
+    if ':' not in name:
+        _check_name(name)
+    try:
+        return timm.create_model(name, **options)
+    except TypeError as error:
+        given = ', '.join(f'{k}={v!r}' for k, v in options.items() if v is not None)
+        raise ValueError(f'model {name!r} cannot be made with {given}: {error}') from error
+
+
+def _check_name(name: str) -> None:
+    architecture, tag = split_model_name_tag(name)
+    if not timm.is_model(architecture):
+        names = timm.list_models()
+        near = difflib.get_close_matches(architecture, names, n=3)
+        hint = f'; near to it are {", ".join(near)}' if near else f'; timm knows {len(names)}, see aa-models list'
+        raise ValueError(f'model = {name!r} is unknown{hint}')
+    if tag and name not in (tags := timm.list_models(f'{architecture}.*', include_tags=True)):
+        raise ValueError(f'model = {name!r} is unknown; the tags of {architecture} are {", ".join(tags) or "none"}')
