@@ -1,0 +1,198 @@
+"""What the models' arguments can ask for: positions, attention alone, stages that attend, ResNeXt and wide ResNets.
+
+Every figure is compared with a formula, every layer's output with the float64 definition.
+"""
+import pytest
+import reference
+import timm
+import torch
+from torch import nn
+
+import aa_models
+from aa_models.layers import AugmentedConv2d
+
+# for each family a small form, and a layer of stride 1 in it
+FAMILIES = {
+    'aa_resnet18': (dict(img_size=64), 'layer3.1.conv1'),
+    'aa_wrn16_8': (dict(width=1, img_size=16), 'stages.2.1.conv1'),
+    'aa_simplecnn': (dict(channels=(8, 8, 16, 16, 16), img_size=16), 'stages.1.1.conv'),
+}
+FAMILIES.update({'l' + name: settings for name, settings in FAMILIES.items()})
+POSITIONS = {'a': ('rel', 'sincos', 'coord', 'none'), 'l': ('sincos', 'coord', 'none')}
+
+
+def augmented(model):
+    return {name: m for name, m in model.named_modules() if isinstance(m, AugmentedConv2d)}
+
+
+def count(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def parameters(plain, sides, depths, num_heads=8):
+    """What a network has after some of its convolutions were augmented, written out.
+
+    Args:
+        plain: The network before.
+        sides: For the name of each such convolution the side of the square map attended, None without tables.
+        depths: (dk, dv) of a layer with so many output channels.
+        num_heads: Number of heads.
+    """
+    total = count(plain)
+    for name, side in sides.items():
+        conv = plain.get_submodule(name)
+        fan_in, (dk, dv) = conv.in_channels, depths(conv.out_channels)
+        tables = 2 * (2 * side - 1) * dk // num_heads if side else 0
+        total += fan_in * (2 * dk + dv) + dv * dv + tables - 9 * fan_in // conv.groups * dv
+    return total
+
+
+def plain_of(name):
+    return timm.create_model(name, device='meta')
+
+
+# positions
+
+def run_watching(model, layer, x):
+    """What goes into a layer of a model, and what comes out of it."""
+    seen = []
+    handle = layer.register_forward_hook(lambda module, args, output: seen.append((args[0], output)))
+    model(x)
+    handle.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize('name, pos_embed', [(n, p) for n in FAMILIES for p in POSITIONS[n[0]]])
+@torch.no_grad()
+def test_positions_in_a_model_are_those_of_the_definition(name, pos_embed):
+    kwargs, layer_name = FAMILIES[name]
+    model = timm.create_model(
+        name, dk=16, dv=8, num_heads=4, pos_embed=pos_embed, dtype=torch.float64, **kwargs).eval()
+    layer = model.get_submodule(layer_name)
+    x = torch.randn(1, 3, kwargs['img_size'], kwargs['img_size'], dtype=torch.float64)
+    x, y = run_watching(model, layer, x)
+    assert x.shape[2:] == (4, 4)
+    torch.testing.assert_close(y, reference.augmented_conv(layer, x), rtol=1e-9, atol=1e-9)
+
+    order = torch.randperm(16)
+    shuffled = x.flatten(2)[:, :, order].view_as(x)
+    kept = torch.allclose(layer.attn(shuffled), layer.attn(x).flatten(2)[:, :, order].view(1, 8, 4, 4))
+    assert kept == (pos_embed == 'none')  # without positions attention cannot tell where a pixel is
+    assert layer.attn.qkv.in_channels == layer.in_channels + 3 * (pos_embed == 'coord')  # row, column, radius
+
+
+@pytest.mark.parametrize('name', [name for name in FAMILIES if name.startswith('l')])
+def test_linear_attention_names_the_positions_it_has(name):
+    with pytest.raises(ValueError, match="pos_embed with attention='linear' must be one of .*sincos.*coord.* got 'rel'"):
+        timm.create_model(name, device='meta', pos_embed='rel')
+
+
+# attention alone, dk = dv = 1.0
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_attention_alone_learns(name):
+    """No augmented convolution has a filter left, and every parameter has a gradient."""
+    kwargs, _ = FAMILIES[name]
+    model = timm.create_model(name, dk=1.0, dv=1.0, num_classes=3, **kwargs)
+    layers = augmented(model).values()
+    assert layers and all(m.conv is None and m.dv == m.out_channels for m in layers)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)  # ResNet's blocks start as the identity, without gradient in their first layers
+    side = kwargs['img_size']
+    model(torch.randn(2, 3, side, side)).square().sum().backward()
+    for n, p in model.named_parameters():
+        assert p.grad is not None and p.grad.isfinite().all() and p.grad.any(), n
+
+
+@pytest.mark.parametrize('name, plain, sides', [
+    ('aa_wrn28_10', 'wrn28_10', (32, 16, 8)),
+    ('laa_wrn28_10', 'wrn28_10', None),
+    ('laa_resnet50', 'resnet50', None),
+    ('aa_simplecnn', 'simplecnn', (16, 8)),
+])
+def test_parameters_of_attention_alone(name, plain, sides):
+    """The tests of the models' own table have those of the ResNets with relative positions."""
+    model = timm.create_model(name, device='meta', dk=1.0, dv=1.0)
+    attended = {n: sides and sides[int(n.split('.')[1])] for n in augmented(model)}
+    assert count(model) == parameters(plain_of(plain), attended, lambda out: (max(out, 8 * 20), out))
+
+
+# stages that attend
+
+@pytest.mark.parametrize('depth, blocks, conv, attn_stages', [
+    (18, (2, 2, 2, 2), 'conv1', (True, False, False, True)),
+    (18, (2, 2, 2, 2), 'conv1', (True, True, True, True)),
+    (34, (3, 4, 6, 3), 'conv1', (False, False, True, True)),
+    (50, (3, 4, 6, 3), 'conv2', (True, False, False, True)),
+    (50, (3, 4, 6, 3), 'conv2', (True, True, True, True)),
+    (101, (3, 4, 23, 3), 'conv2', (False, False, False, True)),
+    (152, (3, 8, 36, 3), 'conv2', (True, True, False, False)),
+])
+def test_stages_that_attend(depth, blocks, conv, attn_stages):
+    """The flags choose every block of a stage, in basic blocks and in bottlenecks, at any size."""
+    model = timm.create_model(
+        f'aa_resnet{depth}', device='meta', num_classes=1000, img_size=96, attn_stages=attn_stages, num_heads=4, dk=64,
+        dv=16)
+    attended = {
+        f'layer{i + 1}.{j}.{conv}': side for i, side in enumerate((24, 6, 6, 3)) if attn_stages[i]
+        for j in range(blocks[i])}  # the second stage attends on its 12 × 12 map pooled
+    assert list(augmented(model)) == list(attended)
+    assert count(model) == parameters(plain_of(f'resnet{depth}'), attended, lambda out: (64, 16), num_heads=4)
+
+
+# ResNeXt and wide ResNets: the ResNets' arguments, or any network through `augment`
+
+RELATIVES = [
+    ('aa_resnet50', dict(cardinality=32, base_width=4), 'resnext50_32x4d'),
+    ('aa_resnet101', dict(cardinality=32, base_width=8), 'resnext101_32x8d'),
+    ('aa_resnet50', dict(base_width=128), 'wide_resnet50_2'),
+    ('aa_resnet101', dict(base_width=128), 'wide_resnet101_2'),
+]
+
+
+@pytest.mark.parametrize('name, kwargs, plain', RELATIVES)
+def test_resnext_and_wide_resnets(name, kwargs, plain):
+    """dv = 1/4 leaves a number of filters that the groups divide; the same network comes from a mapping by stage."""
+    model = timm.create_model(name, device='meta', num_classes=1000, img_size=224, dk=0.25, dv=0.25, **kwargs)
+    base, sides = plain_of(plain), {'layer2': 14, 'layer3': 14, 'layer4': 7}
+    attended = {n: sides[n[:6]] for n, _ in base.named_modules() if n[:6] in sides and n.endswith('.conv2')}
+    assert list(augmented(model)) == list(attended) and len(attended) in (13, 30)
+    assert {m.groups for m in augmented(model).values()} == {kwargs.get('cardinality', 1)}
+    assert count(model) == parameters(base, attended, lambda out: (max(out // 4, 8 * 20), out // 4))
+    by_stage = {'layer2.*.conv2': dict(attn_pool=2), 'layer3.*.conv2': {}, 'layer4.*.conv2': {}}
+    other = aa_models.augment(base, where=by_stage, img_size=224, dk=0.25, dv=0.25)
+    assert {n: p.shape for n, p in other.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
+
+
+def test_every_stage_has_its_own_settings():
+    by_stage = {
+        'layer1.*.conv2': dict(attention='linear', pos_embed='coord', attn_pool=2),
+        'layer3.*.conv2': dict(dk=32, dv=64, num_heads=4),
+        'layer4.*.conv2': dict(dk=64, dv=128, num_heads=2),
+    }
+    model = aa_models.augment(plain_of('resnext50_32x4d'), where=by_stage, img_size=64, dk=32, dv=32)
+    found = {n: (type(m.attn).__name__, m.dk, m.dv, m.num_heads, m.attn.attn_pool) for n, m in augmented(model).items()}
+    assert found == {
+        **{f'layer1.{i}.conv2': ('LinearAttention', 32, 32, 8, 2) for i in range(3)},
+        **{f'layer3.{i}.conv2': ('SoftmaxAttention', 32, 64, 4, 1) for i in range(6)},
+        **{f'layer4.{i}.conv2': ('SoftmaxAttention', 64, 128, 2, 1) for i in range(3)}}
+
+
+def test_groups_that_do_not_divide_are_named():
+    with pytest.raises(ValueError, match='layer2.0.conv2 cannot be augmented: groups=32 must divide .* 256 - 24 = 232'):
+        timm.create_model('aa_resnet50', device='meta', cardinality=32, base_width=4)
+
+
+def test_resnet18_for_small_pictures():
+    """The form that CIFAR-10 is trained with: a 3×3 stem, no max-pool, three stages that attend."""
+    model = timm.create_model('resnet18', num_classes=10)
+    model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    expected = count(model)
+    assert expected == 11_173_962  # the ResNet-18 known from CIFAR-10
+    sides = {'2': 16, '3': 8, '4': 4}
+    attended = {f'layer{stage}.{i}.conv1': side for stage, side in sides.items() for i in range(2)}
+    expected = parameters(model, attended, lambda out: (max(out // 4, 8 * 20), out // 4))
+    aa_models.augment(model, where=['layer[234].*.conv1'], img_size=32, dk=0.25, dv=0.25)
+    assert list(augmented(model)) == list(attended) and count(model) == expected
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 10)
