@@ -98,9 +98,10 @@ def layer_table(model: nn.Module, size: tuple[int, int], plain: bool = False) ->
     macs = count_macs_by_module(model, (in_chans, *size))
     maps = trace_map_sizes(model, [name for name, m in layers.items() if not isinstance(m, nn.Linear)], in_chans, size)
     rows = [_row(name, layer, maps.get(name), macs.get(name, 0)) for name, layer in layers.items()]
-    params = _count(model)
-    rest = Row('everything else', params=params - sum(r.params for r in rows), macs=macs[''] - sum(r.macs for r in rows))
-    return [*rows, rest, Row('total', params=params, macs=macs[''])]
+    total = Row('total', params=_count(model), macs=macs[''])
+    rest = Row(
+        'everything else', params=total.params - sum(r.params for r in rows), macs=total.macs - sum(r.macs for r in rows))
+    return [*rows, rest, total]
 
 
 def _layers(module: nn.Module, plain: bool, prefix: str = '') -> Iterator[tuple[str, Layer]]:

@@ -1,4 +1,4 @@
-"""torchvision's RetinaNet on an augmented ResNet: it learns from a photograph of 640 pixels and answers in its pixels."""
+"""torchvision's RetinaNet on an augmented ResNet: it learns from a photograph at 640 px and answers in its pixels."""
 import pytest
 import timm
 import torch
