@@ -100,7 +100,8 @@ def layer_table(model: nn.Module, size: tuple[int, int], plain: bool = False) ->
     rows = [_row(name, layer, maps.get(name), macs.get(name, 0)) for name, layer in layers.items()]
     total = Row('total', params=_count(model), macs=macs[''])
     rest = Row(
-        'everything else', params=total.params - sum(r.params for r in rows), macs=total.macs - sum(r.macs for r in rows))
+        'everything else', params=total.params - sum(row.params for row in rows),
+        macs=total.macs - sum(row.macs for row in rows))
     return [*rows, rest, total]
 
 
