@@ -1,6 +1,7 @@
 """Attention-augmented convolutional networks for timm: importing this package registers its models."""
 from . import models
+from .attention_maps import attention_maps
 from .augment import augment
 
-__all__ = ['augment']
+__all__ = ['attention_maps', 'augment']
 __version__ = '0.1.0'

@@ -15,6 +15,7 @@ __all__ = ['main']
 # The first line of a module's docstring is the subcommand's help, the rest its description; `USAGE`, where it has one,
 # replaces argparse's list of all options.
 COMMANDS = {
+    'attention': 'aa_models.attention',
     'benchmark': 'aa_models.benchmark',
     'info': 'aa_models.info',
     'list': 'aa_models.listing',

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-__all__ = ['find_pictures', 'read_picture']
+__all__ = ['find_pictures', 'picture_mode', 'read_picture']
 
 
 def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
@@ -48,6 +48,17 @@ def read_picture(path: str | Path, mode: str = 'RGB') -> Image.Image:
         raise ValueError(f'{path} is no picture that can be read') from None
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(f'{path} cannot be read as a picture: {error}') from error
+
+
+def picture_mode(channels: int) -> str:
+    """Pillow's mode of pictures with so many channels.
+
+    Raises:
+        ValueError: Pictures have no such number of channels.
+    """
+    if channels not in (1, 3):
+        raise ValueError(f'the model reads {channels} channels, and pictures have 1 or 3')
+    return 'RGB' if channels == 3 else 'L'
 
 
 def _plain(picture: Image.Image) -> Image.Image:

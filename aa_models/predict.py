@@ -22,9 +22,9 @@ from timm.data import create_transform, resolve_data_config
 from timm.models import parse_model_name, split_model_name_tag
 from torch import nn
 
-from aa_models.pictures import find_pictures, read_picture
+from aa_models.pictures import find_pictures, picture_mode, read_picture
 
-__all__ = ['add_arguments', 'predict', 'run']
+__all__ = ['add_arguments', 'check_model_name', 'find_device', 'predict', 'run']
 
 DEFAULT_MODEL = 'aa_resnet18'
 
@@ -50,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.top < 1:
         raise ValueError(f'--top must be at least 1, not {args.top}')
-    device = _device(args.device)
-    _check_model_name(args.model)
+    device = find_device(args.device)
+    check_model_name(args.model)
     paths = find_pictures(args.images)
     for path in paths:  # all of them before any work: the last of a thousand must not end it
         read_picture(path)
@@ -81,16 +81,14 @@ def predict(model: nn.Module, paths: list[Path], top: int = 5) -> Iterator[dict[
         without a name has its index as label.
     """
     config = resolve_data_config(model=model)
-    channels = config['input_size'][0]
-    if channels not in (1, 3):
-        raise ValueError(f'the model reads {channels} channels, and pictures have 1 or 3')
+    mode = picture_mode(config['input_size'][0])
     if not model.num_classes:
         raise ValueError('the model has no classes, it only makes features')
     transform = create_transform(**config)
     labels = model.pretrained_cfg.get('label_names') or ()
     parameter = next(model.parameters())
     for path in paths:
-        picture = transform(read_picture(path, 'RGB' if channels == 3 else 'L'))  # (C, H, W)
+        picture = transform(read_picture(path, mode))  # (C, H, W)
         logits = model(picture[None].to(parameter.device, parameter.dtype))[0]  # (num_classes,)
         best = logits.float().softmax(0).topk(min(top, len(logits)))
         yield dict(
@@ -102,8 +100,12 @@ def predict(model: nn.Module, paths: list[Path], top: int = 5) -> Iterator[dict[
         )
 
 
-def _device(name: str) -> torch.device:
-    """Turn `--device` into a device that is there."""
+def find_device(name: str) -> torch.device:
+    """Turn `--device` into a device that is there; by default an accelerator where there is one.
+
+    Raises:
+        ValueError: It is not there.
+    """
     if not name:
         return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device('cpu')
     try:
@@ -118,8 +120,12 @@ def _label(names: Sequence[str] | dict[str, str], index: int) -> str:
     return names.get(str(index), str(index))
 
 
-def _check_model_name(name: str) -> None:
-    """Refuse a name or tag that no model has; a folder or a repository is left to timm."""
+def check_model_name(name: str) -> None:
+    """Refuse a name or tag that no model has; a folder or a repository is left to timm.
+
+    Raises:
+        ValueError: No such model or tag.
+    """
     source, name_tag = parse_model_name(name)
     if source:
         return

@@ -212,7 +212,7 @@ class SoftmaxAttention(GridAttention):
         return out.unflatten(2, [H, W])
 
     def _way(self, q: torch.Tensor, dropout_p: float) -> str:
-        if not self.fused_attn:
+        if self.is_watched() or not self.fused_attn:
             return 'explicit'
         lengths = [n for n, table in zip(q.shape[2:4], (self.rel_h, self.rel_w)) if table is not None]
         return fastest_way(q.device.type, q.shape[4] + sum(lengths), dropout_p)

@@ -165,6 +165,18 @@ class GridAttention(nn.Module):
         q, k, _ = self.heads(self.sample(x))
         return self.weights(q, k)
 
+    def map_size(self, x: torch.Tensor) -> Tuple[int, int]:
+        """Height and width of the attended map of an input as `attention_map` takes it; a sequence is one row."""
+        size = self.pool(self.sample(x)).shape[2:]
+        return (1 if len(size) == 1 else size[0]), size[-1]
+
+    def is_watched(self) -> bool:
+        """Whether a hook on `attn_drop` waits for the weights, as those of `timm.utils.AttentionExtract` do.
+
+        Then, and only then, all weights pass through `attn_drop` whichever way is the fastest.
+        """
+        return bool(self.attn_drop._forward_hooks or self.attn_drop._forward_pre_hooks)
+
     def extra_repr(self) -> str:
         text = f'dk={self.dk}, dv={self.dv}, num_heads={self.num_heads}, pos_embed={self.pos_embed or None!r}'
         return text + (f', attn_pool={self.attn_pool}' if self.attn_pool > 1 else '')

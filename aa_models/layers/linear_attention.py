@@ -15,7 +15,8 @@ class LinearAttention(GridAttention):
     """Multi-head efficient attention over a map or a sequence.
 
     See `GridAttention` for the arguments. There is no logit of two positions here, hence neither relative positions nor
-    a causal mask, and `attn_drop` drops entries of ρ_k(K).
+    a causal mask, and `attn_drop` drops entries of ρ_k(K); only while a hook watches it (`is_watched`), those of the
+    weights, which are made in full for it.
     """
 
     def __init__(self, *args, **kwargs):
@@ -29,6 +30,8 @@ class LinearAttention(GridAttention):
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Weigh the values; shapes as in `GridAttention.attend`."""
         H, W = v.shape[2], v.shape[3]
+        if not torch.jit.is_scripting() and self.is_watched():
+            return (self.attn_drop(self.weights(q, k)) @ v.flatten(2, 3)).unflatten(2, [H, W])
         q, k = self._normalize(q, k)
         context = v.flatten(2, 3).transpose(-2, -1) @ self.attn_drop(k)  # (B, num_heads, dv / nh, dk / nh)
         # positions last, as maps have them

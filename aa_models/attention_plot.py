@@ -1,0 +1,70 @@
+"""Draw attention over a picture."""
+import math
+from collections.abc import Mapping
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+_COLUMNS = 5
+_PANEL = 2.0  # longer side of a panel, inches
+_SHOWN = 1024  # longer side of a picture, pixels: more of them are not seen
+
+
+def draw(picture: Image.Image, query: tuple[int, int], panels: Mapping[str, torch.Tensor], title: str) -> Figure:
+    """Draw the picture, and once more for each map with the map stretched over it.
+
+    All axes count the picture's pixels, so a point lies at the same place in each panel.
+
+    Args:
+        picture: The picture.
+        query: Column and row of the pixel whose attention it is; a cross marks it, a frame its cell of the map.
+        panels: For each heading the weights (H, W) of the parts of the picture.
+        title: Printed above.
+    """
+    rows = math.ceil((len(panels) + 1) / _COLUMNS)
+    columns = math.ceil((len(panels) + 1) / rows)
+    longer = max(picture.size)
+    # a narrow picture still leaves room for the headings
+    width, height = (max(_PANEL * side / longer, _PANEL / 3) for side in picture.size)
+    figure = Figure(figsize=(columns * width + 0.2, rows * (height + 0.35) + 0.3), layout='constrained')
+    figure.suptitle(title, fontsize='medium')
+    first, *others = figure.subplots(rows, columns, squeeze=False).flat
+    small = picture.copy()
+    small.thumbnail((_SHOWN, _SHOWN))
+    _show(first, small.convert('RGB'), picture.size, 'picture')
+    _mark(first, query)
+    for axes, (name, weights) in zip(others, panels.items()):
+        _show(axes, small.convert('L'), picture.size, f'{name}\nlargest {float(weights.max()):.2g}')
+        axes.imshow(
+            weights.numpy(), cmap='inferno', vmin=0, alpha=0.75, interpolation='nearest', extent=_extent(picture.size))
+        _mark(axes, query)
+        _frame(axes, query, picture.size, weights.shape)
+    for axes in others[len(panels):]:
+        axes.remove()
+    return figure
+
+
+def _extent(size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The borders of a picture whose pixel (x, y) has its centre there: left, right, bottom, top."""
+    return -0.5, size[0] - 0.5, size[1] - 0.5, -0.5
+
+
+def _show(axes: Axes, picture: Image.Image, size: tuple[int, int], heading: str) -> None:
+    axes.imshow(picture, cmap='gray', vmin=0, vmax=255, extent=_extent(size))
+    axes.set_title(heading, fontsize='x-small')
+    axes.set_axis_off()
+
+
+def _mark(axes: Axes, query: tuple[int, int]) -> None:
+    axes.plot(*query, marker='+', color='cyan', markersize=9, markeredgewidth=1.5)
+
+
+def _frame(axes: Axes, query: tuple[int, int], size: tuple[int, int], map_size: tuple[int, int]) -> None:
+    """Outline the map's cell in which the query lies."""
+    width, height = size[0] / map_size[1], size[1] / map_size[0]
+    left, top = (pixel * cells // side * step - 0.5 for pixel, cells, side, step in zip(
+        query, map_size[::-1], size, (width, height)))
+    axes.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor='cyan', linewidth=0.8))
