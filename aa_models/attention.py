@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     picture = _read_one(args.image)
     query = _parse_query(args.query, picture.size)
     model = timm.create_model(args.model, pretrained=True).to(device).eval()
-    layer = args.layer and _one_layer(model, args.layer)
+    layer = None if args.layer is None else _one_layer(model, args.layer)
     weights = seen_from(model, picture, query, layer or '*', args.img_size)
     if layer:
         panels = {f'head {i}': head for i, head in enumerate(weights[layer])}

@@ -19,8 +19,11 @@ T = TypeVar('T')
 def attention_maps(model: nn.Module, x: torch.Tensor, layers: str | Sequence[str] = '*') -> dict[str, torch.Tensor]:
     """The attention weights of every layer for an input, softmax attention or linear.
 
-    The model runs once in eval mode and without gradients, and is left as it was. A map holds (H * W)² weights for each
-    head and image: on large maps choose `layers`, or give one image (`x[:1]`).
+    The model runs once in eval mode, eagerly and without gradients, and is left as it was. A map holds (H * W)² weights
+    for each head and image: on large maps choose `layers`, or give one image (`x[:1]`).
+
+    `timm.utils.AttentionExtract(model, method='hook')(x)` gives the same under the names of the `attn_drop` modules. Its
+    method `'fx'` sees nothing inside an augmented convolution.
 
     Args:
         model: Any network with attention of this package in it.
@@ -28,12 +31,13 @@ def attention_maps(model: nn.Module, x: torch.Tensor, layers: str | Sequence[str
         layers: Pattern of the layers' names, as in a shell, or several.
 
     Returns:
-        For the name of each layer, in the order they run in, its weights (B, num_heads, H * W, H * W): rows are queries
+        For the name of each layer chosen, in the order they run in, its weights (B, num_heads, H * W, H * W): rows are queries
         and sum to 1; positions are in row-major order. `attention_map_sizes` gives each (H, W), which need not be the
         input's.
 
     Raises:
         ValueError: The model has no attention, or a pattern chooses none of it.
+        TypeError: `layers` is no pattern.
     """
     return read_attention(model, x, GridAttention.attention_map, layers)
 
@@ -73,7 +77,8 @@ def read_attention(
     ]
     try:
         model.eval()
-        with torch.no_grad():
+        # a compiled program may have been made for a model without hooks, and calls none
+        with torch.no_grad(), torch.compiler.set_stance('force_eager'):
             model(x)
     finally:
         for hook in hooks:
@@ -92,12 +97,16 @@ def attention_layers(model: nn.Module, layers: str | Sequence[str] = '*') -> dic
 
     Raises:
         ValueError: There is none, or one of the patterns matches none.
+        TypeError: `layers` is no pattern.
     """
+    patterns = [layers] if isinstance(layers, str) else layers
+    if not isinstance(patterns, Sequence) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise TypeError(f'layers must be a pattern of names or several, got {layers!r}')
     found = {name: module for name, module in model.named_modules() if isinstance(module, GridAttention)}
     if not found:
         raise ValueError(f'{type(model).__name__} has no attention layer of this package')
-    patterns = [layers] if isinstance(layers, str) else list(layers)
-    missed = [pattern for pattern in patterns if not fnmatch.filter(found, pattern)]
-    if missed or not patterns:
-        raise ValueError(f'layers={(missed or patterns)!r} chooses none of: {", ".join(found)}')
-    return {n: layer for n, layer in found.items() if any(fnmatch.fnmatchcase(n, pattern) for pattern in patterns)}
+    chosen = {pattern: [name for name in found if fnmatch.fnmatchcase(name, pattern)] for pattern in patterns}
+    missed = [pattern for pattern, names in chosen.items() if not names]
+    if missed or not chosen:
+        raise ValueError(f'layers={(missed or layers)!r} chooses none of: {", ".join(found)}')
+    return {name: found[name] for name in found if any(name in names for names in chosen.values())}

@@ -7,6 +7,7 @@ def check_plot(path: str) -> None:
 
     Raises:
         ValueError: matplotlib is missing, or cannot write such a file.
+        FileNotFoundError: The folder does not exist.
     """
     try:
         from matplotlib.figure import Figure
@@ -15,3 +16,5 @@ def check_plot(path: str) -> None:
     known = Figure().canvas.get_supported_filetypes()
     if Path(path).suffix[1:].lower() not in known:
         raise ValueError(f'output = {path!r} must end in one of .{", .".join(known)}')
+    if not Path(path).parent.is_dir():
+        raise FileNotFoundError(f'output = {path!r}: the folder {Path(path).parent} does not exist')
