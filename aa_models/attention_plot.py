@@ -10,6 +10,7 @@ from PIL import Image
 
 _COLUMNS = 5
 _PANEL = 2.0  # longer side of a panel, inches
+_HEADING = 1.5  # the width that a panel's heading needs, inches
 _SHOWN = 1024  # longer side of a picture, pixels: more of them are not seen
 
 
@@ -27,10 +28,10 @@ def draw(picture: Image.Image, query: tuple[int, int], panels: Mapping[str, torc
     rows = math.ceil((len(panels) + 1) / _COLUMNS)
     columns = math.ceil((len(panels) + 1) / rows)
     longer = max(picture.size)
-    # a narrow picture still leaves room for the headings
-    width, height = (max(_PANEL * side / longer, _PANEL / 3) for side in picture.size)
+    width, height = (_PANEL * side / longer for side in picture.size)
+    width, height = max(width, _HEADING), max(height, _PANEL / 5)
     figure = Figure(figsize=(columns * width + 0.2, rows * (height + 0.35) + 0.3), layout='constrained')
-    figure.suptitle(title, fontsize='medium')
+    figure.suptitle(title, fontsize='small', wrap=True)
     first, *others = figure.subplots(rows, columns, squeeze=False).flat
     small = picture.copy()
     small.thumbnail((_SHOWN, _SHOWN))
