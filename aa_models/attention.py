@@ -41,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--query', metavar='X,Y', help='column and row of the pixel that looks, 0,0 at the top left (default: centre)')
     parser.add_argument(
-        '--img-size', type=int, metavar='PX', help="side of a square of as many pixels as are fed (default: the model's)")
+        '--img-size', type=int, metavar='PX',
+        help="side of a square of as many pixels as are fed (default: the model's)")
     parser.add_argument(
         '-o', '--output', default='attention.png', metavar='FILE', help='the picture to write (default: %(default)s)')
     parser.add_argument(

@@ -22,8 +22,8 @@ def attention_maps(model: nn.Module, x: torch.Tensor, layers: str | Sequence[str
     The model runs once in eval mode, eagerly and without gradients, and is left as it was. A map holds (H * W)² weights
     for each head and image: on large maps choose `layers`, or give one image (`x[:1]`).
 
-    `timm.utils.AttentionExtract(model, method='hook')(x)` gives the same under the names of the `attn_drop` modules. Its
-    method `'fx'` sees nothing inside an augmented convolution.
+    `timm.utils.AttentionExtract(model, method='hook')(x)` gives the same under the names of the `attn_drop` modules.
+    Its method `'fx'` sees nothing inside an augmented convolution.
 
     Args:
         model: Any network with attention of this package in it.
@@ -31,9 +31,9 @@ def attention_maps(model: nn.Module, x: torch.Tensor, layers: str | Sequence[str
         layers: Pattern of the layers' names, as in a shell, or several.
 
     Returns:
-        For the name of each layer chosen, in the order they run in, its weights (B, num_heads, H * W, H * W): rows are queries
-        and sum to 1; positions are in row-major order. `attention_map_sizes` gives each (H, W), which need not be the
-        input's.
+        For the name of each layer chosen, in the order they run in, its weights (B, num_heads, H * W, H * W): rows are
+        queries and sum to 1; positions are in row-major order. `attention_map_sizes` gives each (H, W), which need not
+        be the input's.
 
     Raises:
         ValueError: The model has no attention, or a pattern chooses none of it.

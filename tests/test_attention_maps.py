@@ -48,7 +48,7 @@ def sequences():
 
 
 NETWORKS = {
-    'aa_resnet18': (partial(create_model, 'aa_resnet18', img_size=64), (2, 3, 75, 50)),  # pools, and tables made for more
+    'aa_resnet18': (partial(create_model, 'aa_resnet18', img_size=64), (2, 3, 75, 50)),  # pools; other tables
     'laa_simplecnn': (partial(create_model, 'laa_simplecnn'), (1, 3, 12, 17)),
     'convolutions': (convolutions, (2, 3, 13, 18)),
     'sequences': (sequences, (2, 3, 21)),
@@ -204,7 +204,7 @@ def test_whole_picture_is_fed_in_its_proportions():
 
 @pytest.mark.parametrize('red, green', [(RED, GREEN), ((0, 15), (11, 0))])
 def test_drawn_where_it_is(red, green):
-    """Read from the pixels of the figure: the brightest part of the panel lies on the object, the frame on the query."""
+    """Read from the figure's pixels: the brightest part of the panel lies on the object, the frame on the query."""
     picture, query = red_and_green(red, green, cell=10), (10 * red[1] + 7, 10 * red[0] + 2)
     seen = seen_from(FromRedToGreen(), picture, query)['conv.attn']
     figure = draw(picture, query, {'looks': seen[0], 'even': seen[1]}, 'title')
@@ -259,7 +259,8 @@ def test_command(options, lines, model, tmp_path, capsys):
     status, out, err = run(capsys, PICTURE, '--model', model, '-o', output, '--device', 'cpu', *options)
     assert (status, out.splitlines(), err) == (0, [*lines, f'wrote {output}'], '')
     with Image.open(output) as picture:
-        assert picture.format == 'PNG' and min(picture.size) > 300 and len(picture.convert('RGB').getcolors(1 << 24)) > 100
+        colours = picture.convert('RGB').getcolors(1 << 24)
+        assert picture.format == 'PNG' and min(picture.size) > 300 and len(colours) > 100
 
 
 @pytest.mark.parametrize('options, words', [
@@ -287,7 +288,8 @@ def test_wrong_pictures(model, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(timm, 'create_model', lambda *_, **__: pytest.fail('a model was built before the check'))
     no_picture = tmp_path / 'notes.png'
     no_picture.write_text('not a picture')
-    for path, word in ((no_picture, 'notes.png'), (tmp_path / 'nothing.png', 'nothing.png'), (PICTURE.parent, 'folder')):
+    missing = tmp_path / 'nothing.png'
+    for path, word in ((no_picture, 'notes.png'), (missing, 'nothing.png'), (PICTURE.parent, 'folder')):
         status, out, err = run(capsys, path, '--model', model, '-o', tmp_path / 'seen.png')
         assert status == 2 and not out and word in err and not (tmp_path / 'seen.png').exists()
 
