@@ -23,10 +23,11 @@ from timm.data import create_transform, resolve_data_config
 from torch import nn
 
 from aa_models.attention_maps import attention_layers, read_attention
+from aa_models.build import check_name
 from aa_models.layers import GridAttention
 from aa_models.pictures import find_pictures, picture_mode, read_picture
 from aa_models.plotting import check_plot
-from aa_models.predict import DEFAULT_MODEL, check_model_name, find_device
+from aa_models.predict import DEFAULT_MODEL, find_device
 
 __all__ = ['add_arguments', 'run', 'seen_from']
 
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f'--img-size must be at least 1, not {args.img_size}')
     check_plot(args.output)
     device = find_device(args.device)
-    check_model_name(args.model)
+    check_name(args.model)
     picture = _read_one(args.image)
     query = _parse_query(args.query, picture.size)
     model = timm.create_model(args.model, pretrained=True).to(device).eval()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import timm
-from timm.models import split_model_name_tag
+from timm.models import parse_model_name, split_model_name_tag
 from timm.utils import ParseKwargs
 from torch import nn
 
@@ -31,8 +31,7 @@ def build_model(name: str, **options: Any) -> nn.Module:
     Raises:
         ValueError: No such model or tag, or arguments that it does not take.
     """
-    if ':' not in name:
-        _check_name(name)
+    check_name(name)
     try:
         return timm.create_model(name, **options)
     except TypeError as error:
@@ -40,12 +39,19 @@ def build_model(name: str, **options: Any) -> nn.Module:
         raise ValueError(f'model {name!r} cannot be made with {given}: {error}') from error
 
 
-def _check_name(name: str) -> None:
-    architecture, tag = split_model_name_tag(name)
+def check_name(name: str) -> None:
+    """Refuse a name or tag that no model has; a folder or a repository is left to timm.
+
+    Raises:
+        ValueError: No such model or tag.
+    """
+    source, name_tag = parse_model_name(name)
+    if source:
+        return
+    architecture, tag = split_model_name_tag(name_tag)
     if not timm.is_model(architecture):
-        names = timm.list_models()
-        near = difflib.get_close_matches(architecture, names, n=3)
-        hint = f'; near to it are {", ".join(near)}' if near else f'; timm knows {len(names)}, see aa-models list'
-        raise ValueError(f'model = {name!r} is unknown{hint}')
-    if tag and name not in (tags := timm.list_models(f'{architecture}.*', include_tags=True)):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        hint = f'did you mean {" or ".join(near)}? ' if near else ''
+        raise ValueError(f'model = {name!r} is unknown: {hint}`aa-models list` shows the models of this package')
+    if tag and name_tag not in (tags := timm.list_models(f'{architecture}.*', include_tags=True)):
         raise ValueError(f'model = {name!r} is unknown; the tags of {architecture} are {", ".join(tags) or "none"}')

@@ -10,7 +10,6 @@ Examples:
   aa-models predict cat.jpg --model hf-hub:timm/resnet50.a1_in1k
 """
 import argparse
-import difflib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,12 +18,12 @@ from typing import Any
 import timm
 import torch
 from timm.data import create_transform, resolve_data_config
-from timm.models import parse_model_name, split_model_name_tag
 from torch import nn
 
+from aa_models.build import check_name
 from aa_models.pictures import find_pictures, picture_mode, read_picture
 
-__all__ = ['add_arguments', 'check_model_name', 'find_device', 'predict', 'run']
+__all__ = ['add_arguments', 'find_device', 'predict', 'run']
 
 DEFAULT_MODEL = 'aa_resnet18'
 
@@ -51,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     if args.top < 1:
         raise ValueError(f'--top must be at least 1, not {args.top}')
     device = find_device(args.device)
-    check_model_name(args.model)
+    check_name(args.model)
     paths = find_pictures(args.images)
     for path in paths:  # all of them before any work: the last of a thousand must not end it
         read_picture(path)
@@ -118,21 +117,3 @@ def _label(names: Sequence[str] | dict[str, str], index: int) -> str:
     """Return the name of a class; timm also allows a dict of some classes' names, whose keys JSON makes strings."""
     names = names if isinstance(names, dict) else {str(i): name for i, name in enumerate(names)}
     return names.get(str(index), str(index))
-
-
-def check_model_name(name: str) -> None:
-    """Refuse a name or tag that no model has; a folder or a repository is left to timm.
-
-    Raises:
-        ValueError: No such model or tag.
-    """
-    source, name_tag = parse_model_name(name)
-    if source:
-        return
-    architecture, tag = split_model_name_tag(name_tag)
-    if not timm.is_model(architecture):
-        similar = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        hint = f'did you mean {" or ".join(similar)}? ' if similar else ''
-        raise ValueError(f'unknown model {name!r}: {hint}`aa-models list` shows the models of this package')
-    if tag and name_tag not in (tags := timm.list_models(f'{architecture}.*', include_tags=True)):
-        raise ValueError(f'{architecture} has no tag {tag!r}, but: {", ".join(tags) or "none"}')

@@ -119,9 +119,9 @@ def test_a_plain_network_has_the_last_lines_only(capsys):
 
 
 @pytest.mark.parametrize('arguments, message', [
-    (['aa_resnet19'], "model = 'aa_resnet19' is unknown; near to it are aa_resnet"),
+    (['aa_resnet19'], "model = 'aa_resnet19' is unknown: did you mean aa_resnet"),
     (['aa_resnet18.best'], "model = 'aa_resnet18.best' is unknown; the tags of aa_resnet18 are aa_resnet18.cifar100"),
-    (['aa_resnet19.cifar100'], 'near to it are aa_resnet'),
+    (['aa_resnet19.cifar100'], 'did you mean aa_resnet'),
     (['local-dir:nowhere'], 'nowhere'),
     (['aa_resnet18', '--model-kwargs', 'depth=3'], "aa_resnet18' cannot be made with .*depth=3"),
     (['aa_resnet18', '--model-kwargs', 'dv=1000'], 'layer2.0.conv1 cannot be augmented: dv=1000'),

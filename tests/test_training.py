@@ -86,7 +86,7 @@ def test_key_values_without_a_value_are_a_wrong_option(capsys):
 # what is refused before anything is written
 
 @pytest.mark.parametrize('values, message', [
-    (dict(model='aa_resnet19'), "model = 'aa_resnet19' is unknown; near to it are aa_resnet"),
+    (dict(model='aa_resnet19'), "model = 'aa_resnet19' is unknown: did you mean aa_resnet"),
     (dict(model='aa_resnet18.best'), "model = 'aa_resnet18.best' is unknown; the tags of aa_resnet18 are .*cifar100"),
     (dict(model_kwargs=dict(depth=3)), "cannot be made with .*depth=3"),
     (dict(num_classes=2), 'num_classes = 2, but the images have labels to 2'),
