@@ -194,3 +194,28 @@ def attention_branch(layer, x, size):
     if attn.attn_pool > 1:
         out = enlarged(out, *(size if axes == 2 else (1, size[0])))
     return out if axes == 2 else out.squeeze(2)
+
+
+def self_attention_conv(layer, x):
+    """SAGAN: act(shortcut(x) + γ · v(Σ_i β_ji h(x_i))), β_ji = softmax_i(g(x_j) · f(x_i) / √dim_head).
+
+    Returns:
+        The output and β (B, num_heads, H * W, H * W); the activation is the layer's own.
+    """
+    def conv1x1(weight, bias, x):
+        out = torch.einsum('oc,bcn->bon', weight.double().flatten(1), x)
+        return out if bias is None else out + bias.double()[:, None]
+
+    x = x.double()
+    flat, depth = x.flatten(2), layer.num_heads * layer.dim_head
+    qkv = conv1x1(layer.attn.qkv.weight, layer.attn.qkv.bias, flat)
+    scores, contexts = [], []
+    for head in range(layer.num_heads):
+        g, f, h = (qkv[:, part * depth + head * layer.dim_head:][:, :layer.dim_head] for part in range(3))
+        scores.append((torch.einsum('bdj,bdi->bji', g, f) / math.sqrt(layer.dim_head)).softmax(-1))
+        contexts.append(torch.einsum('bji,bdi->bdj', scores[-1], h))
+    attended = conv1x1(layer.attn.proj.weight, layer.attn.proj.bias, torch.cat(contexts, dim=1))
+    same = isinstance(layer.shortcut, torch.nn.Identity)
+    shortcut = flat if same else conv1x1(layer.shortcut.weight, layer.shortcut.bias, flat)
+    out = shortcut + layer.gamma.double() * attended
+    return layer.act(out.unflatten(2, x.shape[2:])), torch.stack(scores, dim=1)

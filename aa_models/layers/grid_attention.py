@@ -34,7 +34,7 @@ class GridAttention(nn.Module):
     Args:
         in_channels: Channels of the input.
         dk: Channels of the queries (and of the keys), all heads together.
-        dv: Channels of the values, all heads together; also the channels of the output.
+        dv: Channels of the values, all heads together.
         num_heads: Number of heads; divides `dk` and `dv`.
         stride: Step between the positions read, one for each axis.
         sample_pad: Zeros to add around the map before reading, as `torch.nn.functional.pad` takes them (last axis
@@ -43,6 +43,7 @@ class GridAttention(nn.Module):
         attn_pool: Step of the average pooling, 1 for none. Windows at the border average only what is inside the map.
         attn_drop: Dropout probability of the attention weights.
         bias: Learn biases in both projections.
+        out_channels: Channels of the output, by default `dv`.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class GridAttention(nn.Module):
             attn_pool: int = 1,
             attn_drop: float = 0.,
             bias: bool = True,
+            out_channels: Optional[int] = None,
             device=None,
             dtype=None,
     ):
@@ -78,7 +80,7 @@ class GridAttention(nn.Module):
         self.pool = nn.Identity() if attn_pool == 1 else _POOL[ndim](
             2 * attn_pool - 1, attn_pool, attn_pool - 1, count_include_pad=False)
         self.qkv = CONV[ndim](in_channels + extra, 2 * dk + dv, 1, bias=bias, **dd)
-        self.proj = CONV[ndim](dv, dv, 1, bias=bias, **dd)
+        self.proj = CONV[ndim](dv, out_channels or dv, 1, bias=bias, **dd)
         self.attn_drop = nn.Dropout(attn_drop)
 
     def reset_parameters(self) -> None:
@@ -131,7 +133,7 @@ class GridAttention(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, in_channels, H_in, W_in) -> (B, dv, H_out, W_out); sequences likewise."""
+        """(B, in_channels, H_in, W_in) -> (B, out_channels, H_out, W_out); sequences likewise."""
         x = self.sample(x)
         q, k, v = self.heads(x)
         out = self.attend(q, k, v)
@@ -149,6 +151,12 @@ class GridAttention(nn.Module):
             out = F.interpolate(out, size=x.shape[2:], mode=self.resize_mode)
         return out
 
+    def check_input(self, x: torch.Tensor) -> None:
+        """Refuse an input of the wrong rank or channels."""
+        if x.dim() != len(self.stride) + 2 or x.shape[1] != self.in_channels:
+            axes = 'L' if len(self.stride) == 1 else 'H, W'
+            raise ValueError(f'x must have the shape (B, {self.in_channels}, {axes}), got {tuple(x.shape)}')
+
     def attention_map(self, x: torch.Tensor) -> torch.Tensor:
         """The attention weights of an input, in full.
 
@@ -158,10 +166,11 @@ class GridAttention(nn.Module):
         Returns:
             (B, num_heads, H * W, H * W), rows (queries) summing to 1; (H, W) is the attended map, pooled where
             `attn_pool` > 1, in row-major order.
+
+        Raises:
+            ValueError: `x` has the wrong rank or channels.
         """
-        if x.dim() != len(self.stride) + 2 or x.shape[1] != self.in_channels:
-            axes = 'L' if len(self.stride) == 1 else 'H, W'
-            raise ValueError(f'x must have the shape (B, {self.in_channels}, {axes}), got {tuple(x.shape)}')
+        self.check_input(x)
         q, k, _ = self.heads(self.sample(x))
         return self.weights(q, k)
 
