@@ -1,0 +1,1 @@
+"""Worked examples; each runs as `python -m aa_models.examples.<name>`."""
