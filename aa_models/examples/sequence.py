@@ -131,7 +131,8 @@ def sequence_net(task: Recall, model: str, channels: int = 48) -> nn.Sequential:
     """
     dilations = [1, 1]
     if model == 'dilated':
-        dilations = [KERNEL_SIZE ** i for i in range(task.length) if KERNEL_SIZE ** i < 2 * task.length]
+        seen = task.length if task.causal else 2 * task.length
+        dilations = [KERNEL_SIZE ** i for i in range(seen) if KERNEL_SIZE ** i < seen]
     padding = 0 if task.causal else 'same'
     blocks = [
         Block(AugmentedConv1d(
@@ -143,6 +144,9 @@ def sequence_net(task: Recall, model: str, channels: int = 48) -> nn.Sequential:
 
 def equal_width(task: Recall, model: str, channels: int) -> int:
     """The smallest width at which a model has as many parameters as the augmented one of `channels`."""
+    if model == 'augmented':
+        return channels
+
     def parameters(model: str, width: int) -> int:
         with torch.device('meta'):
             return sum(p.numel() for p in sequence_net(task, model, width).parameters())
