@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_model, save_model
 from torch import nn
 from timm.layers import set_fused_attn
 
@@ -42,7 +43,7 @@ def test_equals_reference(fused):
 
 @torch.no_grad()
 def test_scores_are_those_that_make_the_output():
-    """P3's fault: what it returns as scores is the context."""
+    """They are the weights that sum up the values, not that sum itself."""
     layer = SelfAttentionConv2d(8, num_heads=2, dim_head=3, gamma=1., dtype=torch.float64)
     x = torch.randn(2, 8, 3, 5, dtype=torch.float64)
     scores = layer.attention_map(x)
@@ -133,6 +134,35 @@ def test_saved_and_loaded(tmp_path):
     assert torch.equal(other(x), layer(x)) and other.gamma == layer.gamma
     assert set(layer.state_dict()) == {
         'gamma', 'act.weight', *(f'{m}.{p}' for m in ('attn.qkv', 'attn.proj', 'shortcut') for p in ('weight', 'bias'))}
+
+
+def test_first_and_in_between_in_a_network(tmp_path):
+    """It learns a label that no 3×3 window tells; safetensors brings the network back, which takes any size."""
+    def network():
+        return nn.Sequential(
+            SelfAttentionConv2d(1, 8, act_layer='relu'), nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU(),
+            SelfAttentionConv2d(16, num_heads=2, dim_head=4), nn.Conv2d(16, 2, 3, padding=1))
+
+    net = network()
+    x = torch.randn(64, 1, 8, 8)
+    label = (x.sum((1, 2, 3)) > 0).long().view(-1, 1, 1).expand(-1, 4, 4)  # asked at every pixel
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    losses = []
+    for _ in range(80):
+        loss = F.cross_entropy(net(x), label)
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad is not None for p in net.parameters())
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0] and all(net[i].gamma.abs() > 0.01 for i in (0, 3))
+
+    save_model(net, tmp_path / 'model.safetensors')
+    other = network()
+    assert load_model(other, tmp_path / 'model.safetensors') == (set(), [])
+    image = torch.randn(2, 1, 11, 6)
+    with torch.no_grad():
+        assert torch.equal(other(image), net(image))
 
 
 @torch.no_grad()

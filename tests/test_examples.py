@@ -1,0 +1,112 @@
+"""The worked examples: their task is what they say, their networks see what they may, attention learns it."""
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from aa_models.examples import sequence
+from aa_models.examples.sequence import Recall, accuracy, equal_width, sequence_net, train
+
+README = (Path(__file__).parents[1] / 'README.md').read_text(encoding='utf-8')
+
+
+@pytest.mark.parametrize('causal', [True, False])
+def test_answers_are_in_the_sequence(causal):
+    """Token by token: an answer is the value shown beside the same key, the nearest so many tokens off."""
+    task = Recall(length=20, keys=4, values=3, causal=causal)
+    asked = 0
+    for tokens, answers, distances in zip(*task.draw(50, torch.Generator().manual_seed(0))):
+        assert all(3 <= key < 7 for key in tokens[::2]) and all(answer == -100 for answer in answers[::2])
+        for i in range(1, 20, 2):
+            told = [j for j in range(1, i if causal else 20, 2)
+                    if j != i and tokens[j - 1] == tokens[i - 1] and tokens[j] != 7]
+            if tokens[i] != 7 or not told:
+                assert answers[i] == -100
+                continue
+            asked += 1
+            assert {tokens[j].item() for j in told} == {answers[i].item()}
+            assert min(abs(i - j) for j in told) == distances[i]
+    assert asked > 50
+
+
+@torch.no_grad()
+def test_causal_networks_see_all_that_was_and_nothing_that_comes():
+    task = Recall()
+    tokens = task.draw(2, torch.Generator().manual_seed(0))[0]
+    for model, reach in (('conv', 4), ('dilated', 63), ('augmented', 63)):
+        net = sequence_net(task, model, 32).eval()
+        before = net(tokens)
+        for t in (0, 17, 40, 63):
+            changed = tokens.clone()
+            changed[:, t] = (changed[:, t] + 1) % task.tokens
+            after = net(changed)
+            torch.testing.assert_close(after[:, :t], before[:, :t])
+            seen = ((after - before).abs().amax((0, 2)) > 1e-5).nonzero().flatten()
+            assert seen.min() == t and seen.max() == min(t + reach, 63)
+
+
+@torch.no_grad()
+def test_other_networks_see_both_ways():
+    task = Recall(causal=False)
+    tokens = task.draw(2, torch.Generator().manual_seed(0))[0]
+    changed = tokens.clone()
+    changed[:, 30] = (changed[:, 30] + 1) % task.tokens
+    for model, first, last in (('conv', 28, 32), ('dilated', 0, 63), ('augmented', 0, 63)):
+        net = sequence_net(task, model, 32).eval()
+        seen = ((net(changed) - net(tokens)).abs().amax((0, 2)) > 1e-5).nonzero().flatten()
+        assert (seen.min(), seen.max()) == (first, last)
+
+
+@pytest.mark.parametrize('causal', [True, False])
+def test_parameters_are_equal(causal):
+    task = Recall(causal=causal)
+    count = {
+        model: sum(p.numel() for p in sequence_net(task, model, equal_width(task, model, 48)).parameters())
+        for model in sequence.MODELS}
+    assert all(count['augmented'] <= n < 1.06 * count['augmented'] for n in count.values()), count
+
+
+def test_attention_learns_what_convolution_cannot():
+    """The default task, half as long: nearly all right, against guessing one of 8 values where the answer is far."""
+    task = Recall(causal=False)
+    far = {}
+    for model in ('augmented', 'conv'):
+        net = sequence_net(task, model, equal_width(task, model, 48))
+        train(net, task, steps=150)
+        far[model] = accuracy(net, task, 500)[1]
+    assert far['augmented'] > 0.6 and far['conv'] < 0.2, far
+
+
+def test_command_prints_a_table(capsys):
+    words = '--models conv augmented --seeds 2 --steps 3 --batch-size 2 --length 12 --channels 32'
+    assert sequence.main(words.split()) == 0
+    title, _, _, *rows = capsys.readouterr().out.splitlines()
+    assert '12 tokens' in title and 'chance 12.5%' in title
+    assert [re.findall(r'[^| ]+', row)[:2] for row in rows] == [
+        ['Conv1d', 'yes'], ['AugmentedConv1d', 'yes'], ['Conv1d', 'no'], ['AugmentedConv1d', 'no']]
+    assert all(len(re.findall(r'\d+\.\d ± \d+\.\d %', row)) == 2 for row in rows)
+
+
+@pytest.mark.parametrize('words,error', [
+    ('--length 7', 'length must be even, at least 4, got 7'),
+    ('--keys 0', 'keys must be at least 1, got 0'),
+    ('--values 1', 'values must be at least 2, got 1'),
+    ('--steps 0', 'steps = 0 must be more than 0'),
+    ('--lr nan', 'lr = nan must be more than 0'),
+    ('--channels 16', 'channels = 16 must be at least 32'),
+    ('--models lstm', "invalid choice: 'lstm'"),
+])
+def test_bad_options(capsys, words, error):
+    with pytest.raises(SystemExit) as stop:
+        sequence.main(words.split())
+    out = capsys.readouterr()
+    assert stop.value.code == 2 and error in out.err and not out.out
+
+
+def test_commands_of_the_readme_are_understood():
+    commands = re.findall(r'^python -m aa_models\.examples\.sequence.*$', README, re.MULTILINE)
+    for command in commands:
+        sequence._parser().parse_args(shlex.split(command, comments=True)[3:])
+    assert commands
