@@ -69,14 +69,16 @@ def test_parameters_are_equal(causal):
 
 
 def test_attention_learns_what_convolution_cannot():
-    """The default task, half as long: nearly all right, against guessing one of 8 values where the answer is far."""
-    task = Recall(causal=False)
+    """One training of the README's table: far answers all right, against guessing one of 8 values."""
+    task = Recall()
     far = {}
-    for model in ('augmented', 'conv'):
+    for model, steps in (('augmented', 300), ('conv', 60)):  # more steps cannot help: what it needs is out of its reach
+        torch.manual_seed(0)
         net = sequence_net(task, model, equal_width(task, model, 48))
-        train(net, task, steps=150)
+        losses = train(net, task, steps)
         far[model] = accuracy(net, task, 500)[1]
-    assert far['augmented'] > 0.6 and far['conv'] < 0.2, far
+        assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
+    assert far['augmented'] > 0.9 and far['conv'] < 0.2, far
 
 
 def test_command_prints_a_table(capsys):
