@@ -51,6 +51,14 @@ def test_predict_command_answers(capsys):
     assert len(right) >= 6 and sum(right) > len(right) / 2
 
 
+def test_linked_tests_exist():
+    """The table of features links a test for each row."""
+    links = re.findall(r'`(test_\w+\.py)::(test_\w+)` \|$', README, re.MULTILINE)
+    assert len(links) > 20
+    for file, name in links:
+        assert f'\ndef {name}(' in (REPOSITORY / 'tests' / file).read_text(encoding='utf-8'), name
+
+
 def test_zoo_table():
     """Every model stands in the table with its own figures, and a checkpoint with what its card and its file say."""
     table = [line.strip('|').split('|') for line in README.splitlines() if line.startswith('| `')]
