@@ -136,7 +136,8 @@ def sequence_net(task: Recall, model: str, channels: int = 48) -> nn.Sequential:
     padding = 0 if task.causal else 'same'
     blocks = [
         Block(AugmentedConv1d(
-            channels, channels, KERNEL_SIZE, padding=padding, dilation=dilation, causal=task.causal, **MODELS[model][1]))
+            channels, channels, KERNEL_SIZE, padding=padding, dilation=dilation, causal=task.causal,
+            **MODELS[model][1]))
         for dilation in dilations]
     return nn.Sequential(
         nn.Embedding(task.tokens, channels), *blocks, nn.LayerNorm(channels), nn.Linear(channels, task.values))
@@ -225,8 +226,8 @@ def compare(args: argparse.Namespace) -> None:
                 train(net, task, args.steps, args.batch_size, args.lr, seed, f'{MODELS[model][0]}, seed {seed}')
                 results.append(accuracy(net, task))
             parameters = sum(p.numel() for p in net.parameters())
-            print(_line([MODELS[model][0], 'yes' if causal else 'no', f'{parameters:,}', *map(_percent, zip(*results))]),
-                  flush=True)
+            cells = [MODELS[model][0], 'yes' if causal else 'no', f'{parameters:,}', *map(_percent, zip(*results))]
+            print(_line(cells), flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
