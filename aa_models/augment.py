@@ -5,12 +5,13 @@ it (Attention Augmented Convolutional Networks, arXiv 1904.09925, section 3.2).
 """
 import fnmatch
 import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
-from typing import Any, Callable, Dict, Iterable, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any
 
 import torch
-from torch import nn
 from timm.layers import to_2tuple
+from torch import nn
 from torch.func import functional_call
 
 from .layers import AugmentedConv2d
@@ -18,12 +19,12 @@ from .warm_start import plain_to_augmented
 
 _logger = logging.getLogger(__name__)
 
-Where = Union[str, Sequence[str], Mapping[str, Mapping[str, Any]], Callable[[str, nn.Conv2d], bool]]
+Where = str | Sequence[str] | Mapping[str, Mapping[str, Any]] | Callable[[str, nn.Conv2d], bool]
 
 
-def _select(model: nn.Module, where: Where) -> Dict[str, Mapping[str, Any]]:
+def _select(model: nn.Module, where: Where) -> dict[str, Mapping[str, Any]]:
     """The names of the convolutions that `where` chooses, each with the settings that `where` has for it."""
-    if not (callable(where) or isinstance(where, (str, Mapping)) or isinstance(where, Sequence)):
+    if not (callable(where) or isinstance(where, (str, Mapping, Sequence))):
         raise TypeError(f'where must be a pattern, several, a mapping from patterns or a function, got {where!r}')
     convs = {name: m for name, m in model.named_modules() if type(m) is nn.Conv2d}
     larger = {name: m for name, m in convs.items() if max(m.kernel_size) > 1}
@@ -49,8 +50,8 @@ def trace_map_sizes(
         model: nn.Module,
         names: Iterable[str],
         in_chans: int,
-        img_size: Tuple[int, int],
-) -> Dict[str, Tuple[int, int]]:
+        img_size: tuple[int, int],
+) -> dict[str, tuple[int, int]]:
     """Find the output size (H, W) of submodules by one forward pass on the meta device, which computes nothing.
 
     Args:
@@ -59,7 +60,7 @@ def trace_map_sizes(
         in_chans: Channels of the model's input.
         img_size: Height and width of the model's input, pixels.
     """
-    sizes: Dict[str, Tuple[int, int]] = {}
+    sizes: dict[str, tuple[int, int]] = {}
     hooks = [
         model.get_submodule(name).register_forward_hook(
             lambda module, args, output, name=name: sizes.__setitem__(name, tuple(output.shape[-2:])))
@@ -80,15 +81,15 @@ def trace_map_sizes(
 def augment(
         model: nn.Module,
         *,
-        dk: Union[int, float] = 0.2,
-        dv: Union[int, float] = 0.1,
+        dk: int | float = 0.2,
+        dv: int | float = 0.1,
         num_heads: int = 8,
         where: Where = '*.*',
         attention: str = 'softmax',
-        pos_embed: Optional[str] = 'rel',
+        pos_embed: str | None = 'rel',
         attn_pool: int = 1,
         attn_drop: float = 0.,
-        img_size: Union[int, Tuple[int, int], None] = None,
+        img_size: int | tuple[int, int] | None = None,
         warm_start: bool = True,
 ) -> nn.Module:
     """Replace chosen convolutions of a convnet by attention-augmented ones of the same shape, in place.
@@ -148,7 +149,7 @@ def augment(
     return model
 
 
-def _augmented(name: str, conv: nn.Conv2d, size: Tuple[int, int], settings: Dict[str, Any]) -> AugmentedConv2d:
+def _augmented(name: str, conv: nn.Conv2d, size: tuple[int, int], settings: dict[str, Any]) -> AugmentedConv2d:
     """The augmented layer in place of `conv`, whose output has that size."""
     if conv.padding_mode != 'zeros':
         raise ValueError(f'{name} cannot be augmented: its padding_mode is {conv.padding_mode!r}, possible is zeros')

@@ -108,7 +108,7 @@ def layer_table(model: nn.Module, size: tuple[int, int], plain: bool = False) ->
 def _layers(module: nn.Module, plain: bool, prefix: str = '') -> Iterator[tuple[str, Layer]]:
     """The layers that get a row, without those inside of another one of them."""
     for name, child in module.named_children():
-        if isinstance(child, AugmentedConv2d) or plain and isinstance(child, (nn.Conv2d, nn.Linear)):
+        if isinstance(child, AugmentedConv2d) or (plain and isinstance(child, (nn.Conv2d, nn.Linear))):
             yield prefix + name, child
         else:
             yield from _layers(child, plain, f'{prefix}{name}.')

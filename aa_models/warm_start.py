@@ -11,18 +11,19 @@ the other filters and their batch-norm statistics, and changes the function of t
   that gradients reach it. Before a ReLU the shift becomes the mean of what the lost channel sent on.
 """
 import logging
-from typing import Dict, List, Mapping, NamedTuple, Optional, Tuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
+from timm.layers import SEModule
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from timm.layers import SEModule
 
 from .layers import AugmentedConv2d
 
 _logger = logging.getLogger(__name__)
 
-StateDict = Dict[str, torch.Tensor]
+StateDict = dict[str, torch.Tensor]
 
 _SCALE = 0.1  # of attention, in parts of the lost channel's
 _NORM_KEYS = ('weight', 'bias', 'running_mean', 'running_var')
@@ -40,10 +41,10 @@ class _Path(NamedTuple):
         entries: Entries of the state dict and their axis that have the order of the channels, the convolution's first.
         reader: Name of the convolution that reads them, or None where they lead elsewhere.
     """
-    norm: Optional[str]
-    act: Optional[nn.Module]
-    entries: List[Tuple[str, int]]
-    reader: Optional[str]
+    norm: str | None
+    act: nn.Module | None
+    entries: list[tuple[str, int]]
+    reader: str | None
 
 
 class _Tracer(fx.Tracer):
@@ -56,14 +57,14 @@ class _Tracer(fx.Tracer):
         return not inner and module.__module__.startswith('timm.layers')
 
 
-def _trace(model: nn.Module) -> Dict[str, fx.Node]:
+def _trace(model: nn.Module) -> dict[str, fx.Node]:
     """The calls of modules by their names; none where the network cannot be traced."""
     try:
         graph = _Tracer().trace(model)
     except Exception as error:  # a network may do anything to a stand-in for its input
         _logger.debug('%s cannot be traced: %s', type(model).__name__, error)
         return {}
-    calls: Dict[str, List[fx.Node]] = {}
+    calls: dict[str, list[fx.Node]] = {}
     for node in graph.nodes:
         if node.op == 'call_module':
             calls.setdefault(node.target, []).append(node)
@@ -96,13 +97,13 @@ def _follow(model: nn.Module, name: str, calls: Mapping[str, fx.Node]) -> _Path:
     return _Path(norm, act, entries, None)
 
 
-def _inner_act(norm: nn.Module) -> Optional[nn.Module]:
+def _inner_act(norm: nn.Module) -> nn.Module | None:
     """timm's batch norms have the activation inside."""
     act = getattr(norm, 'act', None)
     return None if isinstance(act, nn.Identity) else act
 
 
-def _moments(weight: torch.Tensor, bias: torch.Tensor, act: Optional[nn.Module]) -> Tuple[torch.Tensor, torch.Tensor]:
+def _moments(weight: torch.Tensor, bias: torch.Tensor, act: nn.Module | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and variance of act(weight · z + bias), z being normal; (C,) each."""
     z = torch.linspace(-5, 5, 201, dtype=torch.float64, device=weight.device)
     density = torch.exp(-z ** 2 / 2)

@@ -24,7 +24,7 @@ def test_rows_of_the_map_sum_to_1_and_give_the_output(attention, pos_embed, attn
     x = torch.randn(2, 8, 9, 12, dtype=torch.float64)
     weights = layer.attn.attention_map(x)
     (H, W), expected, _ = reference.attention(layer, x, (5, 6))
-    assert (H, W) == ((5, 6) if attn_pool == 1 else (3, 3)) and weights.shape == (2, 2, H * W, H * W)
+    assert ((5, 6) if attn_pool == 1 else (3, 3)) == (H, W) and weights.shape == (2, 2, H * W, H * W)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 2, H * W, dtype=torch.float64))
     torch.testing.assert_close(weights, expected, rtol=1e-9, atol=1e-9)
     assert (weights >= 0).all()

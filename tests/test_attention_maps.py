@@ -2,12 +2,12 @@
 import sys
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy
 import pytest
 import timm
 import torch
-from fake_weights import save_checkpoint
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from timm.utils import AttentionExtract
@@ -19,6 +19,7 @@ from aa_models.attention import seen_from
 from aa_models.attention_maps import attention_map_sizes
 from aa_models.attention_plot import draw
 from aa_models.layers import AugmentedConv1d, AugmentedConv2d
+from fake_weights import save_checkpoint
 
 PICTURE = Path(__file__).parent / 'pictures' / 'lion.png'
 RESNET_LAYERS = [f'layer{stage}.{block}.conv1.attn' for stage in (2, 3, 4) for block in (0, 1)]
@@ -154,7 +155,8 @@ def test_attention_extract_of_timm(name, hook_type):
 
 
 class FromRedToGreen(nn.Module):
-    pretrained_cfg = dict(input_size=(3, 12, 16), mean=(0., 0., 0.), std=(1., 1., 1.), interpolation='nearest')
+    pretrained_cfg: ClassVar = dict(
+        input_size=(3, 12, 16), mean=(0., 0., 0.), std=(1., 1., 1.), interpolation='nearest')
 
     def __init__(self):
         super().__init__()
@@ -216,7 +218,7 @@ def test_drawn_where_it_is(red, green):
     for axes, show_object in zip(figure.axes, (True, True, False)):
         box = axes.get_window_extent()  # counts pixels from the bottom
 
-        def colour(row, column):
+        def colour(row, column, box=box):
             """The colour of a point of the panel, in cells of the map."""
             return pixels[int(len(pixels) - box.y1 + row * box.height / 12), int(box.x0 + column * box.width / 16)]
 

@@ -86,7 +86,8 @@ def test_it_says_what_it_did(caplog):
 
 
 @pytest.mark.parametrize('kwargs,error,words', [
-    (dict(where='layer9.*'), ValueError, r"where=\['layer9.\*'\] chooses none of the \d+ convolutions .* layer1.0.conv1"),
+    (dict(where='layer9.*'), ValueError,
+     r"where=\['layer9.\*'\] chooses none of the \d+ convolutions .* layer1.0.conv1"),
     (dict(where={'layer4.*': {}, 'nothing': {}}), ValueError, r"where=\['nothing'\] chooses none"),
     (dict(where=lambda name, conv: False), ValueError, 'chooses none'),
     (dict(where=3), TypeError, 'where must be a pattern, .* got 3'),

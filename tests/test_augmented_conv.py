@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from timm.layers import set_fused_attn
+from torch import nn
 
 import reference
 from aa_models.layers import AugmentedConv1d, AugmentedConv2d

@@ -1,4 +1,4 @@
-"""The command `benchmark`: what it compares is comparable, and its figures are what they say. No test looks at speed."""
+"""`benchmark`: what it compares is comparable, and its figures are what they say. No test looks at speed."""
 import csv
 import statistics
 import sys
@@ -8,8 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from aa_models import cli
-from aa_models import plotting
+from aa_models import cli, plotting
 from aa_models.benchmark.case import Case
 from aa_models.benchmark.layer import LAYERS, LayerCase
 from aa_models.benchmark.measure import COLUMNS, measure
@@ -148,7 +147,8 @@ def test_attention(capsys, tmp_path):
             capsys, 'attention', *SMALL, '--size', 5, '--no-memory', '--results-file', tmp_path / 'r.csv', *extra)
         assert status == 0, err
         floor, ours = rows_of(tmp_path / 'r.csv')
-        assert (floor['model'], ours['model'], ours['rival']) == ('sdpa', 'aa', 'sdpa') and float(ours['train_ratio']) > 0
+        assert (floor['model'], ours['model'], ours['rival']) == ('sdpa', 'aa', 'sdpa')
+        assert float(ours['train_ratio']) > 0
 
 
 def test_growth(capsys, tmp_path):

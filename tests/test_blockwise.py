@@ -7,7 +7,8 @@ from aa_models.layers.attention import attention_weights, fastest_way
 from aa_models.layers.blockwise import blockwise_attention
 
 SHAPES = [  # batch, heads, H, W, dim_k, dim_v
-    (2, 2, 5, 7, 4, 3), (1, 3, 7, 2, 3, 1), (2, 1, 6, 1, 3, 2), (1, 2, 1, 9, 4, 4), (1, 1, 1, 1, 2, 3), (3, 2, 4, 4, 8, 8)]
+    (2, 2, 5, 7, 4, 3), (1, 3, 7, 2, 3, 1), (2, 1, 6, 1, 3, 2), (1, 2, 1, 9, 4, 4), (1, 1, 1, 1, 2, 3),
+    (3, 2, 4, 4, 8, 8)]
 
 
 def inputs(shape, rows=True, columns=True, dtype=torch.float64):

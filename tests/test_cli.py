@@ -11,13 +11,13 @@ from subprocess import PIPE
 
 import pytest
 import timm
-from fake_weights import LABELS, NAME, NAME_TAG, NUM_CLASSES, registered, save_checkpoint
 from PIL import Image
 
 from aa_models import __version__, cli, predict
 from aa_models.models._cifar100 import CIFAR100_LABELS
 from aa_models.models._pretrained import own_models
 from aa_models.pictures import find_pictures, read_picture
+from fake_weights import LABELS, NAME, NAME_TAG, NUM_CLASSES, registered, save_checkpoint
 
 PICTURES = Path(__file__).parent / 'pictures'
 

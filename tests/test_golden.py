@@ -1,10 +1,10 @@
 """Committed checkpoints give the stored answers again."""
 import json
 
-import golden
 import pytest
 import torch
 
+import golden
 from aa_models.models._pretrained import own_checkpoints
 
 CHECKPOINTS = own_checkpoints()

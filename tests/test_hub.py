@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from fake_weights import NAME, NAME_TAG, logits, registered, save_checkpoint
 
 from aa_models.models._pretrained import own_models
+from fake_weights import NAME, NAME_TAG, logits, registered, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 

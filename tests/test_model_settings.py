@@ -3,12 +3,12 @@
 Every figure is compared with a formula, every layer's output with the float64 definition.
 """
 import pytest
-import reference
 import timm
 import torch
 from torch import nn
 
 import aa_models
+import reference
 from aa_models.layers import AugmentedConv2d
 
 # for each family a small form, and a layer of stride 1 in it

@@ -12,12 +12,12 @@ import huggingface_hub.constants
 import pytest
 import timm
 import torch
-from fake_weights import INPUT_SIZE, NAME, NAME_TAG, NUM_CLASSES, logits, registered, save_checkpoint
-from hub_server import HubServer, send_client_to
 from safetensors.torch import load_file, save_file
 
 from aa_models.models import _pretrained
 from aa_models.models._pretrained import WeightsError, expected_sha256, locate, own_checkpoints, own_models, weights_cfg
+from fake_weights import INPUT_SIZE, NAME, NAME_TAG, NUM_CLASSES, logits, registered, save_checkpoint
+from hub_server import HubServer, send_client_to
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACES = ['variable', 'checkout', 'package', 'hub']

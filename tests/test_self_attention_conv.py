@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_model, save_model
-from torch import nn
 from timm.layers import set_fused_attn
+from torch import nn
 
 import reference
 from aa_models.layers import SelfAttentionConv2d

@@ -1,5 +1,6 @@
 """timm's own model tests for one size of each family; `python tests/timm_suite.py` runs them for all models."""
 import pytest
+
 import timm_suite
 
 

@@ -218,7 +218,7 @@ def test_checkpoint_is_validated_with_its_own_recipe(finished, data, capsys):
     for options in ((), ('--use-ema',)):
         run_validation('--checkpoint', finished / 'last.pth.tar', *options, '--data-dir', data)
     plain, averaged = capsys.readouterr().out.splitlines()
-    log = list(csv.DictReader(open(finished / 'log.csv', newline='')))
+    log = list(csv.DictReader((finished / 'log.csv').read_text().splitlines()))
     assert f'top-1 {float(log[-1]["eval_top1"]):.3f} %' in averaged
     assert plain.startswith('aa_simplecnn: top-1 ')
 

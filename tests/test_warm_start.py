@@ -5,13 +5,13 @@ import math
 import pytest
 import timm
 import torch
-from hub_server import HubServer, send_client_to
 from safetensors.torch import save_file
 from torch import nn
 
 import aa_models
 from aa_models import warm_start
 from aa_models.layers import AugmentedConv2d
+from hub_server import HubServer, send_client_to
 
 SETTINGS = dict(dk=16, dv=0.25, num_heads=4, img_size=64)
 # networks whose augmented convolutions lead to one reader; a basic block, groups, squeeze-excitation, a depthwise

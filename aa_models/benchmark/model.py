@@ -1,9 +1,9 @@
 """Compare models with their plain counterparts.
 
 NAME:RIVAL names two models of timm; for this package's augmented networks NAME is enough, the rival is then the plain
-network. Models with the same rival are timed with it together, with its classes, and at its input size unless --img-size
-says otherwise. A training step is forward, cross-entropy and backward. --dtype other than float32 is autocast, with
-parameters in float32, as in training.
+network. Models with the same rival are timed with it together, with its classes, and at its input size unless
+--img-size says otherwise. A training step is forward, cross-entropy and backward. --dtype other than float32 is
+autocast, with parameters in float32, as in training.
 
 Examples:
   aa-models benchmark model aa_resnet50

@@ -3,8 +3,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from aa_models.training.build import start_device
 
 BENCH = {'inference': ('infer',), 'train': ('train',), 'both': ('infer', 'train')}  # timm's words for our modes

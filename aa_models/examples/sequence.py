@@ -23,8 +23,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from timm.layers import Mlp
+from torch import nn
 from tqdm import trange
 
 from aa_models.layers import AugmentedConv1d

@@ -3,13 +3,13 @@
 Attention Augmented Convolutional Networks (arXiv 1904.09925), section 3.1:
 logit(i, j) = q_i / sqrt(dk / num_heads) · (k_j + r_w[j_x - i_x] + r_h[j_y - i_y]).
 """
-from typing import Optional, Sequence, Tuple
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from timm.layers import trunc_normal_, use_fused_attn
 from torch import nn
 from torch.jit import Final
-from timm.layers import trunc_normal_, use_fused_attn
 
 from .blockwise import blockwise_attention
 from .grid_attention import GridAttention, is_exporting
@@ -22,10 +22,10 @@ _FLASH_HEAD_DIM = 256
 def fold_rel_pos(
         q: torch.Tensor,
         k: torch.Tensor,
-        rel_h: Optional[torch.Tensor],
-        rel_w: Optional[torch.Tensor],
+        rel_h: torch.Tensor | None,
+        rel_w: torch.Tensor | None,
         causal: bool = False,
-) -> Tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Lengthen q and k so that their plain product holds the relative logits too.
 
     q gets its logits against every row and every column, k the one-hot code of its own row and column: the product
@@ -84,8 +84,8 @@ def fused_attention(
 def attention_weights(
         q: torch.Tensor,
         k: torch.Tensor,
-        rel_h: Optional[torch.Tensor],
-        rel_w: Optional[torch.Tensor],
+        rel_h: torch.Tensor | None,
+        rel_w: torch.Tensor | None,
         causal: bool = False,
 ) -> torch.Tensor:
     """The softmax of all logits, in full.
@@ -169,7 +169,7 @@ class SoftmaxAttention(GridAttention):
             num_heads: int,
             *,
             feat_size: Sequence[int] = (),
-            pos_embed: Optional[str] = 'rel',
+            pos_embed: str | None = 'rel',
             causal: bool = False,
             device=None,
             dtype=None,

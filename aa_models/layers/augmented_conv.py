@@ -2,13 +2,14 @@
 
 Attention Augmented Convolutional Networks (arXiv 1904.09925), section 3.2.
 """
+from collections.abc import Sequence
 from numbers import Integral
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from timm.layers import register_notrace_module, to_ntuple
+from torch import nn
 
 from .attention import SoftmaxAttention
 from .depths import resolve_depths
@@ -21,9 +22,9 @@ _DEFAULT_FEAT_SIZE = 32
 
 def centre_pad(
         kernel_size: Sequence[int],
-        padding: Union[str, Sequence[int]],
+        padding: str | Sequence[int],
         dilation: Sequence[int],
-) -> List[int]:
+) -> list[int]:
     """How to pad a map so that its every stride-th pixel lies under the centre of an output pixel's kernel.
 
     Args:
@@ -34,7 +35,7 @@ def centre_pad(
     Returns:
         Zeros to add as `torch.nn.functional.pad` takes them (last axis first); negative ones crop.
     """
-    pad: List[int] = []
+    pad: list[int] = []
     for axis in reversed(range(len(kernel_size))):
         reach = dilation[axis] * (kernel_size[axis] - 1)
         before = {'same': reach // 2, 'valid': 0}[padding] if isinstance(padding, str) else padding[axis]
@@ -51,19 +52,19 @@ class _AugmentedConv(nn.Module):
             self,
             in_channels: int,
             out_channels: int,
-            kernel_size: Union[int, Sequence[int]],
-            stride: Union[int, Sequence[int]] = 1,
-            padding: Union[str, int, Sequence[int]] = 0,
-            dilation: Union[int, Sequence[int]] = 1,
+            kernel_size: int | Sequence[int],
+            stride: int | Sequence[int] = 1,
+            padding: str | int | Sequence[int] = 0,
+            dilation: int | Sequence[int] = 1,
             groups: int = 1,
             bias: bool = True,
             *,
-            dk: Union[int, float] = 0.2,
-            dv: Union[int, float] = 0.1,
+            dk: int | float = 0.2,
+            dv: int | float = 0.1,
             num_heads: int = 8,
             attention: str = 'softmax',
-            pos_embed: Optional[str] = 'rel',
-            feat_size: Union[int, Sequence[int], None] = None,
+            pos_embed: str | None = 'rel',
+            feat_size: int | Sequence[int] | None = None,
             attn_pool: int = 1,
             attn_drop: float = 0.,
             causal: bool = False,
@@ -109,7 +110,7 @@ class _AugmentedConv(nn.Module):
             self.attn = SoftmaxAttention(
                 in_channels, self.dk, self.dv, num_heads, feat_size=feat_size, causal=causal, **attn_args, **dd)
 
-    def _make_conv(self, bias: bool, dd: Dict[str, Any]) -> Optional[nn.Module]:
+    def _make_conv(self, bias: bool, dd: dict[str, Any]) -> nn.Module | None:
         """The convolution, None where attention makes all channels."""
         channels = self.out_channels - self.dv
         if channels % self.groups:
@@ -124,7 +125,7 @@ class _AugmentedConv(nn.Module):
             self.groups, bias, **(dd if channels else {'device': 'meta'}))
         return conv if channels else None
 
-    def _per_axis(self, name: str, value: Union[int, Sequence[int]], minimum: int = 1) -> Tuple[int, ...]:
+    def _per_axis(self, name: str, value: int | Sequence[int], minimum: int = 1) -> tuple[int, ...]:
         values = to_ntuple(self.ndim)(value)
         ints = [isinstance(v, Integral) and not isinstance(v, bool) and v >= minimum for v in values]
         if len(values) != self.ndim or not all(ints):
@@ -132,7 +133,7 @@ class _AugmentedConv(nn.Module):
             raise ValueError(f'{name} must be {what}, at least {minimum}, got {value!r}')
         return tuple(int(v) for v in values)
 
-    def _check_attention(self, attention: str, pos_embed: Optional[str], attn_pool: int, in_channels: int) -> None:
+    def _check_attention(self, attention: str, pos_embed: str | None, attn_pool: int, in_channels: int) -> None:
         if not isinstance(attention, str) or attention not in _POS_EMBED:
             raise ValueError(f'attention must be one of {tuple(_POS_EMBED)}, got {attention!r}')
         if pos_embed not in _POS_EMBED[attention]:
@@ -146,9 +147,9 @@ class _AugmentedConv(nn.Module):
     @staticmethod
     def _check_causal(
             attention: str,
-            pos_embed: Optional[str],
+            pos_embed: str | None,
             attn_pool: int,
-            padding: Union[str, int, Sequence[int]],
+            padding: str | int | Sequence[int],
     ) -> None:
         if attention == 'linear':
             raise ValueError("causal=True needs attention='softmax': linear attention has no logits to mask")
@@ -194,7 +195,7 @@ class _AugmentedConv(nn.Module):
         """
         if not (torch.jit.is_scripting() or torch.jit.is_tracing()):
             self._check_input(x)
-        outputs: List[torch.Tensor] = []
+        outputs: list[torch.Tensor] = []
         if self.conv is not None:
             outputs.append(self.conv(F.pad(x, [self.left_pad, 0]) if self.left_pad > 0 else x))
         if self.attn is not None:
@@ -249,19 +250,19 @@ class AugmentedConv2d(_AugmentedConv):
             self,
             in_channels: int,
             out_channels: int,
-            kernel_size: Union[int, Tuple[int, int]],
-            stride: Union[int, Tuple[int, int]] = 1,
-            padding: Union[str, int, Tuple[int, int]] = 0,
-            dilation: Union[int, Tuple[int, int]] = 1,
+            kernel_size: int | tuple[int, int],
+            stride: int | tuple[int, int] = 1,
+            padding: str | int | tuple[int, int] = 0,
+            dilation: int | tuple[int, int] = 1,
             groups: int = 1,
             bias: bool = True,
             *,
-            dk: Union[int, float] = 0.2,
-            dv: Union[int, float] = 0.1,
+            dk: int | float = 0.2,
+            dv: int | float = 0.1,
             num_heads: int = 8,
             attention: str = 'softmax',
-            pos_embed: Optional[str] = 'rel',
-            feat_size: Union[int, Tuple[int, int], None] = None,
+            pos_embed: str | None = 'rel',
+            feat_size: int | tuple[int, int] | None = None,
             attn_pool: int = 1,
             attn_drop: float = 0.,
             device=None,

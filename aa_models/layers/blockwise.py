@@ -7,7 +7,7 @@ computed in float32 (float64 for float64 inputs), whatever the inputs are.
 A Python loop would be unrolled by every tracer; `torch.library` makes it one operator to all of them.
 """
 import math
-from typing import Iterator, Optional, Tuple
+from collections.abc import Iterator
 
 import torch
 
@@ -33,8 +33,8 @@ class _Blocks:
             self,
             q: torch.Tensor,
             k: torch.Tensor,
-            rel_h: Optional[torch.Tensor],
-            rel_w: Optional[torch.Tensor],
+            rel_h: torch.Tensor | None,
+            rel_w: torch.Tensor | None,
             causal: bool,
             dtype: torch.dtype,
     ) -> None:
@@ -74,14 +74,14 @@ class _Blocks:
                 torch.bmm(q, self.table.t().expand(q.shape[0], -1, -1), out=out)
             yield heads
 
-    def by_queries(self) -> Iterator[Tuple[slice, slice, slice]]:
+    def by_queries(self) -> Iterator[tuple[slice, slice, slice]]:
         """Slices of the map's rows and columns whose queries are taken together, and of the keys they see."""
         for row in range(0, self.H, self.rows):
             for column in range(0, self.W, self.columns):
                 end = min(column + self.columns, self.W)
                 yield slice(row, min(row + self.rows, self.H)), slice(column, end), slice(end if self.causal else None)
 
-    def by_keys(self, relative: torch.Tensor) -> Tuple[Optional[torch.Tensor], Optional[torch.Tensor]]:
+    def by_keys(self, relative: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """See logits against offsets as those against the keys' rows (M, H, W, H) and columns (M, H, W, W).
 
         Query i finds key j of n at the offset j - i, in row j - i + n - 1 of the table: with every i it begins one
@@ -119,7 +119,8 @@ class _Blocks:
             block[:, :, columns].masked_fill_(future, -math.inf)
         return torch.softmax(block, dim=2, out=block)
 
-    def collect(self, grad: torch.Tensor, grad_relative: torch.Tensor, rows: slice, columns: slice, keys: slice) -> None:
+    def collect(
+            self, grad: torch.Tensor, grad_relative: torch.Tensor, rows: slice, columns: slice, keys: slice) -> None:
         """Sum the gradient of a block's logits into that of its relative logits, each entry of which it holds whole."""
         grad = self.spread(grad, rows)
         by_row, by_column = self.by_keys(grad_relative)
@@ -149,8 +150,8 @@ def blockwise_attention(
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        rel_h: Optional[torch.Tensor],
-        rel_w: Optional[torch.Tensor],
+        rel_h: torch.Tensor | None,
+        rel_w: torch.Tensor | None,
         scale: float,
         causal: bool,
 ) -> torch.Tensor:
@@ -194,11 +195,11 @@ def blockwise_attention_backward(
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        rel_h: Optional[torch.Tensor],
-        rel_w: Optional[torch.Tensor],
+        rel_h: torch.Tensor | None,
+        rel_w: torch.Tensor | None,
         scale: float,
         causal: bool,
-) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients of q, k, v, rel_h and rel_w (empty where a table is None); arguments as in the forward pass."""
     tables = [q.new_zeros(0) if table is None else table.new_zeros(table.shape) for table in (rel_h, rel_w)]
     if v.numel() == 0 or q.numel() == 0:

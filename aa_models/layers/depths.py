@@ -5,12 +5,11 @@ Attention Augmented Convolutional Networks (arXiv 1904.09925), section 4.
 import math
 import warnings
 from numbers import Integral, Real
-from typing import Tuple, Union
 
 _MIN_DIM_HEAD = 20  # of the keys, where dk is a share
 
 
-def _resolve_depth(name: str, depth: Union[int, float], out_channels: int, num_heads: int, min_dim_head: int) -> int:
+def _resolve_depth(name: str, depth: int | float, out_channels: int, num_heads: int, min_dim_head: int) -> int:
     """Turn dk or dv into a number of channels, all heads together.
 
     Args:
@@ -39,10 +38,10 @@ def _resolve_depth(name: str, depth: Union[int, float], out_channels: int, num_h
 
 def resolve_depths(
         out_channels: int,
-        dk: Union[int, float],
-        dv: Union[int, float],
+        dk: int | float,
+        dv: int | float,
         num_heads: int,
-) -> Tuple[int, int]:
+) -> tuple[int, int]:
     """Channels of the keys and of the values by the paper's rule (section 4).
 
     `dk = max(20 · Nh, ⌊κ · F / Nh⌋ · Nh)` and `dv = ⌊υ · F / Nh⌋ · Nh` for the shares κ and υ of F output channels.

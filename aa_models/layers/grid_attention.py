@@ -3,12 +3,12 @@
 Attention Augmented Convolutional Networks (arXiv 1904.09925), section 3: one 1×1 convolution gives q, k and v, the
 heads attend over all positions of the map, and a second 1×1 convolution mixes their concatenation.
 """
-from typing import List, Optional, Sequence, Tuple
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from timm.layers import trunc_normal_
+from torch import nn
 
 from .position import add_sincos, append_coords
 
@@ -55,11 +55,11 @@ class GridAttention(nn.Module):
             *,
             stride: Sequence[int] = (1, 1),
             sample_pad: Sequence[int] = (0, 0, 0, 0),
-            pos_embed: Optional[str] = None,
+            pos_embed: str | None = None,
             attn_pool: int = 1,
             attn_drop: float = 0.,
             bias: bool = True,
-            out_channels: Optional[int] = None,
+            out_channels: int | None = None,
             device=None,
             dtype=None,
     ):
@@ -70,8 +70,8 @@ class GridAttention(nn.Module):
         self.dk = dk
         self.dv = dv
         self.num_heads = num_heads
-        self.stride: List[int] = list(stride)
-        self.sample_pad: List[int] = list(sample_pad)
+        self.stride: list[int] = list(stride)
+        self.sample_pad: list[int] = list(sample_pad)
         self.attn_pool = attn_pool
         self.pos_embed = pos_embed or ''
         self.resize_mode = {1: 'linear', 2: 'bilinear'}[ndim]
@@ -93,7 +93,7 @@ class GridAttention(nn.Module):
 
     def sample(self, x: torch.Tensor) -> torch.Tensor:
         """Read the positions that belong to the output pixels: (B, C, H_in, W_in) -> (B, C, H_out, W_out)."""
-        if any([p != 0 for p in self.sample_pad]):
+        if any([p != 0 for p in self.sample_pad]):  # noqa: C419, TorchScript has no generators
             x = F.pad(x, self.sample_pad)
         if self.stride[0] > 1:
             x = x[:, :, ::self.stride[0]]
@@ -101,7 +101,7 @@ class GridAttention(nn.Module):
             x = x[:, :, :, ::self.stride[-1]]
         return x
 
-    def heads(self, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Pool and project a sampled map.
 
         Args:
@@ -174,7 +174,7 @@ class GridAttention(nn.Module):
         q, k, _ = self.heads(self.sample(x))
         return self.weights(q, k)
 
-    def map_size(self, x: torch.Tensor) -> Tuple[int, int]:
+    def map_size(self, x: torch.Tensor) -> tuple[int, int]:
         """Height and width of the attended map of an input as `attention_map` takes it; a sequence is one row."""
         size = self.pool(self.sample(x)).shape[2:]
         return (1 if len(size) == 1 else size[0]), size[-1]

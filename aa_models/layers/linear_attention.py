@@ -4,7 +4,6 @@ Efficient Attention: Attention with Linear Complexities (arXiv 1812.01243), sect
 E(Q, K, V) = ρ_q(Q) (ρ_k(K)ᵀ V), ρ_q the softmax over the channels of each position, ρ_k the softmax over the positions
 of each channel, each within a head.
 """
-from typing import Tuple
 
 import torch
 
@@ -23,7 +22,7 @@ class LinearAttention(GridAttention):
         super().__init__(*args, **kwargs)
         self.reset_parameters()
 
-    def _normalize(self, q: torch.Tensor, k: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+    def _normalize(self, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         # each (B, num_heads, H * W, dk / num_heads)
         return q.flatten(2, 3).softmax(dim=-1), k.flatten(2, 3).softmax(dim=-2)
 

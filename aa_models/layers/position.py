@@ -4,7 +4,6 @@ Relative logits: Attention Augmented Convolutional Networks (arXiv 1904.09925), 
 Encodings". Sine/cosine and coordinates are the alternatives of its ablation (section 4.4). Everything is computed from
 the map at hand, so nothing has to be cached, moved between devices or kept in a checkpoint.
 """
-from typing import List
 
 import torch
 import torch.nn.functional as F
@@ -106,7 +105,7 @@ def add_sincos(x: torch.Tensor) -> torch.Tensor:
     """
     axes = x.dim() - 2
     channels = x.shape[1] // (2 * axes) * 2  # an even number for each axis
-    parts: List[torch.Tensor] = []
+    parts: list[torch.Tensor] = []
     for axis in range(axes):
         waves = _waves(x.shape[2 + axis], channels, x).t()  # (channels, length)
         if axes == 2:
@@ -127,7 +126,7 @@ def append_coords(x: torch.Tensor) -> torch.Tensor:
     Returns:
         (B, C + 3, H, W), the new channels being row, column and radius, or (B, C + 2, L).
     """
-    coords: List[torch.Tensor] = []
+    coords: list[torch.Tensor] = []
     for axis in range(x.dim() - 2):
         length = x.shape[2 + axis]
         # centres of the pixels, so that a single one lies in the middle

@@ -4,23 +4,23 @@ Self-Attention Generative Adversarial Networks (arXiv 1805.08318), section 3. Wi
 queries, keys, values and output: y_j = γ · v(Σ_i β_ji h(x_i)) + x_j, β_ji = softmax_i(g(x_j) · f(x_i)).
 """
 from numbers import Integral, Real
-from typing import Optional
 
 import torch
-from torch import nn
 from timm.layers import LayerType, create_act_layer, register_notrace_module
+from torch import nn
 
 from .attention import SoftmaxAttention
 
 
-def _make_act(act_layer: Optional[LayerType]) -> nn.Module:
+def _make_act(act_layer: LayerType | None) -> nn.Module:
     """The activation by name or class; None is none."""
     try:
         act = create_act_layer(act_layer)
     except KeyError:
         raise ValueError(f"act_layer must be a name that timm knows, such as 'relu', got {act_layer!r}") from None
     except TypeError as e:  # a function, or a module that exists already
-        raise TypeError(f"act_layer must be a name such as 'relu', a class of modules or None, got {act_layer!r}") from e
+        raise TypeError(
+            f"act_layer must be a name such as 'relu', a class of modules or None, got {act_layer!r}") from e
     return nn.Identity() if act is None else act
 
 
@@ -59,10 +59,10 @@ class SelfAttentionConv2d(nn.Module):
     def __init__(
             self,
             in_channels: int,
-            out_channels: Optional[int] = None,
+            out_channels: int | None = None,
             num_heads: int = 1,
-            dim_head: Optional[int] = None,
-            act_layer: Optional[LayerType] = None,
+            dim_head: int | None = None,
+            act_layer: LayerType | None = None,
             gamma: float = 0.0,
             attn_drop: float = 0.0,
             bias: bool = True,

@@ -1,5 +1,5 @@
 """What the augmented networks of every family share: stages that attend, initialisation, weights for another size."""
-from typing import Dict, Sequence, Set, Tuple, Union
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ def augment_stages(
         *,
         attn_stages: Sequence[bool],
         attn_pool: Sequence[int],
-        img_size: Union[int, Tuple[int, int]],
+        img_size: int | tuple[int, int],
         **attn_args,
 ) -> None:
     """Augment the convolutions of the stages that attend.
@@ -39,7 +39,7 @@ def augment_stages(
         augment(model, where=where, img_size=img_size, **attn_args)
 
 
-def materialize(model: nn.Module, device: Union[str, torch.device, None], **init_args) -> None:
+def materialize(model: nn.Module, device: str | torch.device | None, **init_args) -> None:
     """Give a network built on the meta device its memory and its initial weights.
 
     Networks are built on the meta device because layers that augmentation replaces need neither.
@@ -61,12 +61,12 @@ def reset_parameters(model: nn.Module) -> None:
             module.reset_parameters()
 
 
-def rel_table_names(model: nn.Module) -> Set[str]:
+def rel_table_names(model: nn.Module) -> set[str]:
     """Names of the relative tables, which take no weight decay."""
     return {name for name, _ in model.named_parameters() if name.endswith(('.rel_h', '.rel_w'))}
 
 
-def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: nn.Module) -> Dict[str, torch.Tensor]:
+def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
     """Bring a checkpoint into the model's shape; what fits already is untouched.
 
     Convolutions that are plain in the checkpoint and augmented in the model keep the filters that stay. Relative tables

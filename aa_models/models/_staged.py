@@ -1,12 +1,14 @@
 """The body that the CIFAR networks share: stem, stages of blocks, norm and classifier, with timm's methods."""
-from typing import Any, Dict, List, Optional, Sequence, Set, Tuple, Union
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import nn
 from timm.layers import ClassifierHead, get_device_dtype
 from timm.models import checkpoint_seq
+
 # not exported by timm: the package's one private import
 from timm.models._features import feature_take_indices
+from torch import nn
 
 from ._augmented import rel_table_names, reset_parameters
 from ._cifar100 import CIFAR100_MEAN, CIFAR100_STD
@@ -69,12 +71,12 @@ class StagedNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
 
     @torch.jit.ignore
-    def no_weight_decay(self) -> Set[str]:
+    def no_weight_decay(self) -> set[str]:
         """Names of the parameters that take no weight decay."""
         return rel_table_names(self)
 
     @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> Dict[str, object]:
+    def group_matcher(self, coarse: bool = False) -> dict[str, object]:
         """Patterns that group the parameters by depth, by stage (`coarse`) or by block."""
         return dict(
             stem=r'^stem',
@@ -91,7 +93,7 @@ class StagedNet(nn.Module):
         """The classifier."""
         return self.head.fc
 
-    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Put a fresh classifier in place; the pooling stays where `global_pool` is None."""
         self.num_classes = num_classes
         self.head.reset(
@@ -101,12 +103,12 @@ class StagedNet(nn.Module):
     def forward_intermediates(
             self,
             x: torch.Tensor,
-            indices: Optional[Union[int, List[int]]] = None,
+            indices: int | list[int] | None = None,
             norm: bool = False,
             stop_early: bool = False,
             output_fmt: str = 'NCHW',
             intermediates_only: bool = False,
-    ) -> Union[List[torch.Tensor], Tuple[torch.Tensor, List[torch.Tensor]]]:
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
         """Features of the network and of its stem and stages on the way.
 
         Args:
@@ -133,10 +135,10 @@ class StagedNet(nn.Module):
 
     def prune_intermediate_layers(
             self,
-            indices: Union[int, List[int]] = 1,
+            indices: int | list[int] = 1,
             prune_norm: bool = False,
             prune_head: bool = True,
-    ) -> List[int]:
+    ) -> list[int]:
         """Remove what the intermediate features asked for do not need.
 
         Args:
@@ -177,7 +179,7 @@ class StagedNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def cifar_cfg(**kwargs) -> Dict[str, Any]:
+def cifar_cfg(**kwargs) -> dict[str, Any]:
     """The cfg that networks of this form for CIFAR-100 have in common."""
     return {
         'num_classes': 100, 'input_size': (3, 32, 32), 'pool_size': (8, 8), 'crop_pct': 1.0, 'interpolation': 'bicubic',

@@ -3,13 +3,14 @@
 Papers: `Attention Augmented Convolutional Networks` - https://arxiv.org/abs/1904.09925 (AA-ResNet),
 `Efficient Attention: Attention with Linear Complexities` - https://arxiv.org/abs/1812.01243 (LAA-ResNet)
 """
-from typing import Any, Dict, Optional, Sequence, Set, Tuple, Type, Union
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import nn
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from torch import nn
 
 from ._augmented import augment_stages, checkpoint_filter_fn, materialize, rel_table_names, reset_parameters
 from ._cifar100 import CIFAR100_LABELS, CIFAR100_MEAN, CIFAR100_STD
@@ -40,17 +41,17 @@ class AugmentedResNet(ResNet):
 
     def __init__(
             self,
-            block: Type[nn.Module],
-            layers: Tuple[int, ...],
+            block: type[nn.Module],
+            layers: tuple[int, ...],
             *,
-            dk: Union[int, float] = 0.2,
-            dv: Union[int, float] = 0.1,
+            dk: int | float = 0.2,
+            dv: int | float = 0.1,
             num_heads: int = 8,
             attention: str = 'softmax',
-            pos_embed: Optional[str] = 'rel',
+            pos_embed: str | None = 'rel',
             attn_stages: Sequence[bool] = (False, True, True, True),
             attn_pool: Sequence[int] = (1, 2, 1, 1),
-            img_size: Union[int, Tuple[int, int]] = 224,
+            img_size: int | tuple[int, int] = 224,
             zero_init_last: bool = True,
             device=None,
             dtype=None,
@@ -70,7 +71,7 @@ class AugmentedResNet(ResNet):
         super().init_weights(zero_init_last)
 
     @torch.jit.ignore
-    def no_weight_decay(self) -> Set[str]:
+    def no_weight_decay(self) -> set[str]:
         """Names of the parameters that take no weight decay."""
         return rel_table_names(self)
 
@@ -79,7 +80,7 @@ def _create_aa_resnet(variant: str, pretrained: bool = False, **kwargs) -> Augme
     return build(AugmentedResNet, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn, **kwargs)
 
 
-def _cfg(**kwargs) -> Dict[str, Any]:
+def _cfg(**kwargs) -> dict[str, Any]:
     return {
         'num_classes': 1000, 'input_size': (3, 224, 224), 'pool_size': (7, 7), 'crop_pct': 0.875,
         'interpolation': 'bicubic', 'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD,
@@ -88,11 +89,11 @@ def _cfg(**kwargs) -> Dict[str, Any]:
     }
 
 
-def _lcfg(**kwargs) -> Dict[str, Any]:
+def _lcfg(**kwargs) -> dict[str, Any]:
     return _cfg(**{'paper_ids': 'arXiv:1812.01243', **kwargs})
 
 
-def _from_a1_in1k(depth: int) -> Dict[str, Any]:
+def _from_a1_in1k(depth: int) -> dict[str, Any]:
     """timm's plain ResNet, trained on ImageNet (ResNet strikes back, A1); `checkpoint_filter_fn` converts it."""
     return _cfg(
         hf_hub_id=f'timm/resnet{depth}.a1_in1k', hf_hub_filename='model.safetensors', crop_pct=0.95,

@@ -4,12 +4,13 @@ Papers: `Wide Residual Networks` - https://arxiv.org/abs/1605.07146 (WRN),
 `Attention Augmented Convolutional Networks` - https://arxiv.org/abs/1904.09925 (AA-WRN),
 `Efficient Attention: Attention with Linear Complexities` - https://arxiv.org/abs/1812.01243 (LAA-WRN)
 """
-from typing import Any, Dict, Optional, Sequence, Tuple, Union
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import nn
 from timm.layers import BatchNormAct2d, DropPath, calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model
+from torch import nn
 
 from ._augmented import augment_stages, checkpoint_filter_fn, materialize
 from ._pretrained import build
@@ -68,14 +69,14 @@ class WideResNet(StagedNet):
             num_classes: int = 100,
             in_chans: int = 3,
             global_pool: str = 'avg',
-            dk: Union[int, float] = 0.2,
-            dv: Union[int, float] = 0.1,
+            dk: int | float = 0.2,
+            dv: int | float = 0.1,
             num_heads: int = 8,
             attention: str = 'softmax',
-            pos_embed: Optional[str] = 'rel',
+            pos_embed: str | None = 'rel',
             attn_stages: Sequence[bool] = (False, False, False),
             attn_pool: Sequence[int] = (1, 1, 1),
-            img_size: Union[int, Tuple[int, int]] = 32,
+            img_size: int | tuple[int, int] = 32,
             drop_rate: float = 0.,
             drop_path_rate: float = 0.,
             device=None,
@@ -116,15 +117,15 @@ def _create_wrn(variant: str, pretrained: bool = False, **kwargs) -> WideResNet:
         feature_cfg=dict(out_indices=(0, 1, 2, 3), flatten_sequential=True), **kwargs)
 
 
-def _cfg(**kwargs) -> Dict[str, Any]:
+def _cfg(**kwargs) -> dict[str, Any]:
     return cifar_cfg(**{'first_conv': 'stem', 'paper_ids': 'arXiv:1904.09925', **kwargs})
 
 
-def _pcfg(**kwargs) -> Dict[str, Any]:
+def _pcfg(**kwargs) -> dict[str, Any]:
     return _cfg(**{'paper_ids': 'arXiv:1605.07146', **kwargs})
 
 
-def _lcfg(**kwargs) -> Dict[str, Any]:
+def _lcfg(**kwargs) -> dict[str, Any]:
     return _cfg(**{'paper_ids': 'arXiv:1812.01243', **kwargs})
 
 

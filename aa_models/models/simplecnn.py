@@ -5,14 +5,16 @@ They ask whether attention sees more than convolution where there is no depth to
 Papers: `Attention Augmented Convolutional Networks` - https://arxiv.org/abs/1904.09925,
 `Efficient Attention: Attention with Linear Complexities` - https://arxiv.org/abs/1812.01243
 """
-from typing import Any, Dict, Optional, Sequence, Tuple, Union
+from collections.abc import Sequence
+from typing import Any
 
-from torch import nn
 from timm.layers import ConvNormAct
 from timm.models import generate_default_cfgs, register_model
+from torch import nn
 
 from ._augmented import augment_stages, checkpoint_filter_fn, materialize
-from ._pretrained import build
+from ._cifar100 import CIFAR100_LABELS
+from ._pretrained import build, weights_cfg
 from ._staged import StagedNet, cifar_cfg
 
 __all__ = ['SimpleCNN']
@@ -41,18 +43,18 @@ class SimpleCNN(StagedNet):
 
     def __init__(
             self,
-            channels: Tuple[int, int, int, int, int] = (32, 64, 128, 128, 128),
+            channels: tuple[int, int, int, int, int] = (32, 64, 128, 128, 128),
             num_classes: int = 100,
             in_chans: int = 3,
             global_pool: str = 'avg',
-            dk: Union[int, float] = 0.5,
-            dv: Union[int, float] = 0.5,
+            dk: int | float = 0.5,
+            dv: int | float = 0.5,
             num_heads: int = 8,
             attention: str = 'softmax',
-            pos_embed: Optional[str] = 'rel',
+            pos_embed: str | None = 'rel',
             attn_stages: Sequence[bool] = (False, False),
             attn_pool: Sequence[int] = (1, 1),
-            img_size: Union[int, Tuple[int, int]] = 32,
+            img_size: int | tuple[int, int] = 32,
             drop_rate: float = 0.,
             device=None,
             dtype=None,
@@ -84,14 +86,20 @@ def _create_simplecnn(variant: str, pretrained: bool = False, **kwargs) -> Simpl
         feature_cfg=dict(out_indices=(0, 1, 2), flatten_sequential=True), **kwargs)
 
 
-def _cfg(**kwargs) -> Dict[str, Any]:
-    return cifar_cfg(**{'first_conv': 'stem.conv', **kwargs})
+def _cifar100(name: str, sha256: str, **kwargs) -> dict[str, Any]:
+    return cifar_cfg(
+        first_conv='stem.conv', label_names=CIFAR100_LABELS, **weights_cfg(f'{name}.cifar100', sha256), **kwargs)
 
 
 default_cfgs = generate_default_cfgs({
-    'simplecnn.untrained': _cfg(),
-    'aa_simplecnn.untrained': _cfg(paper_ids='arXiv:1904.09925'),
-    'laa_simplecnn.untrained': _cfg(paper_ids='arXiv:1812.01243'),
+    'simplecnn.cifar100': _cifar100(
+        'simplecnn', '1b8b2696166ffc0de2cde2ce3c2e4c8763b274946d7c9d10e7d4d71e68ae4bde'),
+    'aa_simplecnn.cifar100': _cifar100(
+        'aa_simplecnn', '36a42da3a64942cf4328d6e1fc0ff362fbf0aea7bf122619d6320c824acab1c8',
+        paper_ids='arXiv:1904.09925'),
+    'laa_simplecnn.cifar100': _cifar100(
+        'laa_simplecnn', 'd8269cd43713f187a98db133d0aab772e0e6eafdd29d191c4d9fb4599745cb38',
+        paper_ids='arXiv:1812.01243'),
 })
 
 # half of the 128 channels, in ints: a share would raise the keys to 20 a head

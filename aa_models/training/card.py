@@ -6,7 +6,6 @@ prints.
 import csv
 import re
 from pathlib import Path
-from typing import Any
 
 import timm
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -197,8 +196,8 @@ def write_accuracy(
     text = (
         f'| {title}, {split}, {images} images | |\n|---|---|\n| top-1 | {top1} % |\n| top-5 | {top5} % |\n'
         f'| throughput | {speed} |\n\n'
-        f'Printed by `aa-models validate --model local-dir:{folder.resolve().name}{option} --data-dir … --split {split}` for this '
-        f'file of weights ({how}).\n')
+        f'Printed by `aa-models validate --model local-dir:{folder.resolve().name}{option} --data-dir … '
+        f'--split {split}` for this file of weights ({how}).\n')
     card.text = ACCURACY.sub(lambda found: found[1] + text + found[2], card.text)
     card.data.model_name = folder.resolve().name
     card.data.eval_results = [

@@ -31,7 +31,8 @@ FOREIGN = ('notes', 'description', 'origin_url', 'label_names', 'label_descripti
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument('run', metavar='RUN_DIR', help='the output directory of a finished `aa-models train`')
-    parser.add_argument('--tag', help='second half of the folder\'s name MODEL.TAG (default: the dataset\'s name, of a folder RUN_DIR\'s)')
+    parser.add_argument('--tag', help="second half of the folder's name MODEL.TAG (default: the dataset's name, of a "
+                        "folder RUN_DIR's)")
     parser.add_argument('--to', metavar='DIR', help='where the folder is made (default: in RUN_DIR)')
     parser.add_argument('--repo', metavar='OWNER/NAME', help='its repository on the Hub, for the card\'s snippet')
     parser.add_argument('--machine', metavar='TEXT', help='what the run was made on, where it did not note it itself')

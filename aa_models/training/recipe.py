@@ -33,7 +33,7 @@ class Recipe:
     """
     # model
     model: str = _option('aa_resnet18', 'name of the model, or hf-hub:… / local-dir:…')
-    model_kwargs: dict[str, Any] = _option({}, 'further arguments of the model')
+    model_kwargs: dict[str, Any] = _option({}, 'further arguments of the model')  # noqa: RUF009, a field
     pretrained: bool = _option(False, 'start from pretrained weights')
     num_classes: int | None = _option(None, "number of classes; none: the dataset's, else the model's own", least=1)
     drop: float = _option(0.0, 'dropout before the classifier', least=0, below=1)
@@ -68,7 +68,7 @@ class Recipe:
     batch_size: int = _option(128, 'images in a batch of one device', least=1)
     grad_accum_steps: int = _option(1, 'batches whose gradients make one update', least=1)
     opt: str = _option('sgd', 'optimiser, by timm\'s name')
-    opt_kwargs: dict[str, Any] = _option({}, 'further arguments of the optimiser')
+    opt_kwargs: dict[str, Any] = _option({}, 'further arguments of the optimiser')  # noqa: RUF009, a field
     momentum: float = _option(0.9, 'momentum', least=0, below=1)
     weight_decay: float = _option(2e-5, 'weight decay (not on norms, biases and what the model exempts)', least=0)
     layer_decay: float | None = _option(None, 'factor on the learning rate for each layer below the head', above=0)

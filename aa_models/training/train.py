@@ -95,7 +95,7 @@ def _train(recipe: Recipe, args: argparse.Namespace, place: argparse.Namespace) 
         checkpoints.trim_log(output / checkpoints.LOG, epoch)
     if epoch < recipe.epochs:
         trainer.start(epoch)
-    for epoch in range(epoch, recipe.epochs):
+    for epoch in range(epoch, recipe.epochs):  # noqa: B020, goes on from there
         _epoch(trainer, epoch, output, saver)
     if saver is not None:
         _finish(output, tag, model, saver)

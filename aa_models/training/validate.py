@@ -57,7 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--device', help='cuda, cpu, … (default: cuda where there is one)')
     parser.add_argument('--card', action='store_true',
                         help='write the result into the model card of the folder that --model local-dir:… names')
-    parser.add_argument('--results-file', metavar='CSV', help="put the result into a table in timm's columns, in the place of the model's own row")
+    parser.add_argument('--results-file', metavar='CSV',
+                        help="put the result into a table in timm's columns, in the place of the model's own row")
 
 
 def run(args: argparse.Namespace) -> int:

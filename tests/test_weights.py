@@ -1,0 +1,72 @@
+"""What stands under weights/ agrees: files, cards, table, logs, and what README says of them."""
+import csv
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+import timm
+import yaml
+
+from aa_models.models._pretrained import own_checkpoints
+from aa_models.training.results import read_results
+
+ROOT = Path(__file__).parents[1]
+WEIGHTS = ROOT / 'weights'
+RESULTS = WEIGHTS / 'results-cifar100.csv'
+SEED_LOGS = sorted((WEIGHTS / 'logs-cifar100').glob('*.csv'))
+README = (ROOT / 'README.md').read_text(encoding='utf-8')
+
+
+def read_log(path):
+    with path.open(newline='', encoding='utf-8') as file:
+        return list(csv.DictReader(file))
+
+
+def logs_of(model):
+    """The logs of every seed of a model, that of its checkpoint first."""
+    own = WEIGHTS / f'{model}.cifar100' / 'log.csv'
+    return [*([own] if own.is_file() else []), *(path for path in SEED_LOGS if path.stem.startswith(f'{model}-seed'))]
+
+
+def test_folders_are_the_tags():
+    assert sorted(path.parent.name for path in WEIGHTS.glob('*/model.safetensors')) == sorted(own_checkpoints())
+
+
+@pytest.mark.parametrize('name_tag', own_checkpoints())
+def test_card_says_what_was_measured(name_tag):
+    """Card, its metadata, the table and the log's last row; the log was measured in the run's own precision."""
+    folder = WEIGHTS / name_tag
+    card = (folder / 'README.md').read_text(encoding='utf-8')
+    row, = (row for row in read_results(RESULTS) if row['model'] == name_tag)
+    for figure, column in (('top-1', 'top1'), ('top-5', 'top5')):
+        value = float(re.search(rf'^\| {figure} \| ([\d.]+) % \|$', card, re.MULTILINE)[1])
+        assert value == float(row[column]) == pytest.approx(100 - float(row[f'{column}_err']))
+        assert re.search(rf'value: {value:g}\n *name: {figure} accuracy', card)
+    assert re.search(r'^\| throughput \| [\d,]+ images a second on ', card, re.MULTILINE)
+    assert abs(float(read_log(folder / 'log.csv')[-1]['eval_top1']) - float(row['top1'])) < 0.5
+    model = timm.create_model(name_tag, device='meta')
+    assert float(row['param_count']) == round(sum(p.numel() for p in model.parameters()) / 1e6, 2)
+    assert int(row['img_size']) == model.pretrained_cfg['input_size'][1]
+
+
+@pytest.mark.parametrize(
+    'path', [*sorted(WEIGHTS.glob('*/log.csv')), *SEED_LOGS], ids=lambda path: f'{path.parent.name}-{path.stem}')
+def test_logs_are_whole(path):
+    """Every epoch once, the last one validated; a checkpoint's as many as its recipe asks for."""
+    rows = read_log(path)
+    assert [int(row['epoch']) for row in rows] == list(range(len(rows))) and rows[-1]['eval_top1']
+    recipe = path.with_name('recipe.yaml')
+    if recipe.is_file():
+        assert len(rows) == yaml.safe_load(recipe.read_text(encoding='utf-8'))['epochs']
+
+
+@pytest.mark.parametrize('model', ['simplecnn', 'aa_simplecnn', 'laa_simplecnn', 'resnet18', 'aa_resnet18'])
+def test_seeds_in_readme(model):
+    logs = logs_of(model)
+    top1 = [float(read_log(path)[-1]['eval_top1']) for path in logs]
+    figure = f'{statistics.mean(top1):.2f}' + (f' ± {statistics.stdev(top1):.2f}' if len(top1) > 1 else '')
+    assert len(top1) == (3 if 'simplecnn' in model else 1)
+    section = README.partition('### CIFAR-100')[2].partition('\n## ')[0]
+    row, = re.findall(rf'^\| `{model}` \| .*$', section, re.MULTILINE)
+    assert f'| {figure} % |' in row
