@@ -17,9 +17,11 @@ __all__ = ['main']
 COMMANDS = {
     'attention': 'aa_models.attention',
     'benchmark': 'aa_models.benchmark',
+    'export': 'aa_models.export',
     'info': 'aa_models.info',
     'list': 'aa_models.listing',
     'predict': 'aa_models.predict',
+    'publish': 'aa_models.publish',
     'train': 'aa_models.training.train',
     'validate': 'aa_models.training.validate',
 }

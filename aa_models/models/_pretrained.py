@@ -18,7 +18,10 @@ from safetensors import SafetensorError, safe_open
 from timm.models import PretrainedCfg, build_model_with_cfg, resolve_pretrained_cfg
 from torch import Tensor, nn
 
-__all__ = ['WeightsError', 'build', 'expected_sha256', 'locate', 'own_checkpoints', 'own_models', 'weights_cfg']
+__all__ = [
+    'WeightsError', 'build', 'expected_sha256', 'local_folders', 'locate', 'own_checkpoints', 'own_models',
+    'weights_cfg',
+]
 
 WEIGHTS_FILE = 'model.safetensors'
 WEIGHTS_VARIABLE = 'AA_MODELS_WEIGHTS'
@@ -83,7 +86,7 @@ def locate(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Path:
     name_tag = f'{cfg.architecture}.{cfg.tag}'
     sha256 = expected_sha256(cfg)
     tried = []
-    for place, folder in _local_folders().items():
+    for place, folder in local_folders().items():
         if folder is None:
             tried.append(f'{place}: not in use')
             continue
@@ -219,7 +222,7 @@ def _checked(
     return checked
 
 
-def _local_folders() -> dict[str, Path | None]:
+def local_folders() -> dict[str, Path | None]:
     """Folders that hold `<name>.<tag>/` folders, in the order of search; None for one that this machine lacks."""
     chosen = os.environ.get(WEIGHTS_VARIABLE)
     checkout = _PACKAGE.parent

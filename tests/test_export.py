@@ -1,0 +1,116 @@
+"""`aa-models export`: other runtimes give the model's numbers, at other batches and sizes too."""
+import onnxruntime
+import pytest
+import timm
+import torch
+
+from aa_models import cli
+from aa_models.export import export
+from fake_weights import INPUT_SIZE, save_checkpoint
+
+# a small form of each family
+FAMILIES = {
+    'aa_resnet18': dict(img_size=64, layers=(1, 1, 1, 1)),
+    'laa_resnet18': dict(img_size=64, layers=(1, 1, 1, 1)),
+    'aa_wrn16_8': dict(width=1, img_size=16),
+    'laa_wrn16_8': dict(width=1, img_size=16),
+    'aa_simplecnn': dict(pos_embed='coord'),
+    'laa_simplecnn': {},
+}
+SIZES = {64: [(1, 64, 64), (3, 96, 64), (2, 49, 130)], 16: [(1, 16, 16), (3, 24, 16), (2, 13, 31)]}
+
+
+def run_onnx(file, x):
+    session = onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider'])
+    assert [node.name for node in (*session.get_inputs(), *session.get_outputs())] == ['input', 'logits']
+    return torch.from_numpy(session.run(None, {'input': x.numpy()})[0])
+
+
+def run_program(file, x):
+    return torch.export.load(file).module()(x)
+
+
+RUN = {'onnx': run_onnx, 'torch-export': run_program}
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+@torch.no_grad()
+def test_onnx_of_any_batch_and_size(name, tmp_path):
+    model = timm.create_model(name, num_classes=7, **FAMILIES[name]).eval()
+    size = FAMILIES[name].get('img_size', 16)
+    file = tmp_path / 'model.onnx'
+    export(model, (1, 3, size, size), file, 'onnx', dynamic=True)
+    for batch, height, width in SIZES[size]:
+        x = torch.randn(batch, 3, height, width)
+        torch.testing.assert_close(run_onnx(file, x), model(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('name', ['aa_resnet18', 'laa_wrn16_8'])
+@torch.no_grad()
+def test_program_of_any_batch_and_size(name, tmp_path):
+    model = timm.create_model(name, num_classes=7, **FAMILIES[name]).eval()
+    size = FAMILIES[name]['img_size']
+    file = tmp_path / 'model.pt2'
+    export(model, (1, 3, size, size), file, 'torch-export', dynamic=True)
+    for batch, height, width in SIZES[size]:
+        x = torch.randn(batch, 3, height, width)
+        torch.testing.assert_close(run_program(file, x), model(x), rtol=1e-5, atol=1e-5)
+
+
+# --- the command
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('weights') / 'aa_simplecnn'
+    save_checkpoint(folder)
+    return folder
+
+
+def run(capsys, *words):
+    try:
+        status = cli.main(['export', *map(str, words)])
+    except SystemExit as exit:
+        status = exit.code
+    return status, *capsys.readouterr()
+
+
+@pytest.mark.parametrize('format, name', [('onnx', 'aa_simplecnn.onnx'), ('torch-export', 'aa_simplecnn.pt2')])
+@torch.no_grad()
+def test_command(format, name, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run(capsys, f'local-dir:{folder}', '--format', format, '--batch-size', '2')
+    assert status == 0, err
+    assert out.splitlines()[-1].startswith(f'wrote {name} (') and 'input 2x3x24x32' in out
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    model = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    x = torch.randn(2, *INPUT_SIZE)
+    torch.testing.assert_close(RUN[format](tmp_path / name, x), model(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('words, message', [
+    (['aa_resnet19', '--format', 'onnx'], 'aa_resnet19'),
+    (['aa_resnet152', '--format', 'onnx'], 'has no pretrained weights'),
+    (['aa_resnet18', '--format', 'tflite'], 'invalid choice'),
+    (['aa_resnet18', '--format', 'onnx', '-o', 'model.pt2'], '--output must be a .onnx file'),
+    (['aa_resnet18', '--format', 'torch-export', '-o', 'nowhere/a.pt2'], '--output must be a .pt2 file in a folder'),
+    (['aa_resnet18', '--format', 'onnx', '--batch-size', '0'], '--batch-size'),
+    (['aa_resnet18', '--format', 'onnx', '--img-size', '0', '3'], '--img-size'),
+])
+def test_what_cannot_be_exported(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run(capsys, *words)
+    assert status == 2 and not out and message in err and not list(tmp_path.iterdir())
+
+
+def test_a_missing_package_is_named(monkeypatch, capsys):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    status, _, err = run(capsys, 'aa_resnet18', '--format', 'onnx')
+    assert status == 2 and "pip install 'aa-models[export]'" in err
+
+
+def test_nothing_half_written_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.export, 'save', lambda program, path: (path.write_bytes(b'half'), 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        export(timm.create_model('simplecnn').eval(), (1, 3, 32, 32), tmp_path / 'model.pt2')
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,137 @@
+"""`aa-models publish`: the Hub's own client puts exactly the checked folder on a Hub on this machine."""
+import shutil
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from aa_models import cli
+from hub_server import HubServer, send_client_to
+
+ROOT = Path(__file__).parents[1]
+NAME_TAG = 'laa_simplecnn.cifar100'
+REPO_ID = f'aa-models/{NAME_TAG}'
+FILES = ['README.md', 'config.json', 'log.csv', 'model.safetensors', 'recipe.yaml']
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    with HubServer(tmp_path / 'hub') as hub:
+        send_client_to(hub, tmp_path / 'cache', monkeypatch)
+        monkeypatch.setenv('HF_TOKEN', hub.token)
+        yield hub
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of a committed checkpoint and of the table beside it."""
+    shutil.copytree(ROOT / 'weights' / NAME_TAG, tmp_path / 'weights' / NAME_TAG)
+    shutil.copy(ROOT / 'weights' / 'results-cifar100.csv', tmp_path / 'weights')
+    return tmp_path / 'weights' / NAME_TAG
+
+
+def publish(capsys, *words):
+    """Exit status, output and error output."""
+    try:
+        status = cli.main(['publish', *map(str, words)])
+    except SystemExit as exit:
+        status = exit.code
+    return status, *capsys.readouterr()
+
+
+def test_published_folder_is_the_folder_and_loads(hub, capsys, tmp_path):
+    """By the tag's name, from where the package finds its weights."""
+    status, out, err = publish(capsys, NAME_TAG, '--repo-id', REPO_ID)
+    assert status == 0, err
+    assert f'published: {hub.url}/{REPO_ID}/commit/' in out
+    (summary, files), = hub.commits
+    assert files == FILES and summary.startswith(f'{NAME_TAG}, aa_models ') and hub.private == {REPO_ID: False}
+    for name in FILES:
+        source = ROOT / 'weights' / NAME_TAG / name
+        assert (hub.root / REPO_ID / name).read_bytes() == source.read_bytes(), name
+    x = torch.randn(1, 3, 32, 32)
+    with torch.inference_mode():
+        there, here = (timm.create_model(name, pretrained=True).eval()(x) for name in (f'hf-hub:{REPO_ID}', NAME_TAG))
+    assert torch.equal(there, here)
+
+
+def test_private_and_as_a_pull_request(hub, folder, capsys):
+    status, out, err = publish(capsys, folder, '--repo-id', REPO_ID, '--private', '--create-pr')
+    assert status == 0, err
+    assert f'published: {hub.url}/{REPO_ID}/discussions/1' in out and hub.private == {REPO_ID: True}
+
+
+def test_dry_run_sends_nothing(hub, capsys):
+    status, out, err = publish(capsys, NAME_TAG, '--repo-id', REPO_ID, '--dry-run')
+    assert status == 0 and not hub.requests and 'nothing was sent' in out, err
+    assert [Path(line.split(' (')[0]).name for line in out.splitlines()[:-1]] == FILES
+
+
+def spoil_weights(change):
+    def spoil(folder):
+        file = folder / 'model.safetensors'
+        tensors = load_file(file)
+        change(tensors)
+        save_file(tensors, file)
+    return spoil
+
+
+def replace_in(name, old, new):
+    def replace(folder):
+        path = folder.parent / name if name.endswith('results-cifar100.csv') else folder / name
+        text = path.read_text(encoding='utf-8')
+        assert old in text
+        path.write_text(text.replace(old, new), encoding='utf-8')
+    return replace
+
+
+def make_wide(tensors):
+    tensors['head.fc.bias'] = tensors['head.fc.bias'].float()
+
+
+def make_infinite(tensors):
+    tensors['head.fc.bias'][3] = float('inf')
+
+
+FAULTS = {
+    'file missing': (lambda folder: (folder / 'log.csv').unlink(), 'log.csv is missing'),
+    'file too many': (lambda folder: (folder / 'notes.txt').touch(), 'notes.txt does not belong there'),
+    'other weights': (spoil_weights(lambda tensors: tensors['head.fc.bias'].neg_()), 'is to have'),
+    'float32': (spoil_weights(make_wide), 'not in float16: head.fc.bias'),
+    'infinite': (spoil_weights(make_infinite), 'not finite: head.fc.bias'),
+    'truncated': (lambda folder: (folder / 'model.safetensors').write_bytes(b'123'), 'cannot be read'),
+    'other model': (replace_in('config.json', '"laa_simplecnn"', '"simplecnn"'), 'do not load'),
+    'other tag': (replace_in('config.json', '"cifar100"', '"cifar10"'), 'is of laa_simplecnn.cifar10, not of'),
+    'no licence': (replace_in('README.md', 'license: apache-2.0\n', ''), 'has no licence'),
+    'no limits': (replace_in('README.md', '## Data, use and limits', '## Data'), "no section 'Data, use and limits'"),
+    'no accuracy': (replace_in('README.md', '| top-1 |', '| top |'), 'has no accuracy'),
+    'other accuracy': (replace_in('results-cifar100.csv', f'{NAME_TAG},', f'{NAME_TAG},9'), 'README.md says ('),
+    'no row': (replace_in('results-cifar100.csv', NAME_TAG, 'other'), f'no row of {NAME_TAG}'),
+}
+
+
+@pytest.mark.parametrize('spoil, words', FAULTS.values(), ids=FAULTS)
+def test_what_is_not_fit_is_not_sent(spoil, words, hub, folder, capsys):
+    spoil(folder)
+    status, out, err = publish(capsys, folder, '--repo-id', REPO_ID)
+    assert status == 2 and words in err and not out and not hub.requests
+
+
+def test_another_repository_than_the_cards(hub, folder, capsys):
+    status, _, err = publish(capsys, folder, '--repo-id', f'me/{NAME_TAG}')
+    assert status == 2 and f'does not say how to load hf-hub:me/{NAME_TAG}' in err and not hub.requests
+
+
+@pytest.mark.parametrize('name', ['nowhere', 'aa_resnet18.nothing', '.'])
+def test_no_such_folder(name, hub, capsys):
+    status, _, err = publish(capsys, name, '--repo-id', REPO_ID)
+    assert status == 2 and 'neither a folder MODEL.TAG nor a checkpoint' in err
+
+
+def test_refused_by_the_hub(hub, capsys, monkeypatch):
+    monkeypatch.setenv('HF_TOKEN', 'hf_wrong')
+    status, _, err = publish(capsys, NAME_TAG, '--repo-id', REPO_ID)
+    assert status == 1 and 'publishing to aa-models/' in err and '401' in err and not hub.commits
+    assert len(err.splitlines()) < 8 and 'Traceback' not in err
