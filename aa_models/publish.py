@@ -121,7 +121,7 @@ def _card_faults(path: Path, results: Path, repo_id: str) -> list[str]:
     faults = [f'{CARD} has no licence'] if not card.data.to_dict().get('license') else []
     faults += [f'{CARD} has no section {title!r}' for title in SECTIONS if f'\n## {title}\n' not in card.text]
     if f'hf-hub:{repo_id}' not in card.text:
-        faults.append(f'{CARD} does not say how to load hf-hub:{repo_id}')
+        faults.append(f'{CARD} does not say how to load hf-hub:{repo_id}: make the folder with --repo {repo_id}')
     measured = ACCURACY.search(card.text)
     top1, top5 = (re.search(rf'\| {figure} \| ([\d.]+) % \|', measured[0] if measured else '')
                   for figure in ('top-1', 'top-5'))

@@ -1,0 +1,137 @@
+"""Damaged weight files: a clear error or the right model, never a wrong one, a crash or half a model."""
+import json
+import struct
+import zipfile
+from io import BytesIO
+
+import pytest
+import timm
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load
+
+from aa_models.models._pretrained import WeightsError
+from fake_weights import NAME, NAME_TAG, NUM_CLASSES, registered, save_checkpoint
+
+DAMAGES = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+@pytest.fixture(scope='module')
+def original(tmp_path_factory):
+    """A checkpoint's folder and the bytes of its file; the tag is registered with their SHA-256."""
+    folder = tmp_path_factory.mktemp('fuzz') / NAME_TAG
+    with registered(save_checkpoint(folder)):
+        yield folder, (folder / 'model.safetensors').read_bytes()
+
+
+def split(content):
+    """Header as a dict, and the numbers."""
+    length, = struct.unpack('<Q', content[:8])
+    return json.loads(content[8:8 + length]), content[8 + length:]
+
+
+def joined(header, numbers):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack('<Q', len(text)) + text + numbers
+
+
+@st.composite
+def damages(draw):
+    """A function from a file's bytes to other ones, by the part of the format that it hits."""
+    kind = draw(st.sampled_from([
+        'length', 'byte of the header', 'dtype', 'shape', 'offsets', 'name', 'missing', 'added', 'truncated',
+        'appended', 'number', 'nan', 'pointer', 'page', 'zip', 'anything']))
+    index, bit = draw(st.integers(0, 2 ** 24)), draw(st.integers(0, 7))
+    number = draw(st.one_of(st.integers(0, 2 ** 64 - 1), st.integers(0, 300), st.integers(2 ** 31 - 2, 2 ** 32 + 2)))
+    text = draw(st.text(max_size=20))
+    dtype = draw(st.sampled_from(['F16', 'BF16', 'F32', 'F64', 'I64', 'U8', 'BOOL', 'F8_E4M3', 'f16', '', 'X']))
+    cut = draw(st.sampled_from([0, 1, 7, 8, 9, 64, 'header', 'header+1', 'header-1', 'tensor', 'last', 'any']))
+    tail = draw(st.binary(min_size=1, max_size=64))
+
+    def damage(content):
+        header, numbers = split(content)
+        names = [name for name in header if name != '__metadata__']
+        name = names[index % len(names)]
+        start = len(content) - len(numbers)
+        changed = bytearray(content)
+        if kind == 'length':
+            return struct.pack('<Q', number) + content[8:]
+        if kind in ('byte of the header', 'number'):
+            where = 8 + index % (start - 8) if kind == 'byte of the header' else start + index % len(numbers)
+            changed[where] ^= 1 << bit
+            return bytes(changed)
+        if kind == 'nan':
+            begin = start + header[name]['data_offsets'][0]
+            changed[begin:begin + 2] = struct.pack('<H', 0x7E00 if bit % 2 else 0x7C00)
+            return bytes(changed)
+        if kind == 'dtype':
+            header[name]['dtype'] = dtype
+        elif kind == 'shape':
+            shape = header[name]['shape'] or [1]
+            header[name]['shape'] = [shape[:-1], [*shape, 1], shape[::-1], [number, *shape[1:]]][bit % 4]
+        elif kind == 'offsets':
+            header[name]['data_offsets'][bit % 2] = number if bit < 4 else index
+        elif kind == 'name':
+            header[text or 'x'] = header.pop(name)
+        elif kind == 'missing':
+            del header[name]
+        elif kind == 'added':
+            header[text or 'x'] = dict(dtype='F16', shape=[0], data_offsets=[len(numbers)] * 2)
+        elif kind == 'truncated':
+            ends = dict(header=start, tensor=start + header[name]['data_offsets'][0], last=len(content) - 1,
+                        any=index % len(content), **{'header+1': start + 1, 'header-1': start - 1})
+            return content[:ends.get(cut, cut)]
+        elif kind == 'appended':
+            return content + tail
+        elif kind == 'pointer':
+            return b'version https://git-lfs.github.com/spec/v1\noid sha256:' + tail.hex().encode() + b'\nsize 1\n'
+        elif kind == 'page':
+            return b'<!doctype html><html><body>' + text.encode('utf-8', 'replace') + b'</body></html>'
+        elif kind == 'zip':
+            archive = BytesIO()
+            with zipfile.ZipFile(archive, 'w') as file:
+                file.writestr('archive/data.pkl', tail)
+            return archive.getvalue()
+        elif kind == 'anything':
+            return tail
+        return joined(header, numbers)
+
+    return damage
+
+
+@DAMAGES
+@given(damage=damages())
+def test_damage_to_our_own_weights_is_always_noticed(original, damage):
+    """The hash knows every bit. All other places are empty here, so there is nothing to fall back on."""
+    folder, content = original
+    damaged = damage(content)
+    (folder / 'model.safetensors').write_bytes(damaged)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('AA_MODELS_WEIGHTS', str(folder.parent))
+        patch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+        if damaged == content:
+            timm.create_model(NAME_TAG, pretrained=True)
+            return
+        with pytest.raises(WeightsError, match='wrong SHA-256'):
+            timm.create_model(NAME_TAG, pretrained=True)
+
+
+@DAMAGES
+@given(damage=damages(), num_classes=st.sampled_from([NUM_CLASSES, 3]))
+def test_damage_to_a_file_of_the_users(original, damage, num_classes):
+    """There is no hash to compare with. What loads must be what the file says, tensor by tensor."""
+    folder, content = original
+    file = folder.parent / 'users.safetensors'
+    file.write_bytes(damage(content))
+    try:
+        model = timm.create_model(
+            NAME, pretrained=True, num_classes=num_classes, pretrained_cfg_overlay=dict(file=str(file)))
+    except WeightsError as error:
+        assert str(file) in str(error) or 'do not fit' in str(error)  # noqa: PT017, loading is right, too
+        return
+    tensors = load(file.read_bytes())
+    for name, tensor in model.state_dict().items():
+        if num_classes == NUM_CLASSES or not name.startswith('head.fc'):
+            expected = tensors[name].to(tensor.dtype)
+            assert tensor.shape == expected.shape and torch.equal(tensor.nan_to_num(), expected.nan_to_num()), name
