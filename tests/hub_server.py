@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -25,12 +26,14 @@ class HubServer:
         requests: `'METHOD path'` of every request so far.
         token: What whoever writes must send.
         commits: Summary and names of files of every commit so far.
+        fault: What happens in place of a normal answer: `fault(handler, file)` returns True where it has answered.
     """
     token = 'hf_token_of_the_tests'
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.requests: list[str] = []
+        self.fault: Callable[[BaseHTTPRequestHandler, Path], bool] = lambda handler, file: False
         self.commits: list[tuple[str, list[str]]] = []
         self.private: dict[str, bool] = {}
         self.blobs: dict[str, bytes] = {}  # uploaded by LFS and not yet in a commit, by SHA-256
@@ -65,6 +68,8 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             organisation, name, _, _, *file = self.path.strip('/').split('/')
             repository = hub.root / organisation / name
             content = repository.joinpath(*file)
+            if hub.fault(self, content):
+                return
             self.send_response(200 if content.is_file() else 404)
             self.send_header('X-Repo-Commit', COMMIT)
             if content.is_file():

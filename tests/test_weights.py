@@ -1,14 +1,18 @@
 """What stands under weights/ agrees: files, cards, table, logs, and what README says of them."""
 import csv
+import hashlib
+import json
 import re
 import statistics
 from pathlib import Path
 
 import pytest
 import timm
+import torch
 import yaml
+from safetensors.torch import load_file
 
-from aa_models.models._pretrained import own_checkpoints
+from aa_models.models._pretrained import expected_sha256, own_checkpoints
 from aa_models.training.results import read_results
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +35,22 @@ def logs_of(model):
 
 def test_folders_are_the_tags():
     assert sorted(path.parent.name for path in WEIGHTS.glob('*/model.safetensors')) == sorted(own_checkpoints())
+
+
+@pytest.mark.parametrize('name_tag', own_checkpoints())
+def test_committed_weights(name_tag):
+    folder = WEIGHTS / name_tag
+    cfg = timm.get_pretrained_cfg(name_tag)
+    assert hashlib.sha256((folder / 'model.safetensors').read_bytes()).hexdigest() == expected_sha256(cfg)
+    assert all(t.dtype in (torch.float16, torch.int64) for t in load_file(folder / 'model.safetensors').values())
+    assert len(cfg.label_names) == cfg.num_classes
+    own, saved = (timm.create_model(name, pretrained=True).eval() for name in (name_tag, f'local-dir:{folder}'))
+    for key in ('num_classes', 'input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'label_names'):
+        as_json = json.loads(json.dumps(own.pretrained_cfg[key]))
+        assert as_json == json.loads(json.dumps(saved.pretrained_cfg[key])), key
+    x = torch.randn(1, *cfg.input_size)
+    with torch.inference_mode():
+        assert torch.equal(own(x), saved(x))
 
 
 @pytest.mark.parametrize('name_tag', own_checkpoints())

@@ -97,14 +97,18 @@ def locate(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Path:
         tried.append(f'{place}: {file}: {fault}')
         if fault != 'absent':
             _logger.warning('%s is passed over: %s', file, fault)
-    try:
-        file = Path(hf_hub_download(cfg.hf_hub_id, cfg.hf_hub_filename, cache_dir=cache_dir, library_name='aa_models'))
-    except Exception as error:  # the client's HTTP library has changed before, its errors have no base in common
-        raise _not_found(name_tag, [*tried, f'Hub: {cfg.hf_hub_id}: {_reason(error)}']) from error
-    if fault := _fault(file, sha256):
-        kept = f'Hub: {cfg.hf_hub_id}, kept as {file}: {fault}; delete that file to have it fetched again'
-        raise _not_found(name_tag, [*tried, kept])
-    return file
+    for past_the_cache in (False, True):  # which may keep what an earlier transfer spoiled
+        try:
+            file = Path(hf_hub_download(
+                cfg.hf_hub_id, cfg.hf_hub_filename, cache_dir=cache_dir, library_name='aa_models',
+                force_download=past_the_cache))
+        except Exception as error:  # the client's HTTP library has changed before, its errors have no base in common
+            raise _not_found(name_tag, [*tried, f'Hub: {cfg.hf_hub_id}: {_reason(error)}']) from error
+        fault = _fault(file, sha256)
+        if not fault:
+            return file
+        tried.append(f'Hub: {cfg.hf_hub_id}, {"fetched again" if past_the_cache else "kept"} as {file}: {fault}')
+    raise _not_found(name_tag, tried)
 
 
 def build(

@@ -1,0 +1,278 @@
+"""The Hub as it really is: what it answers, each time the weights load or one message says why, and the next try works.
+
+A server on this machine speaks the Hub's protocol to the Hub's own client.
+"""
+import hashlib
+import multiprocessing
+import os
+import resource
+import signal
+import socket
+import subprocess
+import threading
+import time
+
+import huggingface_hub.constants
+import pytest
+import timm
+import torch
+
+from aa_models.models import _pretrained
+from aa_models.models._pretrained import WeightsError, expected_sha256, locate
+from fake_weights import NAME, NAME_TAG, logits, registered, save_checkpoint
+from hub_server import COMMIT, HubServer, send_client_to
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+    """Root of a Hub that has the checkpoint; the tag is registered."""
+    root = tmp_path_factory.mktemp('hub')
+    with registered(save_checkpoint(root / 'aa-models' / NAME_TAG)):
+        yield root
+
+
+@pytest.fixture
+def hub(root, tmp_path, monkeypatch):
+    """The Hub is the only place with weights; the client's pauses between its tries are counted, not waited for."""
+    (tmp_path / 'package').mkdir()
+    monkeypatch.setattr(_pretrained, '_PACKAGE', tmp_path / 'package')
+    monkeypatch.delenv('AA_MODELS_WEIGHTS', raising=False)
+    with HubServer(root) as hub:
+        send_client_to(hub, tmp_path / 'cache', monkeypatch)
+        # the client resumes after whole pieces, which are larger than this file
+        monkeypatch.setattr(huggingface_hub.constants, 'DOWNLOAD_CHUNK_SIZE', 1 << 16)
+        hub.pauses = []
+        monkeypatch.setattr(time, 'sleep', hub.pauses.append)
+        yield hub
+        assert sum(hub.pauses) < 60
+
+
+@pytest.fixture
+def expected(root):
+    return logits(timm.create_model(f'local-dir:{root / "aa-models" / NAME_TAG}', pretrained=True))
+
+
+# --- what a server may do; after some of it the client itself tries again
+
+
+def answer(handler, status, body=b'', **headers):
+    handler.send_response(status)
+    for name, value in {'Content_Length': str(len(body)), **headers}.items():
+        handler.send_header(name.replace('_', '-'), value)
+    handler.end_headers()
+    if handler.command == 'GET':
+        handler.wfile.write(body)
+    return True
+
+
+def described(file, **changes):
+    """The headers of a file."""
+    content = file.read_bytes()
+    return {'X_Repo_Commit': COMMIT, 'ETag': f'"{hashlib.sha256(content).hexdigest()}"',
+            'Content_Length': str(len(content)), **changes}
+
+
+def always(status, **headers):
+    return lambda handler, file: answer(handler, status, **headers)
+
+
+def once(fault, command='GET'):
+    left = [fault]
+
+    def faulty(handler, file):
+        return handler.command == command and bool(left) and left.pop()(handler, file)
+    return faulty
+
+
+def to_a_cdn(handler, file):
+    """As the Hub does for large files: the answer to HEAD tells what lies elsewhere."""
+    if handler.path.startswith('/cdn/'):
+        return answer(handler, 200, to_a_cdn.content)
+    to_a_cdn.content = file.read_bytes()
+    size = str(len(to_a_cdn.content))
+    there = described(file, X_Linked_Size=size, X_Linked_ETag=described(file)['ETag'], Content_Length='0')
+    port = handler.server.server_port
+    return answer(handler, 302, Location=f'http://localhost:{port}/cdn/of/the/hub', **there)  # another host by its name
+
+
+def cut_in_the_middle(handler, file):
+    """Half of the file, then nothing more; who asks for the rest gets it."""
+    content, wanted = file.read_bytes(), handler.headers.get('Range')
+    if handler.command != 'GET':
+        return False
+    if wanted:
+        begin = int(wanted.removeprefix('bytes=').split('-')[0])
+        return answer(handler, 206, content[begin:], Content_Range=f'bytes {begin}-{len(content) - 1}/{len(content)}')
+    answer(handler, 200, content[:len(content) // 2], **described(file))
+    handler.close_connection = True
+    return True
+
+
+def wrong_length(handler, file):
+    return handler.command == 'GET' and answer(handler, 200, file.read_bytes()[:-100])
+
+
+def wrong_etag(handler, file):
+    return answer(handler, 200, file.read_bytes(), **described(file, ETag='"0123"'))
+
+
+def wrong_content(handler, file):
+    return answer(handler, 200, bytes(file.stat().st_size), **described(file))
+
+
+def another_page(handler, file):
+    return answer(handler, 200, b'<html>Log in to the network</html>', Content_Type='text/html')
+
+
+def slow(handler, file):
+    if handler.command != 'GET':
+        return False
+    content = file.read_bytes()
+    answer(handler, 200, b'', **described(file))
+    for begin in range(0, len(content), 1 + len(content) // 10):
+        threading.Event().wait(0.05)
+        handler.wfile.write(content[begin:begin + 1 + len(content) // 10])
+    return True
+
+
+def hang_up(handler, file):
+    handler.connection.shutdown(socket.SHUT_RDWR)
+    handler.close_connection = True
+    return True
+
+
+WORKS = {
+    'as it should': lambda handler, file: False,
+    'to a CDN': to_a_cdn,
+    'too many requests once': once(always(429, Retry_After='1')),
+    'cut in the middle': cut_in_the_middle,
+    'wrong ETag': wrong_etag,
+    'slow': slow,
+}
+
+
+@pytest.mark.parametrize('fault', WORKS.values(), ids=WORKS)
+def test_weights_load_all_the_same(fault, hub, expected):
+    hub.fault = fault
+    assert torch.equal(logits(timm.create_model(NAME, pretrained=True)), expected)
+
+
+FAILS = {
+    'not logged in': (always(401, X_Error_Code='GatedRepo'), '401'),
+    'no access': (always(403, X_Error_Code='GatedRepo'), '403'),
+    'no such repository': (always(404, X_Error_Code='RepoNotFound'), '404'),
+    'no such file': (always(404, X_Error_Code='EntryNotFound'), '404'),
+    'too many requests': (always(429, Retry_After='1'), '429'),
+    'error once': (once(always(500)), '500'),
+    'unavailable once': (once(always(503)), '503'),
+    'error': (always(500), '500'),
+    'hung up': (hang_up, 'Hub'),
+    'wrong length': (wrong_length, 'Hub'),
+    'wrong content': (wrong_content, 'wrong SHA-256'),
+    'wrong content once': (once(wrong_content), None),
+    'another page': (another_page, 'Hub'),
+}
+
+
+@pytest.mark.parametrize('fault, words', FAILS.values(), ids=FAILS)
+def test_one_message_and_the_next_try_works(fault, words, hub, expected):
+    hub.fault = fault
+    if words:
+        with pytest.raises(WeightsError) as error:
+            timm.create_model(NAME, pretrained=True)
+        message = str(error.value)
+        assert words in message and f'aa-models/{NAME_TAG}' in message
+        assert 'AA_MODELS_WEIGHTS' in message and 'pretrained=False' in message  # what was tried, what to do
+        hub.fault = WORKS['as it should']
+    assert torch.equal(logits(timm.create_model(NAME, pretrained=True)), expected)
+
+
+def test_refused_connection(hub, expected, monkeypatch):
+    template = huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE
+    with socket.socket() as unused:
+        unused.bind(('127.0.0.1', 0))
+        closed = f'http://127.0.0.1:{unused.getsockname()[1]}'
+    monkeypatch.setattr(
+        huggingface_hub.constants, 'HUGGINGFACE_CO_URL_TEMPLATE', template.replace(hub.url, closed))
+    with pytest.raises(WeightsError, match='Hub: aa-models/'):
+        timm.create_model(NAME, pretrained=True)
+    monkeypatch.setattr(huggingface_hub.constants, 'HUGGINGFACE_CO_URL_TEMPLATE', template)
+    assert torch.equal(logits(timm.create_model(NAME, pretrained=True)), expected)
+
+
+def test_offline_without_a_cache_and_with_one(hub, expected, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    with pytest.raises(WeightsError, match='offline'):
+        timm.create_model(NAME, pretrained=True)
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', False)
+    timm.create_model(NAME, pretrained=True)
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    assert torch.equal(logits(timm.create_model(NAME, pretrained=True)), expected)
+
+
+def test_a_spoiled_cache_is_mended(hub, expected, tmp_path):
+    file = locate(timm.get_pretrained_cfg(NAME))
+    assert (tmp_path / 'cache') in file.parents
+    file.write_bytes(b'spoiled')
+    assert torch.equal(logits(timm.create_model(NAME, pretrained=True)), expected)
+
+
+def _locate_in_a_process(cache, limit, queue):
+    """Run in a child: what `locate` finds there, or the message of its error."""
+    if limit:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # an error in place of the end
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        queue.put(hashlib.sha256(locate(timm.get_pretrained_cfg(NAME), cache).read_bytes()).hexdigest())
+    except WeightsError as error:
+        queue.put(str(error))
+
+
+def in_processes(cache, count=1, limit=0):
+    context = multiprocessing.get_context('fork')
+    queue = context.Queue()
+    processes = [context.Process(target=_locate_in_a_process, args=(cache, limit, queue)) for _ in range(count)]
+    for process in processes:
+        process.start()
+    results = [queue.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join(60)
+    return results
+
+
+def test_eight_processes_on_an_empty_cache(hub, tmp_path):
+    results = in_processes(tmp_path / 'shared', count=8)
+    assert results == 8 * [expected_sha256(timm.get_pretrained_cfg(NAME))]
+
+
+def test_files_that_may_not_grow(hub, tmp_path):
+    """A quota: the transfer ends in the middle, and without it the next one works."""
+    message, = in_processes(tmp_path / 'cache', limit=10_000)
+    assert f'Hub: aa-models/{NAME_TAG}' in message and 'OSError' in message
+    assert in_processes(tmp_path / 'cache') == [expected_sha256(timm.get_pretrained_cfg(NAME))]
+
+
+def test_a_cache_that_cannot_be_written(hub, expected, tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(WeightsError, match='Hub: aa-models/.*Error'):
+        timm.create_model(NAME, pretrained=True, cache_dir=tmp_path / 'file' / 'cache')
+    if os.geteuid():  # nothing is read-only to root
+        (tmp_path / 'locked').mkdir(0o500)
+        with pytest.raises(WeightsError, match='Hub: aa-models/.*Error'):
+            timm.create_model(NAME, pretrained=True, cache_dir=tmp_path / 'locked')
+    assert torch.equal(logits(timm.create_model(NAME, pretrained=True)), expected)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='only root may mount')
+def test_a_full_disk(hub, expected, tmp_path):
+    disk = tmp_path / 'disk'
+    disk.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=200k', 'tmpfs', disk], capture_output=True).returncode:
+        pytest.skip('mounting is not allowed here')
+    try:
+        with pytest.raises(WeightsError, match='Hub: aa-models/.*No space left'):
+            timm.create_model(NAME, pretrained=True, cache_dir=disk)
+        subprocess.run(['mount', '-o', 'remount,size=20m', disk], check=True)
+        assert torch.equal(logits(timm.create_model(NAME, pretrained=True, cache_dir=disk)), expected)
+    finally:
+        subprocess.run(['umount', disk], check=True)
