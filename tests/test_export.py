@@ -12,8 +12,8 @@ from fake_weights import INPUT_SIZE, save_checkpoint
 FAMILIES = {
     'aa_resnet18': dict(img_size=64, layers=(1, 1, 1, 1)),
     'laa_resnet18': dict(img_size=64, layers=(1, 1, 1, 1)),
-    'aa_wrn16_8': dict(width=1, img_size=16),
-    'laa_wrn16_8': dict(width=1, img_size=16),
+    'aa_wrn16_8': dict(width=1, img_size=16, dk=16, dv=8),
+    'laa_wrn16_8': dict(width=1, img_size=16, dk=16, dv=8),
     'aa_simplecnn': dict(pos_embed='coord'),
     'laa_simplecnn': {},
 }

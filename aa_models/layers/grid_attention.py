@@ -179,6 +179,7 @@ class GridAttention(nn.Module):
         size = self.pool(self.sample(x)).shape[2:]
         return (1 if len(size) == 1 else size[0]), size[-1]
 
+    @torch.jit.unused
     def is_watched(self) -> bool:
         """Whether a hook on `attn_drop` waits for the weights, as those of `timm.utils.AttentionExtract` do.
 
