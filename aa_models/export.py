@@ -21,7 +21,6 @@ from pathlib import Path
 import timm
 import torch
 from timm.data import resolve_data_config
-from timm.layers import set_exportable
 from torch import nn
 
 from aa_models.build import check_name
@@ -59,8 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if output.suffix != SUFFIXES[args.format] or not output.absolute().parent.is_dir():
         raise ValueError(f'--output must be a {SUFFIXES[args.format]} file in a folder that exists, not {output}')
     check_name(args.name)
-    with set_exportable(True):
-        model = timm.create_model(args.name, pretrained=True, exportable=True).eval()
+    model = timm.create_model(args.name, pretrained=True, exportable=True).eval()
     channels, *size = resolve_data_config(model=model)['input_size']
     shape = (args.batch_size, channels, *(args.img_size or size))
     export(model, shape, output, args.format, args.dynamic)

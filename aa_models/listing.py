@@ -14,7 +14,7 @@ import fnmatch
 import timm
 from timm.models import split_model_name_tag
 
-from aa_models.models._pretrained import own_checkpoints, own_models
+from aa_models.models._pretrained import expected_sha256, own_checkpoints, own_models
 
 __all__ = ['add_arguments', 'run']
 
@@ -57,12 +57,12 @@ def _names(pattern: str, pretrained: bool) -> list[str]:
 def _row(name: str) -> tuple[str, ...]:
     """Make one line of the table. On the meta device a model costs neither memory nor a random start."""
     model = timm.create_model(name, device='meta')
-    cfg = model.pretrained_cfg
+    cfg = timm.get_pretrained_cfg(name)
     params = sum(parameter.numel() for parameter in model.parameters())
     return (
         name,
         f'{params / 1e6:.2f} M',
-        'x'.join(map(str, cfg['input_size'])),
-        str(cfg['num_classes']),
-        'yes' if name in own_checkpoints() else 'start' if split_model_name_tag(name)[1] else '-',
+        'x'.join(map(str, cfg.input_size)),
+        str(cfg.num_classes),
+        'yes' if expected_sha256(cfg) else 'start' if cfg.has_weights else '-',
     )

@@ -14,11 +14,12 @@ from timm.utils import AttentionExtract
 from torch import nn
 
 import reference
-from aa_models import attention_maps, cli
+from aa_models import attention_maps
 from aa_models.attention import seen_from
 from aa_models.attention_maps import attention_map_sizes
 from aa_models.attention_plot import draw
 from aa_models.layers import AugmentedConv1d, AugmentedConv2d
+from command import run_command
 from fake_weights import save_checkpoint
 
 PICTURE = Path(__file__).parent / 'pictures' / 'lion.png'
@@ -242,14 +243,6 @@ def model(tmp_path_factory):
     return f'local-dir:{folder}'
 
 
-def run(capsys, *arguments):
-    try:
-        status = cli.main(['attention', *map(str, arguments)])
-    except SystemExit as exit:
-        status = exit.code
-    return status, *capsys.readouterr()
-
-
 @pytest.mark.parametrize('options, lines', [
     ([], ['stages.0.1.conv.attn: 8 heads on a map of 14 x 14, the query in row 7, column 7',
           'stages.1.1.conv.attn: 8 heads on a map of 7 x 7, the query in row 3, column 3']),
@@ -258,7 +251,8 @@ def run(capsys, *arguments):
 ])
 def test_command(options, lines, model, tmp_path, capsys):
     output = tmp_path / 'seen.png'
-    status, out, err = run(capsys, PICTURE, '--model', model, '-o', output, '--device', 'cpu', *options)
+    status, out, err = run_command(
+        capsys, 'attention', PICTURE, '--model', model, '-o', output, '--device', 'cpu', *options)
     assert (status, out.splitlines(), err) == (0, [*lines, f'wrote {output}'], '')
     with Image.open(output) as picture:
         colours = picture.convert('RGB').getcolors(1 << 24)
@@ -281,7 +275,7 @@ def test_command(options, lines, model, tmp_path, capsys):
 ])
 def test_wrong_options(options, words, model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    status, out, err = run(capsys, PICTURE, '--model', model, *options)
+    status, out, err = run_command(capsys, 'attention', PICTURE, '--model', model, *options)
     assert status == 2 and not out and all(word in err for word in words) and len(err.splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
@@ -292,17 +286,18 @@ def test_wrong_pictures(model, tmp_path, monkeypatch, capsys):
     no_picture.write_text('not a picture')
     missing = tmp_path / 'nothing.png'
     for path, word in ((no_picture, 'notes.png'), (missing, 'nothing.png'), (PICTURE.parent, 'folder')):
-        status, out, err = run(capsys, path, '--model', model, '-o', tmp_path / 'seen.png')
+        status, out, err = run_command(capsys, 'attention', path, '--model', model, '-o', tmp_path / 'seen.png')
         assert status == 2 and not out and word in err and not (tmp_path / 'seen.png').exists()
 
 
 def test_plain_model(tmp_path, capsys):
     timm.models.save_for_hf(timm.create_model('simplecnn'), tmp_path / 'plain', safe_serialization=True)
-    status, out, err = run(capsys, PICTURE, '--model', f'local-dir:{tmp_path / "plain"}', '-o', tmp_path / 'seen.png')
+    status, out, err = run_command(
+        capsys, 'attention', PICTURE, '--model', f'local-dir:{tmp_path / "plain"}', '-o', tmp_path / 'seen.png')
     assert status == 2 and not out and 'has no attention layer' in err and not (tmp_path / 'seen.png').exists()
 
 
 def test_without_matplotlib(model, monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
-    status, out, err = run(capsys, PICTURE, '--model', model, '-o', tmp_path / 'seen.png')
+    status, out, err = run_command(capsys, 'attention', PICTURE, '--model', model, '-o', tmp_path / 'seen.png')
     assert status == 2 and not out and "pip install 'aa-models[plot]'" in err

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from aa_models import cli, plotting
+from aa_models import plotting
 from aa_models.benchmark.case import Case
 from aa_models.benchmark.layer import LAYERS, LayerCase
 from aa_models.benchmark.measure import COLUMNS, measure
@@ -17,18 +17,10 @@ from aa_models.benchmark.rivals import offsets_to_keys
 from aa_models.benchmark.timing import by_turns, median_ratio
 from aa_models.layers import AugmentedConv2d
 from aa_models.layers.position import rel_logits_w
+from command import run_command
 
 TINY = ['--rounds', '2', '--warmup', '1', '--device', 'cpu']
 SMALL = [*TINY, '--batch-size', '2', '--num-heads', '2', '--dim-head', '4']
-
-
-def run(capsys, *arguments):
-    """Exit status, standard output and standard error of a benchmark."""
-    try:
-        status = cli.main(['benchmark', *map(str, arguments)])
-    except SystemExit as exit:
-        status = exit.code
-    return status, *capsys.readouterr()
 
 
 def rows_of(path):
@@ -127,8 +119,8 @@ def test_no_full_logits_in_memory():
 
 
 def test_layer(capsys, tmp_path):
-    status, out, err = run(
-        capsys, 'layer', *SMALL, '--size', 6, 5, '--channels', 8, '--rivals', 'conv', 'bottleneck',
+    status, out, err = run_command(
+        capsys, 'benchmark', 'layer', *SMALL, '--size', 6, 5, '--channels', 8, '--rivals', 'conv', 'bottleneck',
         '--results-file', tmp_path / 'r.csv')
     assert status == 0, err
     lines = out.splitlines()
@@ -143,8 +135,9 @@ def test_layer(capsys, tmp_path):
 
 def test_attention(capsys, tmp_path):
     for extra in ((), ('--channels-last', '--dtype', 'bfloat16')):
-        status, out, err = run(
-            capsys, 'attention', *SMALL, '--size', 5, '--no-memory', '--results-file', tmp_path / 'r.csv', *extra)
+        status, out, err = run_command(
+            capsys, 'benchmark', 'attention', *SMALL, '--size', 5, '--no-memory',
+            '--results-file', tmp_path / 'r.csv', *extra)
         assert status == 0, err
         floor, ours = rows_of(tmp_path / 'r.csv')
         assert (floor['model'], ours['model'], ours['rival']) == ('sdpa', 'aa', 'sdpa')
@@ -152,9 +145,9 @@ def test_attention(capsys, tmp_path):
 
 
 def test_growth(capsys, tmp_path):
-    status, out, err = run(
-        capsys, 'growth', *SMALL, '--channels', 8, '--sizes', 4, 8, 16, '--rivals', 'conv', 'naive', '--no-memory',
-        '--max-memory', '0.0001', '--results-file', tmp_path / 'r.csv', '-o', tmp_path / 'growth.png')
+    status, out, err = run_command(
+        capsys, 'benchmark', 'growth', *SMALL, '--channels', 8, '--sizes', 4, 8, 16, '--rivals', 'conv', 'naive',
+        '--no-memory', '--max-memory', '0.0001', '--results-file', tmp_path / 'r.csv', '-o', tmp_path / 'growth.png')
     assert status == 0, err
     sizes = {name: [row['size'] for row in rows_of(tmp_path / 'r.csv') if row['model'] == name]
              for name in ('aa', 'conv', 'naive')}
@@ -164,9 +157,9 @@ def test_growth(capsys, tmp_path):
 
 
 def test_model(capsys, tmp_path):
-    status, out, err = run(
-        capsys, 'model', 'aa_simplecnn', 'laa_simplecnn:aa_simplecnn', *TINY, '--batch-size', 2, '--img-size', 16,
-        '--no-memory', '--dtype', 'bfloat16', '--results-file', tmp_path / 'r.csv')
+    status, out, err = run_command(
+        capsys, 'benchmark', 'model', 'aa_simplecnn', 'laa_simplecnn:aa_simplecnn', *TINY, '--batch-size', 2,
+        '--img-size', 16, '--no-memory', '--dtype', 'bfloat16', '--results-file', tmp_path / 'r.csv')
     assert status == 0, err
     rows = rows_of(tmp_path / 'r.csv')
     assert [(row['model'], row['rival']) for row in rows] == [
@@ -191,7 +184,7 @@ def test_model(capsys, tmp_path):
 ])
 def test_errors_come_before_any_work(capsys, monkeypatch, arguments, message):
     monkeypatch.setattr('aa_models.benchmark.measure', lambda *_: pytest.fail('measured before the check'))
-    status, _, err = run(capsys, *arguments)
+    status, _, err = run_command(capsys, 'benchmark', *arguments)
     assert status == 2 and message in err
 
 

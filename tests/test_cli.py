@@ -17,6 +17,7 @@ from aa_models import __version__, cli, predict
 from aa_models.models._cifar100 import CIFAR100_LABELS
 from aa_models.models._pretrained import own_models
 from aa_models.pictures import find_pictures, read_picture
+from command import run_command
 from fake_weights import LABELS, NAME, NAME_TAG, NUM_CLASSES, registered, save_checkpoint
 
 PICTURES = Path(__file__).parent / 'pictures'
@@ -36,15 +37,6 @@ def no_model(monkeypatch):
     monkeypatch.setattr(timm, 'create_model', lambda *_, **__: pytest.fail('a model was built before the check'))
 
 
-def run(capsys, *arguments):
-    """Exit status, standard output and standard error of a command."""
-    try:
-        status = cli.main([str(argument) for argument in arguments])
-    except SystemExit as exit:
-        status = exit.code
-    return status, *capsys.readouterr()
-
-
 # --- the command itself
 
 
@@ -55,20 +47,20 @@ def test_module_and_version():
 
 
 def test_help_names_every_command(capsys):
-    status, out, _ = run(capsys, '--help')
+    status, out, _ = run_command(capsys, '--help')
     assert status == 0 and all(re.search(rf'^    {name}\s', out, re.MULTILINE) for name in cli.COMMANDS)
 
 
 @pytest.mark.parametrize('command', cli.COMMANDS)
 def test_help_of_a_command(command, capsys):
-    status, out, _ = run(capsys, command, '--help')
+    status, out, _ = run_command(capsys, command, '--help')
     assert status == 0 and 'usage: aa-models ' + command in out
     assert importlib.import_module(cli.COMMANDS[command]).__doc__.splitlines()[0] in out
 
 
 @pytest.mark.parametrize('arguments', [[], ['predict'], ['no_such_command'], ['list', '--no-such-option']])
 def test_wrong_usage(arguments, capsys):
-    status, out, err = run(capsys, *arguments)
+    status, out, err = run_command(capsys, *arguments)
     assert status == 2 and not out and 'usage: aa-models' in err
 
 
@@ -81,7 +73,7 @@ def test_exit_status(error, status, capsys, monkeypatch):
         raise error
 
     monkeypatch.setattr('aa_models.listing.run', fail)
-    assert run(capsys, 'list') == (status, '', '' if status == 130 else 'aa-models list: error: x\n')
+    assert run_command(capsys, 'list') == (status, '', '' if status == 130 else 'aa-models list: error: x\n')
 
 
 def test_reader_that_leaves():
@@ -95,7 +87,7 @@ def test_reader_that_leaves():
 
 
 def test_list(folder, capsys):
-    status, out, _ = run(capsys, 'list')
+    status, out, _ = run_command(capsys, 'list')
     header, *rows = out.splitlines()
     assert status == 0 and header.split() == ['model', 'params', 'input', 'classes', 'weights']
     assert list(dict.fromkeys(row.split()[0].split('.')[0] for row in rows)) == own_models()
@@ -110,17 +102,17 @@ def test_list(folder, capsys):
 ])
 def test_list_filter(filter, count, folder, monkeypatch, capsys):
     monkeypatch.setattr('aa_models.listing._row', lambda name: (name, '', '', '', ''))
-    _, out, _ = run(capsys, 'list', filter)
+    _, out, _ = run_command(capsys, 'list', filter)
     assert len(out.splitlines()) == count + 1
 
 
 def test_list_pretrained(folder, capsys):
-    _, out, _ = run(capsys, 'list', '--pretrained')
+    _, out, _ = run_command(capsys, 'list', '--pretrained')
     assert [row.split()[0] for row in out.splitlines()[1:]] == own_models(pretrained=True)
 
 
 def test_list_nothing(capsys):
-    status, out, err = run(capsys, 'list', 'vgg')
+    status, out, err = run_command(capsys, 'list', 'vgg')
     assert status == 2 and not out and "'vgg'" in err
 
 
@@ -128,7 +120,7 @@ def test_list_nothing(capsys):
 
 
 def test_predict_json(folder, capsys):
-    status, out, err = run(capsys, 'predict', PICTURES, '--model', NAME, '--json', '--top', 3)
+    status, out, err = run_command(capsys, 'predict', PICTURES, '--model', NAME, '--json', '--top', 3)
     answers = json.loads(out)
     assert status == 0 and not err
     assert [a['file'] for a in answers] == [str(p) for p in find_pictures([PICTURES])]
@@ -139,7 +131,7 @@ def test_predict_json(folder, capsys):
 
 
 def test_predict_text(folder, capsys):
-    status, out, _ = run(capsys, 'predict', PICTURES / 'lion.png', PICTURES / 'castle.png', '--model', NAME_TAG)
+    status, out, _ = run_command(capsys, 'predict', PICTURES / 'lion.png', PICTURES / 'castle.png', '--model', NAME_TAG)
     lines = out.splitlines()
     assert status == 0 and len(lines) == 2 * 6 and lines[0] == str(PICTURES / 'lion.png')
     assert all(line.split()[0].endswith('%') and line.split()[1] in LABELS for line in lines[1:6])
@@ -147,17 +139,18 @@ def test_predict_text(folder, capsys):
 
 def test_predict_is_the_same_for_every_source(folder, capsys):
     sources = [NAME, NAME_TAG, f'local-dir:{folder}']
-    assert len({run(capsys, 'predict', PICTURES, '--model', source, '--json')[1] for source in sources}) == 1
+    assert len({run_command(capsys, 'predict', PICTURES, '--model', source, '--json')[1] for source in sources}) == 1
 
 
 def test_answer_does_not_depend_on_the_others(folder, capsys):
-    together = json.loads(run(capsys, 'predict', PICTURES, '--model', NAME, '--json')[1])
-    alone = json.loads(run(capsys, 'predict', PICTURES / 'lion.png', '--model', NAME, '--json')[1])
+    together = json.loads(run_command(capsys, 'predict', PICTURES, '--model', NAME, '--json')[1])
+    alone = json.loads(run_command(capsys, 'predict', PICTURES / 'lion.png', '--model', NAME, '--json')[1])
     assert alone[0] in together
 
 
 def test_all_classes_sum_to_one(folder, capsys):
-    answer, = json.loads(run(capsys, 'predict', PICTURES / 'lion.png', '--model', NAME, '--json', '--top', 99)[1])
+    _, out, _ = run_command(capsys, 'predict', PICTURES / 'lion.png', '--model', NAME, '--json', '--top', 99)
+    answer, = json.loads(out)
     assert math.isclose(sum(g['probability'] for g in answer['predictions']), 1, abs_tol=1e-6)
     assert len(answer['predictions']) == NUM_CLASSES
 
@@ -185,13 +178,13 @@ def test_label(names, label):
     (['--model', 'no/prefix'], ["hf-hub:no/prefix", "local-dir:no/prefix"]),
 ])
 def test_predict_wrong_options(options, words, folder, no_model, capsys):
-    status, out, err = run(capsys, 'predict', PICTURES, *options)
+    status, out, err = run_command(capsys, 'predict', PICTURES, *options)
     assert status == 2 and not out and all(word in err for word in words)
 
 
 @pytest.mark.parametrize('model, word', [('aa_resnet152', 'no pretrained weights'), ('local-dir:no/where', 'no/where')])
 def test_predict_without_weights(model, word, capsys):
-    status, out, err = run(capsys, 'predict', PICTURES / 'lion.png', '--model', model)
+    status, out, err = run_command(capsys, 'predict', PICTURES / 'lion.png', '--model', model)
     assert status == 2 and not out and word in err
 
 
@@ -199,13 +192,13 @@ def test_predict_without_weights(model, word, capsys):
 def test_file_that_is_no_picture(content, no_model, tmp_path, capsys):
     bad = tmp_path / 'bad.png'
     bad.write_bytes(content)
-    status, out, err = run(capsys, 'predict', PICTURES / 'lion.png', bad)
+    status, out, err = run_command(capsys, 'predict', PICTURES / 'lion.png', bad)
     assert status == 2 and not out and str(bad) in err and len(err.splitlines()) == 1
 
 
 def test_path_that_is_not_there(no_model, tmp_path, capsys):
     for path in [tmp_path / 'nothing.png', tmp_path]:
-        status, out, err = run(capsys, 'predict', PICTURES / 'lion.png', path)
+        status, out, err = run_command(capsys, 'predict', PICTURES / 'lion.png', path)
         assert status == 2 and not out and str(path) in err
 
 

@@ -4,8 +4,8 @@ import pytest
 import timm
 import torch
 
-from aa_models import cli
 from aa_models.export import export
+from command import run_command
 from fake_weights import INPUT_SIZE, save_checkpoint
 
 # a small form of each family
@@ -67,19 +67,11 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run(capsys, *words):
-    try:
-        status = cli.main(['export', *map(str, words)])
-    except SystemExit as exit:
-        status = exit.code
-    return status, *capsys.readouterr()
-
-
 @pytest.mark.parametrize('format, name', [('onnx', 'aa_simplecnn.onnx'), ('torch-export', 'aa_simplecnn.pt2')])
 @torch.no_grad()
 def test_command(format, name, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    status, out, err = run(capsys, f'local-dir:{folder}', '--format', format, '--batch-size', '2')
+    status, out, err = run_command(capsys, 'export', f'local-dir:{folder}', '--format', format, '--batch-size', '2')
     assert status == 0, err
     assert out.splitlines()[-1].startswith(f'wrote {name} (') and 'input 2x3x24x32' in out
     assert [path.name for path in tmp_path.iterdir()] == [name]
@@ -99,13 +91,13 @@ def test_command(format, name, folder, tmp_path, monkeypatch, capsys):
 ])
 def test_what_cannot_be_exported(words, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    status, out, err = run(capsys, *words)
+    status, out, err = run_command(capsys, 'export', *words)
     assert status == 2 and not out and message in err and not list(tmp_path.iterdir())
 
 
 def test_a_missing_package_is_named(monkeypatch, capsys):
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
-    status, _, err = run(capsys, 'aa_resnet18', '--format', 'onnx')
+    status, _, err = run_command(capsys, 'export', 'aa_resnet18', '--format', 'onnx')
     assert status == 2 and "pip install 'aa-models[export]'" in err
 
 

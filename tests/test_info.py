@@ -5,9 +5,9 @@ import pytest
 import timm
 from timm.data import resolve_data_config
 
-from aa_models import cli
 from aa_models.info import layer_table
 from aa_models.macs import count_macs
+from command import run_command
 
 KWARGS = dict(dk=16, dv=8, num_heads=2)
 
@@ -18,11 +18,7 @@ def model_of(name, **kwargs):
 
 def info(capsys, *arguments):
     """Exit status, lines split into cells, error output."""
-    try:
-        status = cli.main(['info', *map(str, arguments)])
-    except SystemExit as exit:
-        status = exit.code
-    out, err = capsys.readouterr()
+    status, out, err = run_command(capsys, 'info', *arguments)
     return status, [re.split('  +', line) for line in out.splitlines()], err
 
 

@@ -7,7 +7,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from aa_models import cli
+from command import run_command
 from hub_server import HubServer, send_client_to
 
 ROOT = Path(__file__).parents[1]
@@ -32,18 +32,9 @@ def folder(tmp_path):
     return tmp_path / 'weights' / NAME_TAG
 
 
-def publish(capsys, *words):
-    """Exit status, output and error output."""
-    try:
-        status = cli.main(['publish', *map(str, words)])
-    except SystemExit as exit:
-        status = exit.code
-    return status, *capsys.readouterr()
-
-
 def test_published_folder_is_the_folder_and_loads(hub, capsys, tmp_path):
     """By the tag's name, from where the package finds its weights."""
-    status, out, err = publish(capsys, NAME_TAG, '--repo-id', REPO_ID)
+    status, out, err = run_command(capsys, 'publish', NAME_TAG, '--repo-id', REPO_ID)
     assert status == 0, err
     assert f'published: {hub.url}/{REPO_ID}/commit/' in out
     (summary, files), = hub.commits
@@ -58,13 +49,13 @@ def test_published_folder_is_the_folder_and_loads(hub, capsys, tmp_path):
 
 
 def test_private_and_as_a_pull_request(hub, folder, capsys):
-    status, out, err = publish(capsys, folder, '--repo-id', REPO_ID, '--private', '--create-pr')
+    status, out, err = run_command(capsys, 'publish', folder, '--repo-id', REPO_ID, '--private', '--create-pr')
     assert status == 0, err
     assert f'published: {hub.url}/{REPO_ID}/discussions/1' in out and hub.private == {REPO_ID: True}
 
 
 def test_dry_run_sends_nothing(hub, capsys):
-    status, out, err = publish(capsys, NAME_TAG, '--repo-id', REPO_ID, '--dry-run')
+    status, out, err = run_command(capsys, 'publish', NAME_TAG, '--repo-id', REPO_ID, '--dry-run')
     assert status == 0 and not hub.requests and 'nothing was sent' in out, err
     assert [Path(line.split(' (')[0]).name for line in out.splitlines()[:-1]] == FILES
 
@@ -115,23 +106,23 @@ FAULTS = {
 @pytest.mark.parametrize('spoil, words', FAULTS.values(), ids=FAULTS)
 def test_what_is_not_fit_is_not_sent(spoil, words, hub, folder, capsys):
     spoil(folder)
-    status, out, err = publish(capsys, folder, '--repo-id', REPO_ID)
+    status, out, err = run_command(capsys, 'publish', folder, '--repo-id', REPO_ID)
     assert status == 2 and words in err and not out and not hub.requests
 
 
 def test_another_repository_than_the_cards(hub, folder, capsys):
-    status, _, err = publish(capsys, folder, '--repo-id', f'me/{NAME_TAG}')
+    status, _, err = run_command(capsys, 'publish', folder, '--repo-id', f'me/{NAME_TAG}')
     assert status == 2 and f'does not say how to load hf-hub:me/{NAME_TAG}' in err and not hub.requests
 
 
 @pytest.mark.parametrize('name', ['nowhere', 'aa_resnet18.nothing', '.'])
 def test_no_such_folder(name, hub, capsys):
-    status, _, err = publish(capsys, name, '--repo-id', REPO_ID)
+    status, _, err = run_command(capsys, 'publish', name, '--repo-id', REPO_ID)
     assert status == 2 and 'neither a folder MODEL.TAG nor a checkpoint' in err
 
 
 def test_refused_by_the_hub(hub, capsys, monkeypatch):
     monkeypatch.setenv('HF_TOKEN', 'hf_wrong')
-    status, _, err = publish(capsys, NAME_TAG, '--repo-id', REPO_ID)
+    status, _, err = run_command(capsys, 'publish', NAME_TAG, '--repo-id', REPO_ID)
     assert status == 1 and 'publishing to aa-models/' in err and '401' in err and not hub.commits
     assert len(err.splitlines()) < 8 and 'Traceback' not in err

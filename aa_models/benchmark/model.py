@@ -24,7 +24,7 @@ from torch import nn
 
 from aa_models.build import build_model
 from aa_models.models._pretrained import own_models
-from aa_models.training.build import autocast
+from aa_models.training.device import autocast
 
 from . import options
 from .case import Case

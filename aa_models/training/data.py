@@ -2,17 +2,26 @@
 import copy
 import os
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import create_dataset, create_loader
+from timm.data import create_dataset, create_loader, resolve_data_config
 from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_interp_mode
+from torch import nn
 from torch.utils.data import Dataset, IterableDataset, Subset
 from torchvision import transforms
 
 from .recipe import Recipe
+
+DATA_KEYS = ('img_size', 'mean', 'std', 'interpolation', 'crop_pct')
+
+
+def data_config_of(model: nn.Module, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Size, mean, std, filter and crop of the pictures: those wanted, else (None) those of the model's cfg."""
+    return resolve_data_config({key: wanted[key] for key in DATA_KEYS}, model=model)
 
 
 class RandomShift:

@@ -18,8 +18,8 @@ from aa_models.build import build_model
 from aa_models.models._cifar100 import CIFAR100_LABELS
 
 from . import checkpoints
-from .build import data_config_of
 from .card import CARD, make_card
+from .data import data_config_of
 from .recipe import Recipe, load_recipe
 
 WEIGHTS, CONFIG = 'model.safetensors', 'config.json'

@@ -26,8 +26,8 @@ from torch.utils.data import Dataset
 from aa_models.build import build_model
 
 from . import checkpoints
-from .build import data_config_of, machine_name, start_device
-from .data import check_labels, class_names, make_eval_loader, make_train_loader, open_datasets
+from .data import check_labels, class_names, data_config_of, make_eval_loader, make_train_loader, open_datasets
+from .device import machine_name, start_device
 from .export import checked_tag, export, folder_of, is_export_of
 from .loop import Trainer
 from .recipe import Recipe, add_recipe_arguments, load_recipe, recipe_names, recipe_overrides

@@ -22,9 +22,9 @@ from torch import nn
 
 from aa_models.build import ParseKeyValues, build_model
 
-from .build import DATA_KEYS, autocast, data_config_of, machine_name, start_device
 from .card import load_card, write_accuracy
-from .data import check_labels, make_eval_loader, open_dataset
+from .data import DATA_KEYS, check_labels, data_config_of, make_eval_loader, open_dataset
+from .device import autocast, machine_name, start_device
 from .evaluate import evaluate
 from .progress import Progress
 from .results import read_results, update_results

@@ -1,19 +1,9 @@
-"""The data configuration and the device, for training and for validation."""
+"""The device, for training, validation and benchmarks."""
 import argparse
 import os
-from collections.abc import Mapping
-from typing import Any
 
 import timm
 import torch
-from torch import nn
-
-DATA_KEYS = ('img_size', 'mean', 'std', 'interpolation', 'crop_pct')
-
-
-def data_config_of(model: nn.Module, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Size, mean, std, filter and crop of the pictures: those wanted, else (None) those of the model's cfg."""
-    return timm.data.resolve_data_config({key: wanted[key] for key in DATA_KEYS}, model=model)
 
 
 def start_device(name: str | None) -> argparse.Namespace:
