@@ -11,7 +11,7 @@ Examples:
 """
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from timm.data import create_transform, resolve_data_config
 from torch import nn
 
 from aa_models.build import check_name
+from aa_models.labels import class_description, class_name
 from aa_models.pictures import find_pictures, picture_mode, read_picture
 
 __all__ = ['add_arguments', 'find_device', 'predict', 'run']
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     for answer in answers:
         print(answer['file'])
         for guess in answer['predictions']:
-            print(f'  {guess["probability"]:7.2%}  {guess["label"]}')
+            print(f'  {guess["probability"]:7.2%}  {guess.get("description", guess["label"])}')
     return 0
 
 
@@ -77,14 +78,13 @@ def predict(model: nn.Module, paths: list[Path], top: int = 5) -> Iterator[dict[
 
     Yields:
         `dict(file=, predictions=[dict(index=, label=, probability=), ...])`, the most probable class first. A class
-        without a name has its index as label.
+        without a name has its index as label; one that is described in words has a `description` too.
     """
     config = resolve_data_config(model=model)
     mode = picture_mode(config['input_size'][0])
     if not model.num_classes:
         raise ValueError('the model has no classes, it only makes features')
     transform = create_transform(**config)
-    labels = model.pretrained_cfg.get('label_names') or ()
     parameter = next(model.parameters())
     for path in paths:
         picture = transform(read_picture(path, mode))  # (C, H, W)
@@ -93,7 +93,7 @@ def predict(model: nn.Module, paths: list[Path], top: int = 5) -> Iterator[dict[
         yield dict(
             file=str(path),
             predictions=[
-                dict(index=i, label=_label(labels, i), probability=p)
+                dict(index=i, **_named(model.pretrained_cfg, i), probability=p)
                 for p, i in zip(best.values.tolist(), best.indices.tolist())
             ],
         )
@@ -113,7 +113,6 @@ def find_device(name: str) -> torch.device:
         raise ValueError(f'--device {name!r} is not there: {str(error).splitlines()[0]}') from error
 
 
-def _label(names: Sequence[str] | dict[str, str], index: int) -> str:
-    """Return the name of a class; timm also allows a dict of some classes' names, whose keys JSON makes strings."""
-    names = names if isinstance(names, dict) else {str(i): name for i, name in enumerate(names)}
-    return names.get(str(index), str(index))
+def _named(cfg: dict[str, Any], index: int) -> dict[str, str]:
+    description = class_description(cfg, index)
+    return dict(label=class_name(cfg, index), **({} if description is None else dict(description=description)))

@@ -11,24 +11,16 @@ import timm
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from torch import nn
 
+from aa_models.labels import describe_synsets
 from aa_models.layers.attention import SoftmaxAttention
 from aa_models.layers.linear_attention import LinearAttention
 from aa_models.macs import count_macs, in_giga
 
+from .known_datasets import KnownDataset
 from .recipe import Recipe
 
 CARD = 'README.md'
 ACCURACY = re.compile('(<!-- accuracy -->\n).*(<!-- end of accuracy -->)', re.DOTALL)
-
-# What is known of a dataset beside its images: name, identifier on the Hub, and what a card has to say of it.
-DATASETS = {
-    'torch/cifar100': ('CIFAR-100', 'uoft-cs/cifar100', (
-        '[CIFAR-100](https://www.cs.toronto.edu/~kriz/cifar.html) has 100 classes of 32 × 32 px colour photographs, '
-        '500 for training and 100 for testing each, collected from the web. Its authors state no licence; it is in use '
-        'for research. The split called validation here is its 10,000 test images.')),
-}
-UNKNOWN_DATA = (
-    'Nothing is recorded here about the origin and the licence of the images. Add it before this model goes to others.')
 
 AUGMENTED = (
     'It has attention-augmented convolutions: a part of their output channels is {kind} attention over the whole map '
@@ -112,6 +104,7 @@ def make_card(
         input_size: tuple[int, int, int],
         recipe: Recipe,
         log: Path,
+        dataset: KnownDataset,
         labels: list[str] | None,
         machine: str | None,
         repo: str | None,
@@ -124,31 +117,31 @@ def make_card(
         input_size: (C, H, W) of the images that it was trained on.
         recipe: How it was trained.
         log: The run's `log.csv`.
+        dataset: What it was trained on.
         labels: Names of the classes.
         machine: What it was trained on.
         repo: Repository on the Hub that the snippet loads; None for a local folder.
     """
-    title, hub_name, about = _dataset(recipe.dataset)
     text = TEXT.format(
         name=name,
-        what=_what(model, title),
+        what=_what(model, dataset.title),
         parameters=sum(p.numel() for p in model.parameters()) / 1e6,
         gmacs=in_giga(count_macs(model, input_size)),
         size=' × '.join(map(str, input_size[1:])),
         num_classes=model.num_classes,
         snippet=_snippet(model, f'hf-hub:{repo}' if repo else f'local-dir:{name}'),
-        training=_training(recipe, title, input_size, log, machine),
+        training=_training(recipe, dataset.title, input_size, log, machine),
         averaged=', as their moving average' if recipe.ema else '',
-        data=about,
-        intended=INTENDED.format(title=title),
-        classes=f'The classes, in the order of the outputs: {", ".join(labels)}.' if labels else '',
+        data=dataset.about,
+        intended=INTENDED.format(title=dataset.title),
+        classes=_classes(labels),
     )
     data = ModelCardData(
         license=model.pretrained_cfg.get('license'),
         library_name='timm',
         pipeline_tag='image-classification',
         tags=['image-classification', 'timm', *(['attention-augmented-convolution'] if _attention(model) else [])],
-        datasets=[hub_name] if hub_name else None,
+        datasets=[dataset.hub_name] if dataset.hub_name else None,
         metrics=['accuracy'],
     )
     return ModelCard(f'---\n{data.to_yaml()}\n---\n{text.rstrip()}\n')
@@ -173,7 +166,8 @@ def write_accuracy(
         folder: Path,
         figures: dict[str, float],
         images: int,
-        dataset: str,
+        dataset: KnownDataset,
+        name: str,
         split: str,
         how: str,
         speed: str,
@@ -184,17 +178,17 @@ def write_accuracy(
         folder: Where the measured weights are.
         figures: `top1` and `top5`, percent.
         images: How many were measured.
-        dataset: Name in timm's notation.
+        dataset: What was measured on.
+        name: Its name in timm's notation.
         split: Of the dataset.
         how: Precision, device and input.
         speed: Throughput, and of which machine.
     """
     card = load_card(folder)
-    title, hub_name, _ = _dataset(dataset)
     top1, top5 = (f'{figures[key]:.3f}' for key in ('top1', 'top5'))
-    option = f' --dataset {dataset}' if dataset else ''
+    option = f' --dataset {name}' if name else ''
     text = (
-        f'| {title}, {split}, {images} images | |\n|---|---|\n| top-1 | {top1} % |\n| top-5 | {top5} % |\n'
+        f'| {dataset.title}, {split}, {images} images | |\n|---|---|\n| top-1 | {top1} % |\n| top-5 | {top5} % |\n'
         f'| throughput | {speed} |\n\n'
         f'Printed by `aa-models validate --model local-dir:{folder.resolve().name}{option} --data-dir … '
         f'--split {split}` for this file of weights ({how}).\n')
@@ -202,19 +196,12 @@ def write_accuracy(
     card.data.model_name = folder.resolve().name
     card.data.eval_results = [
         EvalResult(
-            task_type='image-classification', dataset_type=hub_name or 'imagefolder', dataset_name=title,
-            dataset_split=split, metric_type='accuracy', metric_name=name, metric_value=float(value))
-        for name, value in (('top-1 accuracy', top1), ('top-5 accuracy', top5))
+            task_type='image-classification', dataset_type=dataset.hub_name or 'imagefolder',
+            dataset_name=dataset.title, dataset_split=split, metric_type='accuracy', metric_name=figure,
+            metric_value=float(value))
+        for figure, value in (('top-1 accuracy', top1), ('top-5 accuracy', top5))
     ]
     card.save(folder / CARD)
-
-
-def _dataset(name: str) -> tuple[str, str | None, str]:
-    """Title, identifier on the Hub if any, and text of a dataset."""
-    if name in DATASETS:
-        return DATASETS[name]
-    kind, _, rest = name.partition('/')
-    return rest or 'a private folder of images', rest if kind == 'hfds' and rest else None, UNKNOWN_DATA
 
 
 def _attention(model: nn.Module) -> list[nn.Module]:
@@ -231,6 +218,17 @@ def _what(model: nn.Module, title: str) -> str:
     kind, paper = PAPERS[type(layer)]
     augmented = AUGMENTED.format(kind=kind, heads=layer.num_heads, positions=POSITIONS[layer.pos_embed])
     return f'{text}\n{augmented}\n\nPaper: {paper}. Software: `aa_models`, a package of such networks for timm.'
+
+
+def _classes(labels: list[str] | None) -> str:
+    """One paragraph, or a list where the names need words."""
+    if not labels:
+        return ''
+    descriptions = describe_synsets(labels)
+    if not descriptions:
+        return f'The classes, in the order of the outputs: {", ".join(labels)}.'
+    lines = '\n'.join(f'{i}. `{label}` {descriptions[label]}' for i, label in enumerate(labels))
+    return f'The classes by the number of their output:\n\n{lines}'
 
 
 def _snippet(model: nn.Module, source: str) -> str:

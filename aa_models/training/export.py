@@ -15,11 +15,12 @@ from timm.models import load_checkpoint, save_for_hf
 from torch import nn
 
 from aa_models.build import build_model
-from aa_models.models._cifar100 import CIFAR100_LABELS
+from aa_models.labels import describe_synsets
 
 from . import checkpoints
 from .card import CARD, make_card
 from .data import data_config_of
+from .known_datasets import known_dataset
 from .recipe import Recipe, load_recipe
 
 WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
@@ -76,16 +77,17 @@ def export(
     if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - FILES):
         raise ValueError(f'{str(folder)!r} is there and holds more than an export: choose another --to or --tag')
     facts = checkpoints.facts_of(directory)
-    labels = facts.get('classes') or (CIFAR100_LABELS if recipe.dataset == 'torch/cifar100' else ())
-    labels = list(labels) if len(labels) == model.num_classes else None
+    dataset = known_dataset(recipe.dataset, facts.get('classes'))
+    labels = list(facts.get('classes') or dataset.labels)
+    labels = labels if len(labels) == model.num_classes else None
     config = data_config_of(model, vars(recipe))
     part = folder.with_name(f'.{folder.name}.part')
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)
         make_card(
-            folder.name, model, config['input_size'], recipe, directory / checkpoints.LOG, labels,
-            machine or facts.get('machine'), repo).save(part / CARD)
+            folder.name, model, config['input_size'], recipe, directory / checkpoints.LOG, dataset,
+            labels, machine or facts.get('machine'), repo).save(part / CARD)
         _save(model, part, tag, config, labels)
         for name in (checkpoints.RECIPE, checkpoints.LOG):
             shutil.copyfile(directory / name, part / name)
@@ -141,7 +143,8 @@ def _save(model: nn.Module, folder: Path, tag: str, config: dict[str, Any], labe
         if not torch.isfinite(tensor).all():
             raise OverflowError(f'{name} reaches {largest[name]:g}, and float16 ends at 65504: the weights do not fit')
     model.pretrained_cfg['tag'] = tag
-    save_for_hf(model, folder, model_config=dict(label_names=labels), safe_serialization=True, data_config=config)
+    classes = dict(label_names=labels, label_descriptions=describe_synsets(labels or ()))
+    save_for_hf(model, folder, model_config=classes, safe_serialization=True, data_config=config)
     (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)  # safetensors lets nobody else read its files
 
 

@@ -23,9 +23,10 @@ from torch import nn
 from aa_models.build import ParseKeyValues, build_model
 
 from .card import load_card, write_accuracy
-from .data import DATA_KEYS, check_labels, data_config_of, make_eval_loader, open_dataset
+from .data import DATA_KEYS, check_labels, class_names, data_config_of, make_eval_loader, open_dataset
 from .device import autocast, machine_name, start_device
 from .evaluate import evaluate
+from .known_datasets import known_dataset
 from .progress import Progress
 from .results import read_results, update_results
 
@@ -97,7 +98,8 @@ def run(args: argparse.Namespace) -> int:
     if folder is not None:
         precision = f'{args.amp_dtype} autocast' if args.amp else 'float32'
         write_accuracy(
-            folder, figures, progress.images, args.dataset, args.split,
+            folder, figures, progress.images, known_dataset(args.dataset, class_names(dataset)), args.dataset,
+            args.split,
             f'{precision} on {place.device.type}, input {config["input_size"][-1]} px, crop {config["crop_pct"]:g}',
             f'{progress.speed:.0f} images a second on {machine_name(place)}, loading included')
     return 0

@@ -1,0 +1,38 @@
+"""The names of a model's classes, as its cfg has them."""
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from timm.data import ImageNetInfo
+
+
+def class_name(cfg: Mapping[str, Any], index: int) -> str:
+    """The name of a class; one without a name goes by its index.
+
+    Args:
+        cfg: A model's `pretrained_cfg`. Its `label_names` may be a dict of some classes' names, whose keys JSON makes
+            strings.
+        index: Of the output.
+    """
+    names = cfg.get('label_names') or ()
+    names = names if isinstance(names, dict) else {str(i): name for i, name in enumerate(names)}
+    return names.get(str(index), str(index))
+
+
+def class_description(cfg: Mapping[str, Any], index: int) -> str | None:
+    """What a class is in words, where its name does not say: `label_descriptions`, by name or by index."""
+    descriptions = cfg.get('label_descriptions') or {}
+    if not isinstance(descriptions, dict):
+        descriptions = {str(i): text for i, text in enumerate(descriptions)}
+    return descriptions.get(class_name(cfg, index), descriptions.get(str(index)))
+
+
+def describe_synsets(names: Sequence[str]) -> dict[str, str] | None:
+    """The words of classes that are all named by WordNet identifiers, as the folders of ImageNet are; else None."""
+    if not names or not all(re.fullmatch(r'n\d{8}', name) for name in names):
+        return None
+    words = ImageNetInfo()  # of all of WordNet's nouns, whichever subset is named
+    try:
+        return {name: words.label_name_to_description(name) for name in names}
+    except KeyError:
+        return None
