@@ -96,6 +96,19 @@ def test_plain_timm_model_without_average(tmp_path, data):
     assert timm.create_model(f'local-dir:{folder}', pretrained=True).num_classes == 7
 
 
+def test_input_that_is_not_square(tmp_path, data, capsys):
+    output = run_training(tmp_path / 'out', data, '--tag', 'wide', img_size=None, input_size=[3, 12, 20], epochs=1)
+    folder = output / 'aa_simplecnn.wide'
+    assert json.loads((folder / 'config.json').read_text())['pretrained_cfg']['input_size'] == [3, 12, 20]
+    run_validation('--model', f'local-dir:{folder}', '--data-dir', data, '--card')
+    run_validation('--checkpoint', output / 'last.pth.tar', '--data-dir', data)
+    run_validation('--checkpoint', output / 'last.pth.tar', '--data-dir', data, '--input-size', 3, 20, 12)
+    run_validation('--checkpoint', output / 'last.pth.tar', '--data-dir', data, '--img-size', 12)
+    assert 'input 12 × 20 px' in (folder / 'README.md').read_text()
+    log = list(csv.DictReader((output / 'log.csv').read_text().splitlines()))
+    assert f'top-1 {float(log[-1]["eval_top1"]):.3f} %' in capsys.readouterr().out.splitlines()[1]
+
+
 @pytest.mark.parametrize('tag', ['', 'a/b', 'a.b'])
 def test_impossible_tags_are_refused(finished, tag):
     with pytest.raises(ValueError, match=f'tag = {tag!r} must be made of letters, digits, _ and -'):
@@ -228,6 +241,7 @@ def test_checkpoint_is_validated_with_its_own_recipe(finished, data, capsys):
     ((), '--model is missing'),
     (('--model', 'aa_simplecnn', '--card'), '--card needs --model local-dir:'),
     (('--model', 'local-dir:{folder}', '--batch-size', 0), 'batch_size = 0 must be at least 1'),
+    (('--model', 'local-dir:{folder}', '--img-size', 9, '--input-size', 3, 9, 9), 'input_size = .* without img_size'),
     (('--model', 'local-dir:{folder}', '--num-classes', 2), 'num_classes = 2, but the images have labels to 6'),
     (('--model', 'local-dir:{folder}', '--results-file', '/nowhere/results.csv'), 'a folder that does not exist'),
     (('--checkpoint', '{folder}/README.md'), 'is no training checkpoint'),

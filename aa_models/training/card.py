@@ -16,6 +16,7 @@ from aa_models.layers.attention import SoftmaxAttention
 from aa_models.layers.linear_attention import LinearAttention
 from aa_models.macs import count_macs, in_giga
 
+from .data import size_text
 from .known_datasets import KnownDataset
 from .recipe import Recipe
 
@@ -246,6 +247,6 @@ def _training(recipe: Recipe, title: str, input_size: tuple[int, int, int], log:
     accumulation = f', {recipe.grad_accum_steps} of them an update' if recipe.grad_accum_steps > 1 else ''
     where = f' on {machine}' if machine else ''
     return (
-        f'By `aa-models train`, {start} on {title} at {input_size[1]} px: {recipe.epochs} epochs, batches of '
+        f'By `aa-models train`, {start} on {title} at {size_text(input_size)} px: {recipe.epochs} epochs, batches of '
         f'{recipe.batch_size} images a device{accumulation}, {recipe.opt} with a learning rate of {recipe.lr:g}. '
         f'The epochs took {hours:.1f} hours{where}, validation not counted.')

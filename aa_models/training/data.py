@@ -2,7 +2,7 @@
 import copy
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,18 @@ from torchvision import transforms
 
 from .recipe import Recipe
 
-DATA_KEYS = ('img_size', 'mean', 'std', 'interpolation', 'crop_pct')
+DATA_KEYS = ('img_size', 'input_size', 'mean', 'std', 'interpolation', 'crop_pct')
 
 
 def data_config_of(model: nn.Module, wanted: Mapping[str, Any]) -> dict[str, Any]:
     """Size, mean, std, filter and crop of the pictures: those wanted, else (None) those of the model's cfg."""
     return resolve_data_config({key: wanted[key] for key in DATA_KEYS}, model=model)
+
+
+def size_text(input_size: Sequence[int]) -> str:
+    """(C, H, W) for a reader: `'128'` where it is square, else `'96 × 160'`."""
+    height, width = input_size[1:]
+    return f'{height}' if height == width else f'{height} × {width}'
 
 
 class RandomShift:

@@ -44,6 +44,8 @@ class Recipe:
     val_split: str = _option('validation', 'split to validate on')
     holdout: int = _option(0, 'validate on that many training images, class-balanced, instead of val_split', least=0)
     img_size: int | None = _option(None, "side of the network's input; none: the model's own", least=1)
+    input_size: tuple[int, ...] | None = _option(
+        None, 'channels, height and width of the input, where it is not square', length=3, least=1)
     mean: tuple[float, ...] | None = _option(None, "mean of each channel; none: the model's own", length=3)
     std: tuple[float, ...] | None = _option(None, "deviation of each channel; none: the model's own", length=3, above=0)
     interpolation: str | None = _option(
@@ -104,6 +106,10 @@ class Recipe:
             object.__setattr__(self, field.name, value)
         if self.opt not in list_optimizers():
             raise ValueError(f'opt = {self.opt!r} is no optimiser of timm{_nearest(self.opt, list_optimizers())}')
+        if self.img_size and self.input_size:
+            raise ValueError(f'img_size = {self.img_size} and input_size = {list(self.input_size)}: give one of them')
+        if self.crop_padding and self.input_size and len(set(self.input_size[1:])) > 1:
+            raise ValueError(f'crop_padding = {self.crop_padding} needs a square input, not {list(self.input_size)}')
         if self.warmup_epochs >= self.epochs and self.sched != 'constant':
             raise ValueError(f'warmup_epochs = {self.warmup_epochs:g} leaves nothing of epochs = {self.epochs}')
         if self.mixing and self.batch_size % 2:
@@ -171,7 +177,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         elif kind is dict:
             how = dict(action=ParseKeyValues, nargs='*', metavar='KEY=VALUE')
         elif kind is tuple:
-            how = dict(nargs='+', metavar='FLOAT')
+            how = dict(nargs='+', metavar=_element(field).__name__.upper())
         default = field.default if field.default is not dataclasses.MISSING else None
         shown = ' '.join(f'{v:.4g}' for v in default) if isinstance(default, tuple) else default
         note = '' if shown in (None, '', {}) else f' (default: {shown})'
@@ -208,6 +214,14 @@ def _kind(field: dataclasses.Field) -> tuple[type, bool]:
     return typing.get_origin(kind) or kind, optional
 
 
+def _element(field: dataclasses.Field) -> type:
+    """int or float: what a tuple holds."""
+    kind = field.type
+    if isinstance(kind, types.UnionType):
+        kind = typing.get_args(kind)[0]
+    return typing.get_args(kind)[0]
+
+
 def _convert(field: dataclasses.Field, value: Any) -> Any:
     kind, optional = _kind(field)
     if value is None and optional:
@@ -217,10 +231,13 @@ def _convert(field: dataclasses.Field, value: Any) -> Any:
     elif kind is tuple:
         number = tuple(map(_float, value)) if isinstance(value, (list, tuple)) else None
         number = None if number is None or None in number else number
+        if number and _element(field) is int:
+            number = tuple(map(int, number)) if all(n.is_integer() for n in number) else None
     else:
         number = value if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)) else None
     if number is None:
-        wanted = {tuple: 'a list of numbers', dict: 'a mapping', float: 'a number', int: 'a whole number',
+        many = 'whole numbers' if kind is tuple and _element(field) is int else 'numbers'
+        wanted = {tuple: f'a list of {many}', dict: 'a mapping', float: 'a number', int: 'a whole number',
                   bool: 'true or false', str: 'a text'}[kind] + (' or none' if optional else '')
         raise ValueError(f'{field.name} = {value!r} must be {wanted}')
     return number

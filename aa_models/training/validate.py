@@ -23,7 +23,7 @@ from torch import nn
 from aa_models.build import ParseKeyValues, build_model
 
 from .card import load_card, write_accuracy
-from .data import DATA_KEYS, check_labels, class_names, data_config_of, make_eval_loader, open_dataset
+from .data import DATA_KEYS, check_labels, class_names, data_config_of, make_eval_loader, open_dataset, size_text
 from .device import autocast, machine_name, start_device
 from .evaluate import evaluate
 from .known_datasets import known_dataset
@@ -50,6 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--batch-size', type=int, default=128, metavar='N', help='images in a batch (default: 128)')
     parser.add_argument('--workers', type=int, default=2, metavar='N', help='processes that load images (default: 2)')
     parser.add_argument('--img-size', type=int, metavar='PX', help="side of the input (default: the model's)")
+    parser.add_argument('--input-size', type=int, nargs=3, metavar=('C', 'H', 'W'),
+                        help="the same, where it is not square")
     parser.add_argument('--interpolation', metavar='NAME', help="resizing filter (default: the model's)")
     parser.add_argument('--crop-pct', type=float, metavar='SHARE', help="centre crop (default: the model's)")
     parser.add_argument('--amp', action='store_true', help='mixed precision')
@@ -75,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f'{name} = {value} must be at least {least}')
     if args.results_file:
         read_results(args.results_file)  # refused before the work
+    if args.input_size and (args.img_size or min(args.input_size) < 1):
+        raise ValueError(f'input_size = {args.input_size} must be at least 1 each, and without img_size')
     settings = _settings(args)
     folder = _card_folder(args)
     place = start_device(args.device)
@@ -100,7 +104,8 @@ def run(args: argparse.Namespace) -> int:
         write_accuracy(
             folder, figures, progress.images, known_dataset(args.dataset, class_names(dataset)), args.dataset,
             args.split,
-            f'{precision} on {place.device.type}, input {config["input_size"][-1]} px, crop {config["crop_pct"]:g}',
+            f'{precision} on {place.device.type}, input {size_text(config["input_size"])} px, '
+            f'crop {config["crop_pct"]:g}',
             f'{progress.speed:.0f} images a second on {machine_name(place)}, loading included')
     return 0
 
@@ -121,6 +126,8 @@ def _settings(args: argparse.Namespace) -> dict:
     elif args.use_ema:
         raise ValueError('--use-ema needs a --checkpoint')
     settings = {key: getattr(args, key, None) or getattr(stored, key, None) for key in FROM_RECIPE}
+    if args.img_size:
+        settings['input_size'] = None  # the recipe's, which would go before it
     if not settings['model']:
         raise ValueError('--model is missing: give a name, local-dir:… or hf-hub:…')
     return settings
