@@ -40,6 +40,8 @@ class StopSignals:
 
     def _leave(self) -> None:
         self.raised = True
+        if hasattr(signal, 'SIGCHLD'):  # by it torch calls a lost worker an error, but they were told to stop as well
+            self.before.setdefault(signal.SIGCHLD, signal.signal(signal.SIGCHLD, signal.SIG_DFL) or signal.SIG_DFL)
         raise Stopped(self.number.name)
 
     @contextlib.contextmanager
