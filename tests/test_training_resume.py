@@ -1,10 +1,13 @@
 """A run that is killed and goes on ends exactly as one that was left alone; several processes make one run."""
+import csv
 import io
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -99,6 +102,58 @@ def test_killed_at_any_moment(tmp_path, monkeypatch):
     for name in ('checkpoint-1', 'checkpoint-3', 'checkpoint-4', 'model_best'):
         if (unbroken / f'{name}.pth.tar').exists():
             assert checkpoint_of(output, name)['epoch'] == checkpoint_of(unbroken, name)['epoch']
+
+
+# what the clock of a random death starts with; the saver is called in resuming too
+MARKS = {'training': (loop.Trainer, 'start'), 'saving': (timm.utils.CheckpointSaver, 'save_checkpoint')}
+QUICK = {**VALUES, 'epochs': 8, 'workers': 0}
+
+
+def marked_run(output, data, mark, connection):
+    """In a process of its own: train, and tell when the mark is reached."""
+    owner, name = MARKS[mark]
+    function = getattr(owner, name)
+
+    def marked(*args, **kwargs):
+        connection.send(mark)
+        return function(*args, **kwargs)
+    setattr(owner, name, marked)
+    run_training(output, data, **QUICK)
+
+
+def run_until(context, output, data, mark, delay):
+    """Kill a run some seconds after its first mark; its exit code, 0 if it was faster."""
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=marked_run, args=(output, data, mark, sender))
+    process.start()
+    sender.close()
+    assert receiver.poll(60)
+    if receiver.recv() == mark:
+        time.sleep(delay)
+    process.kill()
+    process.join(60)
+    return process.exitcode
+
+
+def test_killed_at_random_moments(tmp_path, monkeypatch):
+    data = make_pictures(tmp_path / 'data', each=6)
+    unbroken = run_training(tmp_path / 'unbroken', data, **QUICK)
+    with open(unbroken / 'log.csv', newline='') as file:
+        epoch = min(float(row['train_seconds']) for row in csv.DictReader(file))
+    monkeypatch.setenv('PYTHONPATH', os.pathsep.join(sys.path))
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['test_training_resume'])
+    moments, kills, chains = random.Random(0), 0, 1
+    while kills < 12:
+        mark = ('training', 'saving')[kills % 2]
+        delay = moments.uniform(0, 2 * epoch if mark == 'training' else 0.02)
+        status = run_until(context, tmp_path / f'killed{chains}', data, mark, delay)
+        assert status in (0, -signal.SIGKILL)
+        kills += status != 0
+        chains += status == 0  # it came to its end before: the next ones start a chain of their own
+    run_training(tmp_path / f'killed{chains}', data, **QUICK)
+    for number in range(chains):
+        assert_same_run(tmp_path / f'killed{number + 1}', unbroken)
 
 
 def test_damaged_checkpoint_is_left_aside(tmp_path):

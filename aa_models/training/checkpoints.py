@@ -1,13 +1,16 @@
 """The output directory of a run: what is in it, what of it is whole, and how to go on from there."""
+import contextlib
 import dataclasses
 import json
 import logging
 import os
 import shutil
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from timm.task import TrainingTask, load_task_ema_checkpoint, resume_task_checkpoint
 from timm.utils import CheckpointSaver, load_checkpoint_metadata, trim_summary
 
@@ -15,6 +18,7 @@ from .recipe import Recipe, load_recipe, replace_text
 
 _logger = logging.getLogger(__name__)
 
+NEEDED = ('epoch', 'args', 'state_dict', 'optimizer', 'saver')  # of what timm's saver puts into a checkpoint
 RECIPE, LOG, LAST, PART, FACTS = 'recipe.yaml', 'log.csv', 'last.pth.tar', 'tmp.pth.tar', 'run.json'
 
 
@@ -31,33 +35,66 @@ def prepare(directory: Path, recipe: Recipe, overwrite: bool, facts: dict[str, A
         The newest whole checkpoint, None for a run that starts.
 
     Raises:
-        ValueError: The directory belongs to another recipe, or holds checkpoints of an unknown one.
+        ValueError: The directory or its newest checkpoint belongs to another recipe or to an unknown one, or
+            something else stands where checkpoints go.
+        OSError: The directory cannot be written to.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    for path in directory.glob('*.pth.tar'):
+        if not path.is_file():
+            raise ValueError(f'{str(path)!r} stands where checkpoints go and is no file: take it away')
     if overwrite:
         for path in (directory / RECIPE, directory / LOG, *directory.glob('*.pth.tar')):
             path.unlink(missing_ok=True)
     if (directory / RECIPE).is_file():
-        _same_recipe(load_recipe(directory / RECIPE), recipe, directory)
+        _same_recipe(load_recipe(directory / RECIPE), recipe, f'output = {str(directory)!r} holds a run')
     elif any(directory.glob('*.pth.tar')):
         raise ValueError(f'output = {str(directory)!r} holds checkpoints but no {RECIPE}: choose another directory')
-    recipe.save(directory / RECIPE)
-    replace_text(directory / FACTS, json.dumps(facts))
     checkpoint = newest_whole(directory)
+    if checkpoint is not None:
+        _same_recipe(_recipe_of(checkpoint), recipe, f'{str(checkpoint)!r} is a checkpoint')
+    with writing(directory):
+        recipe.save(directory / RECIPE)
+        replace_text(directory / FACTS, json.dumps(facts))
     if checkpoint is not None and checkpoint.name == PART:  # whole, but the run ended before it got its name
         checkpoint = checkpoint.rename(directory / LAST)
     return checkpoint
 
 
-def _same_recipe(stored: Recipe, recipe: Recipe, directory: Path) -> None:
+def _same_recipe(stored: Recipe, recipe: Recipe, what: str) -> None:
     differing = [
         f'{field.name}: {old!r} there, {new!r} now' for field in dataclasses.fields(Recipe)
         if (old := getattr(stored, field.name)) != (new := getattr(recipe, field.name))
     ]
     if differing:
         raise ValueError(
-            f'output = {str(directory)!r} holds a run of another recipe ({"; ".join(differing)}): '
-            'choose another directory, or --overwrite to lose it')
+            f'{what} of another recipe ({"; ".join(differing)}): choose another directory, or --overwrite to lose it')
+
+
+def _recipe_of(checkpoint: Path) -> Recipe:
+    """The recipe that was run when a checkpoint was saved."""
+    stored = vars(load_checkpoint_metadata(checkpoint)['args'])
+    return Recipe(**{field.name: stored[field.name] for field in dataclasses.fields(Recipe) if field.name in stored})
+
+
+@contextlib.contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """Say what to do where the directory cannot be written to, as on a full disk; half a checkpoint is taken away.
+
+    Raises:
+        OSError: The body raised what a file system, `torch.save` or safetensors raise. torch's own words for a full
+            disk are a position in a file.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        free = shutil.disk_usage(directory).free / 2**20
+        part = directory / PART
+        if part.is_file() and _whole_epoch(part) is None:
+            part.unlink()
+        raise OSError(
+            f'cannot write to {str(directory)!r} ({free:.1f} MiB are free there): {error}. What was saved before is '
+            'kept: the same command goes on from there as soon as this is put right') from error
 
 
 def newest_whole(directory: Path) -> Path | None:
@@ -68,7 +105,7 @@ def newest_whole(directory: Path) -> Path | None:
         if inode not in found or path.name == LAST:
             epoch = _whole_epoch(path)
             if epoch is None:
-                _logger.warning(f'{path} is not whole and is left aside')
+                _logger.warning(f'{path} is no whole checkpoint of a run and is left aside')
             else:
                 found[inode] = (epoch, path.name == LAST, path)
     return max(found.values())[2] if found else None
@@ -86,12 +123,13 @@ def epoch_of(path: Path) -> int:
 
 
 def _whole_epoch(path: Path) -> int | None:
-    """The epoch of a checkpoint; None if any byte of it is missing or wrong."""
+    """The epoch of a checkpoint; None if any byte of it is missing or wrong, or it is something else."""
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:
                 return None
-        return epoch_of(path)
+        stored = load_checkpoint_metadata(path)  # only data: a pickle that names code is refused unread
+        return epoch_of(path) if all(key in stored for key in NEEDED) else None
     except Exception:  # a broken file fails in many ways, and all of them mean the same
         return None
 
@@ -109,7 +147,8 @@ def resume(checkpoint: Path, task: TrainingTask, optimizer, scaler, saver: Check
         stored = load_checkpoint_metadata(checkpoint)
         # without `pending` the saver stands where it stood before it saved this epoch
         saver.load_state_dict({k: v for k, v in stored['saver'].items() if k != 'pending'})
-        saver.save_checkpoint(epoch - 1, stored.get('metric'))
+        with writing(checkpoint.parent):
+            saver.save_checkpoint(epoch - 1, stored.get('metric'))
     _logger.info(f'resumed from {checkpoint} after {epoch} epochs')
     return epoch
 
@@ -118,6 +157,7 @@ def trim_log(path: Path, epochs: int) -> None:
     """Drop the rows that will be made again. The file is exchanged as a whole: a kill here loses nothing."""
     if path.is_file():
         part = path.with_suffix('.part')
-        shutil.copyfile(path, part)
+        content = path.read_bytes()
+        part.write_bytes(content[:content.rfind(b'\n') + 1])  # a full disk may have cut the last line, the header too
         trim_summary(part, epochs)
         os.replace(part, path)

@@ -60,7 +60,7 @@ class LossMeter:
             self.batches += 1
             if not math.isfinite(loss):
                 raise FloatingPointError(
-                    f'the loss is {loss} at epoch {self.epoch}, batch {self.batches}: training stops, the last '
+                    f'the loss is {loss} at epoch {self.epoch + 1}, batch {self.batches}: training stops, the last '
                     'checkpoint is kept (a smaller lr, a longer warm-up or clip_grad may help)')
             self.total += loss * images
             self.count += images
@@ -134,7 +134,7 @@ class Trainer:
             `loss`, `seconds` and `img_per_s` (of all devices together).
 
         Raises:
-            FloatingPointError: The loss is infinite or not a number.
+            FloatingPointError: The loss or, after the last update, a weight is infinite or not a number.
         """
         recipe, batches = self.recipe, len(self.train_loader)
         seed_epoch(recipe.seed, epoch, self.place.rank)
@@ -161,6 +161,7 @@ class Trainer:
                 self.scheduler.step_update(updates)
             progress.step(len(images) * self.place.world_size, **meter.latest, lr=lr)
         meter.settle()
+        self._check_weights(epoch)
         progress.close()
         self.scheduler.step(epoch + 1)
         loss = meter.mean
@@ -169,6 +170,14 @@ class Trainer:
                 distribute_bn(self.task.get_trainable_module(ema), self.place.world_size, reduce=True)
             loss = reduce_tensor(torch.tensor(loss, device=self.place.device), self.place.world_size).item()
         return dict(loss=loss, lr=lr, seconds=progress.seconds, img_per_s=progress.speed)
+
+    def _check_weights(self, epoch: int) -> None:
+        """Before they are saved: no loss has seen what the last update made of them."""
+        for name, weight in self.task.get_trainable_module().named_parameters():
+            if not torch.isfinite(weight).all():
+                raise FloatingPointError(
+                    f'{name} is infinite or not a number after epoch {epoch + 1}: training stops, the last checkpoint '
+                    'is kept (a smaller lr, a longer warm-up or clip_grad may help)')
 
     @property
     def lr(self) -> float:

@@ -2,7 +2,8 @@
 
 RECIPE is a YAML file or the name of one that comes with the package; options replace its values. Checkpoints, log.csv
 and the recipe go to the output directory. The same command with the same directory goes on with an interrupted run and
-ends with the very figures of an unbroken one. Then MODEL.TAG in that directory is a folder ready for
+ends with the very figures of an unbroken one. SIGTERM and Ctrl-C complete the checkpoint that is being written, if
+any, and leave; the epoch they cut short is made again. Then MODEL.TAG in that directory is a folder ready for
 `--model local-dir:…` and for the Hub: the weights after the last epoch, config, model card, recipe and log.
 
 Examples:
@@ -31,6 +32,7 @@ from .device import machine_name, start_device
 from .export import checked_tag, export, folder_of, is_export_of
 from .loop import Trainer
 from .recipe import Recipe, add_recipe_arguments, load_recipe, recipe_names, recipe_overrides
+from .stopping import Stopped, StopSignals
 
 _logger = logging.getLogger(__name__)
 USAGE = '%(prog)s RECIPE --output DIR [options]'  # argparse would print every value of a recipe
@@ -56,24 +58,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train to the last epoch.
 
+    Returns:
+        Exit status: 0, or 128 and the number of the signal that ended the run.
+
     Raises:
         ValueError: A recipe, model, dataset or directory that cannot be used.
-        FloatingPointError: The loss became infinite or not a number.
+        FloatingPointError: The loss or a weight became infinite or not a number.
+        OSError: The output directory cannot be written to. Its last checkpoint is kept.
     """
     recipe = load_recipe(args.recipe, **recipe_overrides(args))
     place = start_device(args.device)
     if not logging.root.handlers:
         setup_default_logging(logging.INFO if place.rank == 0 else logging.ERROR)
     logging.getLogger('timm.utils.checkpoint_saver').setLevel(logging.WARNING)  # lists its files at every epoch
-    try:
-        _train(recipe, args, place)
-    finally:
-        if place.distributed:
-            torch.distributed.destroy_process_group()
+    with StopSignals() as stop:
+        try:
+            _train(recipe, args, place, stop)
+        except (Stopped, Exception) as error:
+            if not stop.raised:
+                raise
+            # any other exception follows from it: loader's workers and other processes were told to stop as well
+            _logger.debug('stopped here', exc_info=error)
+            if place.rank == 0:
+                _logger.warning(f'stopped by {stop.number.name}: {_what_is_saved(Path(args.output), recipe)}')
+            return stop.status
+        finally:
+            if place.distributed:
+                torch.distributed.destroy_process_group()
     return 0
 
 
-def _train(recipe: Recipe, args: argparse.Namespace, place: argparse.Namespace) -> None:
+def _what_is_saved(output: Path, recipe: Recipe) -> str:
+    checkpoint = checkpoints.newest_whole(output)
+    done = 0 if checkpoint is None else checkpoints.epoch_of(checkpoint) + 1
+    rest = f'epoch {done + 1}' if done < recipe.epochs else 'the export'
+    return f'{done} of {recipe.epochs} epochs are saved in {str(output)!r}, the same command goes on with {rest}'
+
+
+def _train(recipe: Recipe, args: argparse.Namespace, place: argparse.Namespace, stop: StopSignals) -> None:
     output = Path(args.output)
     tag = checked_tag(args.tag, recipe, output)
     train_set, eval_set = _open_datasets(recipe, args, place)
@@ -90,15 +112,18 @@ def _train(recipe: Recipe, args: argparse.Namespace, place: argparse.Namespace) 
             task=trainer.task, max_history=recipe.checkpoint_hist)
     epoch = 0
     if checkpoint is not None:
-        epoch = checkpoints.resume(checkpoint, trainer.task, trainer.optimizer, trainer.scaler, saver)
+        with stop.held():
+            epoch = checkpoints.resume(checkpoint, trainer.task, trainer.optimizer, trainer.scaler, saver)
     if saver is not None:
-        checkpoints.trim_log(output / checkpoints.LOG, epoch)
+        with checkpoints.writing(output):
+            checkpoints.trim_log(output / checkpoints.LOG, epoch)
     if epoch < recipe.epochs:
         trainer.start(epoch)
     for epoch in range(epoch, recipe.epochs):  # noqa: B020, goes on from there
-        _epoch(trainer, epoch, output, saver)
+        _epoch(trainer, epoch, output, saver, stop)
     if saver is not None:
-        _finish(output, tag, model, saver)
+        with checkpoints.writing(output):
+            _finish(output, tag, model, saver)
 
 
 def _open_datasets(recipe: Recipe, args: argparse.Namespace, place: argparse.Namespace) -> tuple[Dataset, Dataset]:
@@ -156,7 +181,7 @@ def _prepare(
     return answer[0]
 
 
-def _epoch(trainer: Trainer, epoch: int, output: Path, saver: CheckpointSaver | None) -> None:
+def _epoch(trainer: Trainer, epoch: int, output: Path, saver: CheckpointSaver | None, stop: StopSignals) -> None:
     """Train, validate, write the log, then the checkpoint: a row without its checkpoint is dropped on resuming."""
     recipe = trainer.recipe
     figures = trainer.train_epoch(epoch)
@@ -165,8 +190,9 @@ def _epoch(trainer: Trainer, epoch: int, output: Path, saver: CheckpointSaver | 
     score = trainer.validate() if measured else dict(loss='', top1='', top5='')  # empty cells keep the columns
     if saver is None:
         return
-    update_summary(epoch, OrderedDict(figures), OrderedDict(score), output / checkpoints.LOG, lr=lr)
-    saver.save_checkpoint(epoch, metric=score['top1'] if measured else None)
+    with stop.held(), checkpoints.writing(output):
+        update_summary(epoch, OrderedDict(figures), OrderedDict(score), output / checkpoints.LOG, lr=lr)
+        saver.save_checkpoint(epoch, metric=score['top1'] if measured else None)
     text = f'top-1 {score["top1"]:.3f} top-5 {score["top5"]:.3f}' if measured else 'not validated'
     _logger.info(
         f'epoch {epoch + 1}/{recipe.epochs}: loss {figures["loss"]:.4f} {text} '

@@ -1,0 +1,395 @@
+"""What befalls a training run from outside: a full disk, signals, files that are none, a lost process."""
+import argparse
+import errno
+import io
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import timm.utils
+import torch
+from safetensors import SafetensorError
+
+from aa_models import cli
+from aa_models.training import checkpoints, export, loop, train
+from command import run_command
+from training_runs import assert_same_run, checkpoint_of, log_of, make_pictures, run_training, write_recipe
+
+torch_save, step = torch.save, loop.Trainer._step
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    return make_pictures(tmp_path_factory.mktemp('data') / 'pictures')  # three batches an epoch
+
+
+@pytest.fixture(scope='module')
+def unbroken(tmp_path_factory, data):
+    return run_training(tmp_path_factory.mktemp('unbroken') / 'out', data, '--tag', 'noise')
+
+
+def train_command(capsys, output, data, **values):
+    """Exit status and standard error of `aa-models train`."""
+    status, _, text = run_command(
+        capsys, 'train', write_recipe(output, **values), '--output', output, '--data-dir', data, '--tag', 'noise')
+    assert 'Traceback' not in text
+    return status, text
+
+
+def assert_goes_on(output, data, unbroken):
+    """The same command, undisturbed, ends as the run that was left alone, and leaves nothing behind."""
+    run_training(output, data, '--tag', 'noise')
+    assert_same_run(output, unbroken)
+    assert {p.name for p in output.iterdir()} == {p.name for p in unbroken.iterdir()}
+    weights = [run / 'aa_simplecnn.noise' / 'model.safetensors' for run in (output, unbroken)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+# a disk without room
+
+def no_room(*args, **kwargs):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def half_save(content, path):
+    buffer = io.BytesIO()
+    torch_save(content, buffer)
+    Path(path).write_bytes(buffer.getvalue()[:len(buffer.getvalue()) // 2])
+    no_room()
+
+
+def half_line(epoch, *args, **kwargs):
+    """The log's line is cut, in the first epoch within the header."""
+    log = args[2]
+    before = log.read_bytes() if log.exists() else b''
+    timm.utils.update_summary(epoch, *args, **kwargs)
+    added = log.read_bytes()[len(before):]
+    log.write_bytes(before + added[:20 if epoch == 0 else 1])
+    no_room()
+
+
+def half_weights(model, folder, *args, **kwargs):
+    (folder / 'model.safetensors').write_bytes(b'half')
+    raise SafetensorError('Error while serializing: I/O error: No space left on device (os error 28)')
+
+
+@pytest.mark.parametrize('owner, name, failing, calls, epochs', [
+    (torch, 'save', half_save, 0, 0),
+    (torch, 'save', half_save, 1, 1),
+    (train, 'update_summary', half_line, 0, 0),
+    (train, 'update_summary', half_line, 1, 1),
+    (train.checkpoints, 'replace_text', no_room, 0, 0),
+    (export, 'save_for_hf', half_weights, 0, 2),
+])
+def test_disk_full(tmp_path, data, unbroken, monkeypatch, capsys, owner, name, failing, calls, epochs):
+    function, seen, output = getattr(owner, name), [], tmp_path / 'out'
+
+    def call(*args, **kwargs):
+        seen.append(args)
+        return (failing if len(seen) > calls else function)(*args, **kwargs)
+    monkeypatch.setattr(owner, name, call)
+    status, text = train_command(capsys, output, data)
+    assert status == 1 and f'cannot write to {str(output)!r}' in text and 'No space left on device' in text
+    assert 'the same command goes on' in text
+    assert [checkpoint_of(output)['epoch'] + 1 for _ in output.glob('last.pth.tar')] == [epochs] * (epochs > 0)
+    assert not (output / checkpoints.PART).exists() and not list(output.glob('*noise*'))
+    monkeypatch.undo()
+    assert_goes_on(output, data, unbroken)
+
+
+def test_disk_really_full(tmp_path, data, unbroken, capsys):
+    disk = tmp_path / 'disk'
+    disk.mkdir()
+    one = (unbroken / 'last.pth.tar').stat().st_size  # there is room for one and a half
+    if subprocess.run(
+            ['mount', '-t', 'tmpfs', '-o', f'size={one * 3 // 2 + 40_000}', 'tmpfs', disk],
+            capture_output=True).returncode:
+        pytest.skip('mounting is not allowed here')
+    try:
+        status, text = train_command(capsys, disk / 'out', data)
+        assert status == 1 and f'cannot write to {str(disk / "out")!r}' in text and 'MiB are free' in text
+        assert checkpoint_of(disk / 'out')['epoch'] == 0 and not (disk / 'out' / checkpoints.PART).exists()
+        assert train_command(capsys, disk / 'out', data)[0] == 1  # still no room
+        subprocess.run(['mount', '-o', 'remount,size=20m', disk], check=True)
+        assert_goes_on(disk / 'out', data, unbroken)
+    finally:
+        subprocess.run(['umount', disk], check=True)
+
+
+# signals
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('owner, name, calls, epochs', [
+    (loop.Trainer, '_step', 2, 0),
+    (loop.Trainer, '_step', 5, 1),
+    (loop.Trainer, 'validate', 2, 1),
+    (torch, 'save', 2, 2),  # what is being saved is completed
+    (timm.utils.CheckpointSaver, '_replace', 1, 1),
+    (export, 'make_card', 1, 2),
+])
+def test_signal_saves_and_leaves(
+        tmp_path, data, unbroken, monkeypatch, capsys, caplog, number, owner, name, calls, epochs):
+    output, function, seen = tmp_path / 'out', getattr(owner, name), []
+
+    def call(*args, **kwargs):
+        seen.append(args)
+        if len(seen) == calls:
+            os.kill(os.getpid(), number)
+        return function(*args, **kwargs)
+    monkeypatch.setattr(owner, name, call)
+    before = signal.signal(number, lambda *_: pytest.fail('the run did not take the signal'))
+    try:
+        with caplog.at_level(logging.WARNING):
+            status, _ = train_command(capsys, output, data)
+        assert signal.getsignal(number).__name__ == '<lambda>'
+    finally:
+        signal.signal(number, before)
+    assert status == 128 + number
+    rest = f'epoch {epochs + 1}' if epochs < 2 else 'the export'
+    said = f'stopped by {number.name}: {epochs} of 2 epochs are saved in {str(output)!r}, the same command goes on with'
+    assert f'{said} {rest}' in caplog.text
+    assert [checkpoint_of(output)['epoch'] + 1 for _ in output.glob('last.pth.tar')] == [epochs] * (epochs > 0)
+    monkeypatch.undo()
+    assert_goes_on(output, data, unbroken)
+
+
+def test_ignored_signal_stays_ignored(tmp_path, data, unbroken, monkeypatch):
+    monkeypatch.setattr(loop.Trainer, '_step', lambda *args: (os.kill(os.getpid(), signal.SIGINT), step(*args))[1])
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as nohup and a shell's & do
+    try:
+        assert_same_run(run_training(tmp_path / 'out', data), unbroken)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# numbers that are none
+
+def test_infinite_loss_at_the_command_line(tmp_path, data, capsys):
+    status, text = train_command(  # the first epoch learns nothing, the second far too fast
+        capsys, tmp_path / 'out', data, epochs=3, lr=1e30, warmup_epochs=1, warmup_lr=0, sched_on_updates=False)
+    assert status == 1 and 'aa-models train: error: the loss is ' in text and ' at epoch 2, batch ' in text
+    assert checkpoint_of(tmp_path / 'out')['epoch'] == 0 and len(log_of(tmp_path / 'out')) == 1
+
+
+def test_infinite_weight_is_not_saved(tmp_path, data, unbroken, monkeypatch, capsys):
+    def last_update_fails(trainer, *args):
+        loss = step(trainer, *args)
+        seen.append(loss)
+        if len(seen) == 3:  # no loss of this epoch sees it
+            next(trainer.task.get_trainable_module().parameters()).data[0] = torch.inf
+        return loss
+    seen = []
+    output = run_training(tmp_path / 'out', data, '--tag', 'noise', epochs=2)
+    for name in ('last', 'checkpoint-1', 'model_best'):
+        if checkpoint_of(output, name)['epoch'] == 1:
+            (output / f'{name}.pth.tar').unlink()
+    monkeypatch.setattr(loop.Trainer, '_step', last_update_fails)
+    status, text = train_command(capsys, output, data)
+    assert status == 1 and 'is infinite or not a number after epoch 2: training stops' in text
+    assert checkpoint_of(output)['epoch'] == 0
+    monkeypatch.undo()
+    assert_goes_on(output, data, unbroken)
+
+
+# files that are no checkpoint of this run
+
+class Code:
+    """Unpickled, it makes a folder."""
+
+    def __reduce__(self):
+        return os.mkdir, ('executed',)
+
+
+def zipped(path):
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('archive/data.pkl', pickle.dumps(Code()))
+
+
+STRANGE = {
+    'empty': lambda path: path.write_bytes(b''),
+    'truncated': lambda path: path.write_bytes(path.read_bytes()[:-1000]),
+    'text': lambda path: path.write_text('<html>'),
+    'zip': lambda path: zipfile.ZipFile(path, 'w').close(),
+    'code in a pickle': lambda path: path.write_bytes(pickle.dumps(Code())),
+    'code in a zip': zipped,
+    'code in a checkpoint': lambda path: torch.save(dict(checkpoint_of(path.parent), metric=Code()), path),
+    'plain weights': lambda path: torch.save(checkpoint_of(path.parent)['state_dict'], path),
+    'a number': lambda path: torch.save(3, path),
+    'no optimizer': lambda path: torch.save(
+        {k: v for k, v in checkpoint_of(path.parent).items() if k != 'optimizer'}, path),
+}
+
+
+@pytest.fixture
+def finished(tmp_path, unbroken):
+    """A copy of the unbroken run with its last epoch in `last.pth.tar` alone."""
+    output = tmp_path / 'out'
+    subprocess.run(['cp', '-r', unbroken, output], check=True)
+    for name in ('checkpoint-1', 'model_best'):
+        if checkpoint_of(output, name)['epoch'] == 1:
+            (output / f'{name}.pth.tar').unlink()
+    return output
+
+
+@pytest.mark.parametrize('kind', STRANGE)
+def test_strange_checkpoint_is_left_aside(finished, monkeypatch, tmp_path, kind):
+    monkeypatch.chdir(tmp_path)
+    STRANGE[kind](finished / 'last.pth.tar')
+    assert checkpoints.epoch_of(checkpoints.newest_whole(finished)) == 0
+    assert not Path('executed').exists()
+
+
+def test_run_goes_on_from_before_a_strange_checkpoint(finished, monkeypatch, tmp_path, data, unbroken):
+    monkeypatch.chdir(tmp_path)
+    STRANGE['code in a checkpoint'](finished / 'last.pth.tar')
+    STRANGE['empty'](finished / 'tmp.pth.tar')
+    assert_goes_on(finished, data, unbroken)
+    assert not Path('executed').exists()
+
+
+def test_checkpoint_of_another_recipe_is_refused(finished, data, capsys):
+    state = checkpoint_of(finished)
+    state['args'] = argparse.Namespace(**{**vars(state['args']), 'model': 'simplecnn', 'seed': 4})
+    torch.save(state, finished / 'last.pth.tar')
+    status, text = train_command(capsys, finished, data)
+    assert status == 2 and 'last.pth.tar' in text and "model: 'simplecnn' there, 'aa_simplecnn' now; seed: 4" in text
+    assert checkpoint_of(finished)['args'].seed == 4
+
+
+@pytest.mark.parametrize('name', ['last', 'tmp'])
+def test_directory_instead_of_a_checkpoint(finished, data, capsys, name):
+    path = finished / f'{name}.pth.tar'
+    path.unlink(missing_ok=True)
+    path.mkdir()
+    status, text = train_command(capsys, finished, data)
+    assert status == 2 and f'{str(path)!r} stands where checkpoints go and is no file' in text
+
+
+# a lost process
+
+def lose_rank(how, died, *words):
+    """Of a run of several processes: the second ends in its second batch, which is the second epoch's."""
+    def lost(trainer, *args):
+        seen.append(args)
+        if trainer.place.rank == 1 and len(seen) == 2:
+            Path(died).touch()
+            if how == 'killed':
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise OSError('the pictures are gone')
+        return step(trainer, *args)
+    seen = []
+    loop.Trainer._step = lost
+    return cli.main(words)
+
+
+needs_distributed = pytest.mark.skipif(
+    not torch.distributed.is_available(), reason='torch was built without torch.distributed')
+
+
+def assert_ended(output, died, statuses, text):
+    assert died.exists(), text
+    assert time.time() - died.stat().st_mtime < 60
+    assert statuses[0] == 1 and 'aa-models train: error:' in text
+    assert checkpoint_of(output)['epoch'] == 0 and not list(output.glob('aa_simplecnn.*'))
+
+
+@needs_distributed
+def test_torchrun_ends_when_a_rank_is_killed(tmp_path, data):
+    output, died = tmp_path / 'out', tmp_path / 'died'
+    process = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', __file__, 'killed', died,
+         'train', write_recipe(output), '--output', output, '--data-dir', data],
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(Path(train.__file__).parents[2])},
+        stderr=subprocess.PIPE, text=True, timeout=300)
+    assert_ended(output, died, [process.returncode], process.stderr)
+
+
+def start_process(target, *args):
+    """A process forked from one that has imported torch."""
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['test_training_faults'])
+    process = context.Process(target=target, args=args)
+    process.start()
+    return process
+
+
+def command_process(log, environment, command, *words):
+    """In a process of its own: run a command whose standard error goes to a file."""
+    with open(log, 'w') as file:
+        os.dup2(file.fileno(), 2)
+    os.environ.update(environment, OMP_NUM_THREADS='1')
+    multiprocessing.set_start_method('fork', force=True)  # of the loader's workers
+    sys.exit(command(*map(str, words)))
+
+
+@needs_distributed
+@pytest.mark.parametrize('how', ['killed', 'failed'])
+def test_process_ends_without_the_other(tmp_path, data, monkeypatch, how):
+    """No launcher ends it."""
+    monkeypatch.setenv('PYTHONPATH', os.pathsep.join(sys.path))
+    output, died = tmp_path / 'out', tmp_path / 'died'
+    words = ['train', write_recipe(output), '--output', output, '--data-dir', data]
+    place = dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free_port()))
+    processes = [
+        start_process(command_process, tmp_path / str(rank), dict(place, RANK=str(rank), LOCAL_RANK=str(rank)),
+                      lose_rank, how, died, *words) for rank in range(2)]
+    try:
+        for process in processes:
+            process.join(200)
+        assert_ended(output, died, [process.exitcode for process in processes], (tmp_path / '0').read_text())
+        assert processes[1].exitcode == (-signal.SIGKILL if how == 'killed' else 1)
+        assert how == 'killed' or 'aa-models train: error: the pictures are gone' in (tmp_path / '1').read_text()
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def await_signal(reached, *words):
+    """Stop in the second epoch until the signal comes."""
+    def waiting(trainer, *args):
+        seen.append(args)
+        if len(seen) == 5:
+            reached_file.touch()
+            time.sleep(60)
+        return step(trainer, *args)
+    seen, reached_file = [], Path(reached)
+    loop.Trainer._step = waiting
+    os.setpgid(0, 0)
+    return cli.main(words)
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_signal_to_a_whole_group(tmp_path, data, monkeypatch, number):
+    """As a terminal and a batch system send it: the loader's workers get it too."""
+    monkeypatch.setenv('PYTHONPATH', os.pathsep.join(sys.path))
+    output, reached, log = tmp_path / 'out', tmp_path / 'reached', tmp_path / 'log'
+    process = start_process(
+        command_process, log, {}, await_signal, reached, 'train', write_recipe(output, workers=1), '--output', output,
+        '--data-dir', data)
+    try:
+        until = time.monotonic() + 60
+        while not reached.exists() and time.monotonic() < until:
+            time.sleep(0.02)
+        os.killpg(process.pid, number)
+        process.join(60)
+        text = log.read_text()
+        assert process.exitcode == 128 + number and 'Traceback' not in text, text
+        assert f'stopped by {number.name}: 1 of 2 epochs are saved' in text
+    finally:
+        process.kill()
+
+
+def free_port():
+    return torch.distributed.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False).port
+
+
+if __name__ == '__main__':
+    sys.exit(lose_rank(*sys.argv[1:]))
