@@ -265,6 +265,15 @@ def _(grad, q, k, v, rel_h, rel_w, scale, causal):
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), tables[0], tables[1]
 
 
+def _no_second_backward(ctx, *grads):
+    raise RuntimeError(
+        'blockwise_attention_backward has no gradient of its own: for second derivatives build the layer after '
+        'timm.layers.set_fused_attn(False), or with TIMM_FUSED_ATTN=0 in the environment')
+
+
+blockwise_attention_backward.register_autograd(_no_second_backward)
+
+
 def _setup_context(ctx, inputs, output) -> None:
     *tensors, ctx.scale, ctx.causal = inputs
     ctx.save_for_backward(*tensors)
