@@ -159,7 +159,7 @@ def test_4096_positions(kind):
     """Against the definition at some queries: no tensor of all pairs here, and none there (test_augmented_conv.py)."""
     N = 2 ** 12
     layer = AugmentedConv1d(
-        4, 4, 1, dk=8, dv=4, num_heads=2, feat_size=512, attention=kind, pos_embed='rel' if kind == 'softmax' else None)
+        4, 4, 1, dk=4, dv=4, num_heads=1, feat_size=512, attention=kind, pos_embed='rel' if kind == 'softmax' else None)
     attn, x = layer.double().attn, torch.randn(1, 4, N, dtype=torch.float64, requires_grad=True)
     y = layer(x)
     at = torch.tensor([0, 1, 511, 2048, 4000, N - 1])

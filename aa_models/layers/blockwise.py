@@ -92,7 +92,11 @@ class _Blocks:
         return torch.cat([self.table[part] for part in parts]).t()
 
     def by_keys(
-            self, relative: torch.Tensor, rows: slice, columns: slice) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+            self,
+            relative: torch.Tensor,
+            rows: slice,
+            columns: slice,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """See logits against offsets (heads, queries, offsets) as those against the keys' rows and columns.
 
         Query i of n finds key j at the offset j - i, in place j - i + n - 1: with every i it begins one number earlier,
