@@ -165,8 +165,8 @@ def softmax_weights(attn, q, k, H, W):
 
 def linear_weights(q, k):
     """ρ_q(Q) ρ_k(K)ᵀ: softmax over the channels of a query, over the positions of a key's channel."""
-    q = q.exp() / q.exp().sum(-1, keepdim=True)
-    k = k.exp() / k.exp().sum(-2, keepdim=True)
+    q, k = (q - q.amax(-1, keepdim=True)).exp(), (k - k.amax(-2, keepdim=True)).exp()
+    q, k = q / q.sum(-1, keepdim=True), k / k.sum(-2, keepdim=True)
     return torch.einsum('bnid,bnjd->bnij', q, k)
 
 

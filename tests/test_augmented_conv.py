@@ -259,18 +259,23 @@ def test_dropout_acts_in_training_only(fused):
 
 FUSED_MEMORY = '''
 import resource, torch
-from aa_models.layers import AugmentedConv2d
+from aa_models.layers import AugmentedConv1d, AugmentedConv2d
 layer = AugmentedConv2d(4, 8, 3, padding=1, dk=8, dv=4, num_heads=2, feat_size=16)
 x = torch.randn(1, 4, 128, 128)
 layer(x[:, :, :8, :8]).sum().backward()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 layer(x).sum().backward()
+layer = AugmentedConv1d(4, 8, 3, padding=1, dk=8, dv=4, num_heads=2, feat_size=16)
+layer(x.flatten(2)[:, :, ::2]).sum().backward()
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 '''
 
 
 def test_fused_holds_no_full_logits():
-    """A 128 × 128 map has 2 GiB of float32 logits for two heads; a fresh process must not grow by a fourth of that."""
+    """A 128 × 128 map has 2 GiB of float32 logits for two heads; a fresh process must not grow by a fourth of that.
+
+    A sequence half as long has 512 MiB, but twice as many logits against the offsets of its relative table.
+    """
     environment = dict(os.environ, TIMM_FUSED_ATTN='1', PYTHONPATH=os.pathsep.join(sys.path))
     result = subprocess.run(
         [sys.executable, '-c', FUSED_MEMORY], capture_output=True, text=True, check=True, env=environment)

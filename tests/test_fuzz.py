@@ -2,6 +2,7 @@
 import json
 import struct
 import zipfile
+from dataclasses import replace
 from io import BytesIO
 
 import pytest
@@ -10,8 +11,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load
+from timm.models import load_pretrained
 
-from aa_models.models._pretrained import WeightsError
+from aa_models.models._augmented import checkpoint_filter_fn
+from aa_models.models._pretrained import WeightsError, _checked
 from fake_weights import NAME, NAME_TAG, NUM_CLASSES, registered, save_checkpoint
 
 DAMAGES = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -23,6 +26,12 @@ def original(tmp_path_factory):
     folder = tmp_path_factory.mktemp('fuzz') / NAME_TAG
     with registered(save_checkpoint(folder)):
         yield folder, (folder / 'model.safetensors').read_bytes()
+
+
+@pytest.fixture(scope='module')
+def models():
+    """A model for each number of classes."""
+    return {n: timm.create_model(NAME, num_classes=n) for n in (NUM_CLASSES, 3)}
 
 
 def split(content):
@@ -135,3 +144,34 @@ def test_damage_to_a_file_of_the_users(original, damage, num_classes):
         if num_classes == NUM_CLASSES or not name.startswith('head.fc'):
             expected = tensors[name].to(tensor.dtype)
             assert tensor.shape == expected.shape and torch.equal(tensor.nan_to_num(), expected.nan_to_num()), name
+
+
+@DAMAGES
+@given(damage=damages(), num_classes=st.sampled_from([NUM_CLASSES, 3]))
+def test_a_model_that_is_there_is_loaded_whole_or_not_at_all(original, models, damage, num_classes):
+    """torch alone copies what fits before it complains of the rest; the check in the filter comes before that."""
+    folder, content = original
+    file = folder.parent / 'whole.safetensors'
+    file.write_bytes(damage(content))
+    model = models[num_classes]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    cfg = replace(timm.get_pretrained_cfg(NAME), file=str(file))
+    checked = _checked(checkpoint_filter_fn, cfg, num_classes != NUM_CLASSES, False)
+    try:
+        load_pretrained(model, cfg.to_dict(), num_classes, filter_fn=checked)
+        expected = load(file.read_bytes())
+    except Exception:  # what the file is, others tell: here nothing may have been touched
+        expected = before
+    for name, tensor in model.state_dict().items():
+        wanted = expected[name] if num_classes == NUM_CLASSES or not name.startswith('head.fc') else before[name]
+        assert torch.equal(tensor.nan_to_num(), wanted.to(tensor.dtype).nan_to_num()), name
+
+
+def test_a_state_dict_of_the_users_stays_as_it_was(original):
+    """One for two models of different sizes: each gets its tables from those of the file."""
+    tensors = load(original[1])
+    before = dict(tensors)
+    for size in (40, 64):
+        model = timm.create_model(NAME, num_classes=NUM_CLASSES, img_size=size)
+        model.load_state_dict(checkpoint_filter_fn(tensors, model))
+        assert tensors.keys() == before.keys() and all(tensors[name] is before[name] for name in before)

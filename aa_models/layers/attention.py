@@ -32,7 +32,7 @@ def fold_rel_pos(
     picks one of each. Nothing of size (H * W)² arises.
 
     Args:
-        q: Scaled queries (B, num_heads, H, W, dim).
+        q: Queries (B, num_heads, H, W, dim).
         k: Keys, same shape.
         rel_h: (2 * L_h - 1, dim), or None for no row positions.
         rel_w: (2 * L_w - 1, dim), or None for no column positions.
@@ -43,14 +43,16 @@ def fold_rel_pos(
     """
     B, num_heads, H, W, _ = q.shape
     queries, keys = [q], [k]
+    # float16 ends at 65504, and 0 times what lies beyond is no number: so the code is 32, the relative logits are 1/32
+    one = 32. if q.dtype == torch.float16 else 1.  # a power of two: no digit is lost
     if rel_h is not None:
-        queries.append(rel_logits_h(q, rel_h))
+        queries.append(rel_logits_h(q, rel_h / one))
         row = torch.arange(H, device=k.device)
-        keys.append((row.unsqueeze(1) == row).to(k.dtype).view(1, 1, H, 1, H).expand(B, num_heads, H, W, H))
+        keys.append((row.unsqueeze(1) == row).to(k.dtype).mul(one).view(1, 1, H, 1, H).expand(B, num_heads, H, W, H))
     if rel_w is not None:
-        queries.append(rel_logits_w(q, rel_w, not causal))
+        queries.append(rel_logits_w(q, rel_w / one, not causal))
         column = torch.arange(W, device=k.device)
-        keys.append((column.unsqueeze(1) == column).to(k.dtype).expand(B, num_heads, H, W, W))
+        keys.append((column.unsqueeze(1) == column).to(k.dtype).mul(one).expand(B, num_heads, H, W, W))
     return torch.cat(queries, dim=-1).flatten(2, 3), torch.cat(keys, dim=-1).flatten(2, 3)
 
 
@@ -58,6 +60,7 @@ def fused_attention(
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
+        scale: float,
         dropout_p: float = 0.,
         causal: bool = False,
 ) -> torch.Tensor:
@@ -66,9 +69,10 @@ def fused_attention(
     Its memory-lean kernels want equal head dims (CPU), in multiples of 8 (CUDA); zeros change no product.
 
     Args:
-        q: Scaled queries (B, num_heads, N, dim_k).
+        q: Queries (B, num_heads, N, dim_k).
         k: Keys, same shape.
         v: Values (B, num_heads, N, dim_v).
+        scale: Factor of the queries, which the kernel has in float32.
         dropout_p: Dropout probability of the weights.
         causal: Let position i see positions 0 … i only.
 
@@ -78,7 +82,7 @@ def fused_attention(
     dim_k, dim_v = q.shape[-1], v.shape[-1]
     dim = (max(dim_k, dim_v) + 7) // 8 * 8
     q, k, v = F.pad(q, (0, dim - dim_k)), F.pad(k, (0, dim - dim_k)), F.pad(v, (0, dim - dim_v))
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=causal, scale=1.)[..., :dim_v]
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=causal, scale=scale)[..., :dim_v]
 
 
 def attention_weights(
@@ -87,37 +91,54 @@ def attention_weights(
         rel_h: torch.Tensor | None,
         rel_w: torch.Tensor | None,
         causal: bool = False,
+        scale: float = 1.,
 ) -> torch.Tensor:
-    """The softmax of all logits, in full.
+    """The softmax of all logits, in full; the logits are float32 at least, as in every fused kernel.
+
+    Half precision holds large ones to the nearest 8 or 64, and then another key may win.
 
     Args:
-        q: Scaled queries (B, num_heads, H, W, dim).
+        q: Queries (B, num_heads, H, W, dim).
         k: Keys, same shape.
         rel_h: (2 * L_h - 1, dim), or None for no row positions.
         rel_w: (2 * L_w - 1, dim), or None for no column positions.
         causal: Let position i see positions 0 … i only, and take the tables as they are.
+        scale: Factor of the queries.
 
     Returns:
         (B, num_heads, H * W, H * W), rows summing to 1.
     """
-    H, W = q.shape[2], q.shape[3]
-    # float16 ends at 65504, which logits of large activations exceed: they are kept small until they are float32
-    shrink = 1024. if q.dtype == torch.float16 else 1.  # a power of two: only digits below 1e-4 are lost
-    if shrink > 1:
-        q = q / shrink
+    if not torch.jit.is_scripting():
+        device = q.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):  # which would have products in half precision again
+                return _attention_weights(q, k, rel_h, rel_w, causal, scale)
+    return _attention_weights(q, k, rel_h, rel_w, causal, scale)
+
+
+def _attention_weights(
+        q: torch.Tensor,
+        k: torch.Tensor,
+        rel_h: torch.Tensor | None,
+        rel_w: torch.Tensor | None,
+        causal: bool,
+        scale: float,
+) -> torch.Tensor:
+    H, W, dtype = q.shape[2], q.shape[3], q.dtype
+    if dtype != torch.float64:
+        q, k = q.float(), k.float()
+    q = q * scale
     logits = q.flatten(2, 3) @ k.flatten(2, 3).transpose(-2, -1)
     logits = logits.unflatten(3, [H, W]).unflatten(2, [H, W])  # (B, num_heads, H, W, H, W)
     if rel_h is not None:
-        logits = logits + rel_logits_h(q, rel_h).unsqueeze(-1)
+        logits = logits + rel_logits_h(q, rel_h.to(q.dtype)).unsqueeze(-1)
     if rel_w is not None:
-        logits = logits + rel_logits_w(q, rel_w, not causal).unsqueeze(-2)
+        logits = logits + rel_logits_w(q, rel_w.to(q.dtype), not causal).unsqueeze(-2)
     logits = logits.flatten(4, 5).flatten(2, 3)
-    if shrink > 1:
-        logits = logits.float() * shrink
     if causal:
         position = torch.arange(H * W, device=q.device)
         logits = logits.masked_fill(position > position.unsqueeze(1), float('-inf'))
-    return logits.softmax(dim=-1).to(q.dtype)
+    return logits.softmax(dim=-1).to(dtype)
 
 
 def fastest_way(device: str, folded_dim: int, dropout_p: float) -> str:
@@ -205,8 +226,8 @@ class SoftmaxAttention(GridAttention):
         H, W = v.shape[2], v.shape[3]
         v = v.flatten(2, 3)
         if way == 'folded':
-            q, k = fold_rel_pos(q * self.scale, k, self.rel_h, self.rel_w, self.causal)
-            out = fused_attention(q, k, v, dropout_p, self.causal)
+            q, k = fold_rel_pos(q, k, self.rel_h, self.rel_w, self.causal)
+            out = fused_attention(q, k, v, self.scale, dropout_p, self.causal)
         else:
             out = self.attn_drop(self.weights(q, k)) @ v
         return out.unflatten(2, [H, W])
@@ -224,4 +245,4 @@ class SoftmaxAttention(GridAttention):
 
     def weights(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         """All weights; shapes as in `GridAttention.weights`."""
-        return attention_weights(q * self.scale, k, self.rel_h, self.rel_w, self.causal)
+        return attention_weights(q, k, self.rel_h, self.rel_w, self.causal, self.scale)

@@ -52,8 +52,6 @@ class _Blocks:
         self.rows = max(1, min(self.H, queries // self.W))
         self.columns = math.ceil(self.W / math.ceil(self.W / queries))
         self.buffer = q.new_empty(self.heads * self.rows * self.columns * N)
-        # logits of the heads' queries against the offsets of both tables
-        self.relative = None if self.table is None else q.new_empty(self.heads, self.H, self.W, len(self.table))
         # CPUs with bfloat16 instructions multiply it 2 to 3 times as fast, so, as fused kernels do, weights are rounded
         # to it before they are multiplied; float16 has no such instructions on most
         self.short = torch.empty_like(self.buffer, dtype=dtype) if dtype == torch.bfloat16 else self.buffer
@@ -65,14 +63,9 @@ class _Blocks:
         return self.short[:block.numel()].view(block.shape).copy_(block)
 
     def by_heads(self) -> Iterator[slice]:
-        """Slices of the M heads that are taken together, their relative logits being ready."""
+        """Slices of the M heads that are taken together."""
         for head in range(0, self.q.shape[0], self.heads):
-            heads = slice(head, head + self.heads)
-            if self.table is not None:
-                q = self.q[heads].flatten(2).transpose(1, 2)
-                out = self.relative[:q.shape[0]].flatten(1, 2)
-                torch.bmm(q, self.table.t().expand(q.shape[0], -1, -1), out=out)
-            yield heads
+            yield slice(head, min(head + self.heads, self.q.shape[0]))
 
     def by_queries(self) -> Iterator[tuple[slice, slice, slice]]:
         """Slices of the map's rows and columns whose queries are taken together, and of the keys they see."""
@@ -81,21 +74,50 @@ class _Blocks:
                 end = min(column + self.columns, self.W)
                 yield slice(row, min(row + self.rows, self.H)), slice(column, end), slice(end if self.causal else None)
 
-    def by_keys(self, relative: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """See logits against offsets as those against the keys' rows (M, H, W, H) and columns (M, H, W, W).
+    def offsets(self, rows: slice, columns: slice, keys: slice) -> list[slice]:
+        """Slices of the table: the offsets between a block's queries and its keys, those of rows and of columns.
 
-        Query i finds key j of n at the offset j - i, in row j - i + n - 1 of the table: with every i it begins one
-        number earlier, which is but another stride.
+        Against the whole table there would be twice as many logits as a sequence has pairs of positions.
         """
-        M, H, W, _ = relative.shape
-        stride_m, stride_h, stride_w, _ = relative.stride()
-        rows = columns = None
+        last = self.W if keys.stop is None else keys.stop
+        by_row = slice(self.H - rows.stop, 2 * self.H - rows.start - 1)
+        by_column = slice(self.W - columns.stop, self.W + last - columns.start - 1)
+        if not self.has_rows:
+            return [by_column]
+        before = 2 * self.H - 1
+        return [by_row, slice(before + by_column.start, before + by_column.stop)][:1 + self.has_columns]
+
+    def chosen(self, parts: list[slice]) -> torch.Tensor:
+        """Those offsets of the table, transposed: (dim, offsets)."""
+        return torch.cat([self.table[part] for part in parts]).t()
+
+    def by_keys(
+            self,
+            relative: torch.Tensor,
+            rows: slice,
+            columns: slice,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """See logits against offsets (heads, queries, offsets) as those against the keys' rows and columns.
+
+        Query i of n finds key j at the offset j - i, in place j - i + n - 1: with every i it begins one number earlier,
+        which is but another stride.
+
+        Returns:
+            (heads, query's row, query's column, key's row, 1) and (heads, query's row, query's column, 1, key's
+            column), each None without its table.
+        """
+        H, W = rows.stop - rows.start, columns.stop - columns.start
+        M, _, offsets = relative.shape
+        strides = H * W * offsets, W * offsets, offsets
+        first = H - 1 + self.H if self.has_rows else 0  # of the columns' offsets
+        by_row = by_column = None
         if self.has_rows:
-            rows = relative.as_strided((M, H, W, H), (stride_m, stride_h - 1, stride_w, 1), H - 1)
+            by_row = relative.as_strided(
+                (M, H, W, self.H, 1), (strides[0], strides[1] - 1, strides[2], 1, 1), H - 1)
         if self.has_columns:
-            first = W - 1 + (2 * H - 1 if self.has_rows else 0)
-            columns = relative.as_strided((M, H, W, W), (stride_m, stride_h, stride_w - 1, 1), first)
-        return rows, columns
+            by_column = relative.as_strided(
+                (M, H, W, 1, offsets - first - W + 1), (strides[0], strides[1], strides[2] - 1, 1, 1), first + W - 1)
+        return by_row, by_column
 
     def spread(self, block: torch.Tensor, rows: slice) -> torch.Tensor:
         """See (heads, queries, keys) as (heads, query's row, query's column, key's row, key's column)."""
@@ -108,9 +130,9 @@ class _Blocks:
         size = q.shape[0], q.shape[1], k.shape[2]
         block = self.buffer[:math.prod(size)].view(size)
         if self.table is not None:
-            relative = self.by_keys(self.relative[:size[0]])
-            terms = [term[:, rows, columns].unsqueeze(4 - i) for i, term in enumerate(relative) if term is not None]
-            terms[-1] = terms[-1][..., keys] if self.causal else terms[-1]
+            table = self.chosen(self.offsets(rows, columns, keys))
+            relative = torch.bmm(q, table.expand(size[0], -1, -1))
+            terms = [term for term in self.by_keys(relative, rows, columns) if term is not None]
             out = self.spread(block, rows)
             torch.add(*terms, out=out) if len(terms) == 2 else out.copy_(terms[0])
         torch.baddbmm(block, q, k, beta=0 if self.table is None else 1, out=block)
@@ -119,16 +141,16 @@ class _Blocks:
             block[:, :, columns].masked_fill_(future, -math.inf)
         return torch.softmax(block, dim=2, out=block)
 
-    def collect(
-            self, grad: torch.Tensor, grad_relative: torch.Tensor, rows: slice, columns: slice, keys: slice) -> None:
-        """Sum the gradient of a block's logits into that of its relative logits, each entry of which it holds whole."""
+    def collect(self, grad: torch.Tensor, rows: slice, columns: slice, offsets: int) -> torch.Tensor:
+        """Sum the gradient of a block's logits into that of its logits against offsets: (heads, queries, offsets)."""
+        relative = grad.new_zeros(grad.shape[0], grad.shape[1], offsets)  # not every query has every offset
         grad = self.spread(grad, rows)
-        by_row, by_column = self.by_keys(grad_relative)
+        by_row, by_column = self.by_keys(relative, rows, columns)
         if by_row is not None:
-            by_row[:, rows, columns] = grad.sum(4)
+            by_row.copy_(grad.sum(4, keepdim=True))
         if by_column is not None:
-            by_column = by_column[:, rows, columns]
-            (by_column[..., keys] if self.causal else by_column).copy_(grad.sum(3))
+            by_column.copy_(grad.sum(3, keepdim=True))
+        return relative
 
 
 def _by_heads(x: torch.Tensor) -> torch.Tensor:
@@ -208,11 +230,9 @@ def blockwise_attention_backward(
         queries, values, grad = _by_heads(q).mul_(scale), _by_heads(v).flatten(2), _by_heads(grad)
         blocks = _Blocks(queries, _by_heads(k).flatten(2), rel_h, rel_w, causal, v.dtype)
         short_q, short_k, short_grad = (t.to(blocks.short.dtype) for t in (queries, blocks.k, grad))
-        grad_q, grad_k, grad_v = torch.empty_like(queries), torch.zeros_like(blocks.k), torch.zeros_like(values)
+        grad_q, grad_k, grad_v = torch.zeros_like(queries), torch.zeros_like(blocks.k), torch.zeros_like(values)
         grad_table = None if blocks.table is None else torch.zeros_like(blocks.table)
         grad_buffer = torch.empty_like(blocks.buffer)
-        # what lies beyond the map's own offsets stays zero
-        grad_relative = None if blocks.relative is None else torch.zeros_like(blocks.relative)
         for heads in blocks.by_heads():
             for rows, columns, keys in blocks.by_queries():
                 weights = blocks.weights(heads, rows, columns, keys)
@@ -221,17 +241,19 @@ def blockwise_attention_backward(
                 grad_out = grad[heads, :, rows, columns].flatten(2).transpose(1, 2)
                 torch.bmm(grad_out, values[heads, :, keys], out=grad_logits)
                 torch._softmax_backward_data(grad_logits, weights, 2, weights.dtype, grad_input=grad_logits)
-                if grad_relative is not None:
-                    blocks.collect(grad_logits, grad_relative[:weights.shape[0]], rows, columns, keys)
-                grad_logits = blocks.shorten(grad_logits)
                 target = grad_q[heads, :, rows, columns]
-                target.copy_((short_k[heads, :, keys] @ grad_logits.transpose(1, 2)).view(target.shape))
+                if grad_table is not None:
+                    parts = blocks.offsets(rows, columns, keys)
+                    table = blocks.chosen(parts)
+                    relative = blocks.collect(grad_logits, rows, columns, table.shape[1])
+                    block = queries[heads, :, rows, columns].flatten(2)
+                    grads = torch.bmm(block, relative).sum(0).t().split([part.stop - part.start for part in parts])
+                    for part, grad_part in zip(parts, grads):
+                        grad_table[part] += grad_part
+                    target.copy_((table @ relative.transpose(1, 2)).view(target.shape))
+                grad_logits = blocks.shorten(grad_logits)
+                target += (short_k[heads, :, keys] @ grad_logits.transpose(1, 2)).view(target.shape)
                 grad_k[heads, :, keys] += short_q[heads, :, rows, columns].flatten(2) @ grad_logits
-            if grad_relative is not None:
-                flat = grad_relative[:queries[heads].shape[0]].flatten(1, 2)  # (heads, H * W, rows of the table)
-                table = blocks.table.t().expand(flat.shape[0], -1, -1)
-                grad_q[heads].flatten(2).baddbmm_(table, flat.transpose(1, 2))
-                grad_table += torch.bmm(queries[heads].flatten(2), flat).sum(0).t()
         if grad_table is not None:
             parts = grad_table.split([table.shape[0] for table in tables])
             tables = [part.to(table.dtype, copy=True) for part, table in zip(parts, tables)]
@@ -245,6 +267,15 @@ def blockwise_attention_backward(
 def _(grad, q, k, v, rel_h, rel_w, scale, causal):
     tables = [q.new_empty(0) if table is None else table.new_empty(table.shape) for table in (rel_h, rel_w)]
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), tables[0], tables[1]
+
+
+def _no_second_backward(ctx, *grads):
+    raise RuntimeError(
+        'blockwise_attention_backward has no gradient of its own: for second derivatives build the layer after '
+        'timm.layers.set_fused_attn(False), or with TIMM_FUSED_ATTN=0 in the environment')
+
+
+blockwise_attention_backward.register_autograd(_no_second_backward)
 
 
 def _setup_context(ctx, inputs, output) -> None:

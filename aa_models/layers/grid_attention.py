@@ -74,7 +74,6 @@ class GridAttention(nn.Module):
         self.sample_pad: list[int] = list(sample_pad)
         self.attn_pool = attn_pool
         self.pos_embed = pos_embed or ''
-        self.resize_mode = {1: 'linear', 2: 'bilinear'}[ndim]
 
         extra = ndim + 1 if pos_embed == 'coord' else 0
         self.pool = nn.Identity() if attn_pool == 1 else _POOL[ndim](
@@ -148,7 +147,11 @@ class GridAttention(nn.Module):
             out = out.permute(0, 1, 4, 2, 3).flatten(1, 2)
         out = self.proj(out if x.dim() == 4 else out.squeeze(2))
         if self.attn_pool > 1:
-            out = F.interpolate(out, size=x.shape[2:], mode=self.resize_mode)
+            # a sequence as a map of one row, because on GPUs 'linear' has no deterministic gradient, 'bilinear' has
+            if x.dim() == 3:
+                out = F.interpolate(out.unsqueeze(2), size=(1, x.shape[2]), mode='bilinear').squeeze(2)
+            else:
+                out = F.interpolate(out, size=x.shape[2:], mode='bilinear')
         return out
 
     def check_input(self, x: torch.Tensor) -> None:

@@ -22,8 +22,10 @@ def resize_rel_table(table: torch.Tensor, size: int) -> torch.Tensor:
     Returns:
         (2 * size - 1, dim)
     """
-    # always interpolated: a branch on the size would have to be guarded by every tracer, and equal sizes are exact
-    return F.interpolate(table.t().unsqueeze(0), size=2 * size - 1, mode='linear').squeeze(0).t()
+    # always interpolated: a branch on the size would have to be guarded by every tracer, and equal sizes are exact;
+    # as a map of one row, because on GPUs 'linear' has no deterministic gradient, 'bilinear' has
+    row = table.t().unsqueeze(0).unsqueeze(2)  # (1, dim, 1, 2 * L - 1)
+    return F.interpolate(row, size=(1, 2 * size - 1), mode='bilinear').squeeze(2).squeeze(0).t()
 
 
 def offset_table(table: torch.Tensor, size: int, resize: bool = True) -> torch.Tensor:
@@ -127,13 +129,14 @@ def append_coords(x: torch.Tensor) -> torch.Tensor:
         (B, C + 3, H, W), the new channels being row, column and radius, or (B, C + 2, L).
     """
     coords: list[torch.Tensor] = []
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32  # half precision cannot count the pixels
     for axis in range(x.dim() - 2):
         length = x.shape[2 + axis]
         # centres of the pixels, so that a single one lies in the middle
-        coord = (2 * torch.arange(length, device=x.device, dtype=x.dtype) + 1 - length) / max(length - 1, 1)
+        coord = (2 * torch.arange(length, device=x.device, dtype=dtype) + 1 - length) / max(length - 1, 1)
         shape = [1] * (x.dim() - 2)
         shape[axis] = length
         coords.append(coord.view(shape).expand(x.shape[2:]))
     grid = torch.stack(coords)
-    grid = torch.cat([grid, grid.square().sum(0, keepdim=True).sqrt()])
+    grid = torch.cat([grid, grid.square().sum(0, keepdim=True).sqrt()]).to(x.dtype)
     return torch.cat([x, grid.unsqueeze(0).expand([x.shape[0]] + list(grid.shape))], dim=1)
