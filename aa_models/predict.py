@@ -20,7 +20,7 @@ import torch
 from timm.data import create_transform, resolve_data_config
 from torch import nn
 
-from aa_models.build import check_name
+from aa_models.build import cfg_of, check_name, num_classes_of
 from aa_models.pictures import find_pictures, picture_mode, read_picture
 
 __all__ = ['add_arguments', 'find_device', 'predict', 'run']
@@ -81,10 +81,10 @@ def predict(model: nn.Module, paths: list[Path], top: int = 5) -> Iterator[dict[
     """
     config = resolve_data_config(model=model)
     mode = picture_mode(config['input_size'][0])
-    if not model.num_classes:
+    if not num_classes_of(model):
         raise ValueError('the model has no classes, it only makes features')
     transform = create_transform(**config)
-    labels = model.pretrained_cfg.get('label_names') or ()
+    labels = cfg_of(model).get('label_names') or ()
     parameter = next(model.parameters())
     for path in paths:
         picture = transform(read_picture(path, mode))  # (C, H, W)
@@ -106,7 +106,8 @@ def find_device(name: str) -> torch.device:
         ValueError: It is not there.
     """
     if not name:
-        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device('cpu')
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return found or torch.device('cpu')
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:

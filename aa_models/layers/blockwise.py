@@ -8,6 +8,7 @@ A Python loop would be unrolled by every tracer; `torch.library` makes it one op
 """
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -68,7 +69,7 @@ class _Blocks:
         """Slices of the M heads that are taken together, their relative logits being ready."""
         for head in range(0, self.q.shape[0], self.heads):
             heads = slice(head, head + self.heads)
-            if self.table is not None:
+            if self.table is not None and self.relative is not None:
                 q = self.q[heads].flatten(2).transpose(1, 2)
                 out = self.relative[:q.shape[0]].flatten(1, 2)
                 torch.bmm(q, self.table.t().expand(q.shape[0], -1, -1), out=out)
@@ -107,7 +108,7 @@ class _Blocks:
         k = self.k[heads, :, keys]
         size = q.shape[0], q.shape[1], k.shape[2]
         block = self.buffer[:math.prod(size)].view(size)
-        if self.table is not None:
+        if self.relative is not None:
             relative = self.by_keys(self.relative[:size[0]])
             terms = [term[:, rows, columns].unsqueeze(4 - i) for i, term in enumerate(relative) if term is not None]
             terms[-1] = terms[-1][..., keys] if self.causal else terms[-1]
@@ -185,7 +186,15 @@ def blockwise_attention(
 
 
 @blockwise_attention.register_fake
-def _(q, k, v, rel_h, rel_w, scale, causal):
+def _(
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        rel_h: torch.Tensor | None,
+        rel_w: torch.Tensor | None,
+        scale: float,
+        causal: bool,
+) -> torch.Tensor:
     return torch.empty_like(v)
 
 
@@ -227,7 +236,7 @@ def blockwise_attention_backward(
                 target = grad_q[heads, :, rows, columns]
                 target.copy_((short_k[heads, :, keys] @ grad_logits.transpose(1, 2)).view(target.shape))
                 grad_k[heads, :, keys] += short_q[heads, :, rows, columns].flatten(2) @ grad_logits
-            if grad_relative is not None:
+            if blocks.table is not None and grad_relative is not None and grad_table is not None:
                 flat = grad_relative[:queries[heads].shape[0]].flatten(1, 2)  # (heads, H * W, rows of the table)
                 table = blocks.table.t().expand(flat.shape[0], -1, -1)
                 grad_q[heads].flatten(2).baddbmm_(table, flat.transpose(1, 2))
@@ -242,17 +251,26 @@ def blockwise_attention_backward(
 
 
 @blockwise_attention_backward.register_fake
-def _(grad, q, k, v, rel_h, rel_w, scale, causal):
+def _(
+        grad: torch.Tensor,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        rel_h: torch.Tensor | None,
+        rel_w: torch.Tensor | None,
+        scale: float,
+        causal: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     tables = [q.new_empty(0) if table is None else table.new_empty(table.shape) for table in (rel_h, rel_w)]
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), tables[0], tables[1]
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     *tensors, ctx.scale, ctx.causal = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _backward(ctx, grad):
+def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     saved = ctx.saved_tensors  # to be asked for but once under gradient checkpointing
     *grads, rel_h, rel_w = blockwise_attention_backward(grad, *saved, ctx.scale, ctx.causal)
     tables = [grad if table is not None else None for grad, table in zip((rel_h, rel_w), saved[3:])]
