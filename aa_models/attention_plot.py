@@ -1,6 +1,6 @@
 """Draw attention over a picture."""
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from matplotlib.axes import Axes
@@ -63,7 +63,7 @@ def _mark(axes: Axes, query: tuple[int, int]) -> None:
     axes.plot(*query, marker='+', color='cyan', markersize=9, markeredgewidth=1.5)
 
 
-def _frame(axes: Axes, query: tuple[int, int], size: tuple[int, int], map_size: tuple[int, int]) -> None:
+def _frame(axes: Axes, query: tuple[int, int], size: tuple[int, int], map_size: Sequence[int]) -> None:
     """Outline the map's cell in which the query lies."""
     width, height = size[0] / map_size[1], size[1] / map_size[0]
     left, top = (pixel * cells // side * step - 0.5 for pixel, cells, side, step in zip(

@@ -6,8 +6,7 @@ it (Attention Augmented Convolutional Networks, arXiv 1904.09925, section 3.2).
 import fnmatch
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Integral
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.layers import to_2tuple
@@ -15,6 +14,7 @@ from torch import nn
 from torch.func import functional_call
 
 from .layers import AugmentedConv2d
+from .layers.depths import is_int
 from .warm_start import plain_to_augmented
 
 _logger = logging.getLogger(__name__)
@@ -28,12 +28,15 @@ def _select(model: nn.Module, where: Where) -> dict[str, Mapping[str, Any]]:
         raise TypeError(f'where must be a pattern, several, a mapping from patterns or a function, got {where!r}')
     convs = {name: m for name, m in model.named_modules() if type(m) is nn.Conv2d}
     larger = {name: m for name, m in convs.items() if max(m.kernel_size) > 1}
+    chosen: dict[str, Mapping[str, Any]]
+    missed: list[str] = []
     if callable(where):
-        choices = ({name: {} for name, m in some.items() if where(name, m)} for some in (larger, convs))
-        chosen, missed = next(filter(None, choices), {}), []
+        choices = ([name for name, m in some.items() if where(name, m)] for some in (larger, convs))
+        chosen = {name: {} for name in next(filter(None, choices), [])}
     else:
         patterns = [where] if isinstance(where, str) else where
-        settings = patterns if isinstance(patterns, Mapping) else {pattern: {} for pattern in patterns}
+        settings: Mapping[str, Mapping[str, Any]] = (
+            patterns if isinstance(patterns, Mapping) else {pattern: {} for pattern in patterns})
         found = {pattern: fnmatch.filter(larger, pattern) or fnmatch.filter(convs, pattern) for pattern in settings}
         # the first pattern has the last word
         chosen = {name: settings[pattern] for pattern in reversed(list(settings)) for name in found[pattern]}
@@ -129,7 +132,7 @@ def augment(
     if img_size is None:
         img_size = (getattr(model, 'pretrained_cfg', None) or {}).get('input_size', (224, 224))[-2:]
     size = to_2tuple(img_size)
-    if len(size) != 2 or not all(isinstance(n, Integral) and n > 0 for n in size):
+    if len(size) != 2 or not all(is_int(n) and n > 0 for n in size):
         raise ValueError(f'img_size must be an int or a pair of them, pixels, got {img_size!r}')
     in_chans = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
     sizes = trace_map_sizes(model, chosen, in_chans, size)
@@ -137,7 +140,7 @@ def augment(
     common = dict(
         dk=dk, dv=dv, num_heads=num_heads, attention=attention, pos_embed=pos_embed, attn_pool=attn_pool,
         attn_drop=attn_drop)
-    layers = {name: _augmented(name, model.get_submodule(name), sizes[name], {**common, **own})
+    layers = {name: _augmented(name, cast(nn.Conv2d, model.get_submodule(name)), sizes[name], {**common, **own})
               for name, own in chosen.items()}
     learned = warm_start and not any(tensor.is_meta for tensor in model.state_dict().values())
     weights = plain_to_augmented(model.state_dict(), model, layers) if learned else None
@@ -154,7 +157,7 @@ def _augmented(name: str, conv: nn.Conv2d, size: tuple[int, int], settings: dict
     if conv.padding_mode != 'zeros':
         raise ValueError(f'{name} cannot be augmented: its padding_mode is {conv.padding_mode!r}, possible is zeros')
     pool = settings['attn_pool']
-    feat_size = tuple(-(-n // pool) for n in size) if isinstance(pool, Integral) and pool > 0 else size
+    feat_size = tuple(-(-n // pool) for n in size) if is_int(pool) and pool > 0 else size
     try:
         return AugmentedConv2d(
             conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,

@@ -2,7 +2,7 @@
 import argparse
 import difflib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import timm
 from timm.models import parse_model_name, split_model_name_tag
@@ -17,10 +17,10 @@ class ParseKeyValues(ParseKwargs):
             self,
             parser: argparse.ArgumentParser,
             namespace: argparse.Namespace,
-            values: Sequence[str],
+            values: str | Sequence[Any] | None,
             option_string: str | None = None,
     ) -> None:
-        if wrong := [value for value in values if '=' not in value]:
+        if wrong := [value for value in values or () if '=' not in value]:
             raise argparse.ArgumentError(self, f'{wrong[0]!r} is not of the form KEY=VALUE')
         super().__call__(parser, namespace, values, option_string)
 
@@ -37,6 +37,16 @@ def build_model(name: str, **options: Any) -> nn.Module:
     except TypeError as error:
         given = ', '.join(f'{k}={v!r}' for k, v in options.items() if v is not None)
         raise ValueError(f'model {name!r} cannot be made with {given}: {error}') from error
+
+
+def cfg_of(model: nn.Module) -> dict[str, Any]:
+    """The cfg that timm gave a model; to a type checker it is no part of `nn.Module`."""
+    return cast(dict[str, Any], model.pretrained_cfg)
+
+
+def num_classes_of(model: nn.Module) -> int:
+    """The number of classes that timm gave a model, 0 for none."""
+    return cast(int, model.num_classes)
 
 
 def check_name(name: str) -> None:

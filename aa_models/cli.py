@@ -81,8 +81,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _help(module: ModuleType) -> tuple[str, str]:
     """Return the first line of a module's docstring, and all of it."""
-    text = inspect.getdoc(module)
-    return text.splitlines()[0], text
+    text = inspect.getdoc(module) or ''
+    return text.partition('\n')[0], text
 
 
 def _complain(command: str, error: BaseException, status: int) -> int:

@@ -95,9 +95,11 @@ def export(
         program = torch.export.export(model, (x,), dynamic_shapes=free)
         if format == 'onnx':
             # a file of its own up to protobuf's limit of 2 GB, far above any model here
-            torch.onnx.export(
+            written = torch.onnx.export(
                 program, (x,), dynamo=True, dynamic_shapes=free, input_names=['input'], output_names=['logits'],
-                verbose=False).save(part, external_data=False)
+                verbose=False)
+            assert written is not None  # only the exporter that `dynamo` replaces returns nothing
+            written.save(part, external_data=False)
         else:
             torch.export.save(program, part)
         os.replace(part, output)

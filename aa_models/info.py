@@ -13,8 +13,8 @@ Examples:
   aa-models info resnet50 --all      every convolution and linear layer
 """
 import argparse
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from timm.data import resolve_data_config
 from torch import nn
@@ -115,10 +115,10 @@ def _layers(module: nn.Module, plain: bool, prefix: str = '') -> Iterator[tuple[
 
 
 def _row(name: str, layer: Layer, output: tuple[int, int] | None, macs: int) -> Row:
-    costs = dict(params=_count(layer), macs=macs)
+    costs: dict[str, Any] = dict(params=_count(layer), macs=macs)
     if isinstance(layer, nn.Linear):
         return Row(name, channels=f'{layer.in_features} > {layer.out_features}', **costs)
-    shape = dict(
+    shape: dict[str, Any] = dict(
         kernel=_by(layer.kernel_size), stride=_by(layer.stride), channels=f'{layer.in_channels} > {layer.out_channels}',
         output=_by(output) if output else NONE)
     attn = getattr(layer, 'attn', None)
@@ -134,7 +134,7 @@ def _count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _by(pair: tuple[int, int] | list[int]) -> str:
+def _by(pair: Sequence[int]) -> str:
     return 'x'.join(map(str, pair))
 
 

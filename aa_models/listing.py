@@ -14,7 +14,7 @@ import fnmatch
 import timm
 from timm.models import split_model_name_tag
 
-from aa_models.models._pretrained import expected_sha256, own_checkpoints, own_models
+from aa_models.models._pretrained import expected_sha256, own_checkpoints, own_models, registered_cfg
 
 __all__ = ['add_arguments', 'run']
 
@@ -57,7 +57,7 @@ def _names(pattern: str, pretrained: bool) -> list[str]:
 def _row(name: str) -> tuple[str, ...]:
     """Make one line of the table. On the meta device a model costs neither memory nor a random start."""
     model = timm.create_model(name, device='meta')
-    cfg = timm.get_pretrained_cfg(name)
+    cfg = registered_cfg(name)
     params = sum(parameter.numel() for parameter in model.parameters())
     return (
         name,

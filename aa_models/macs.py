@@ -25,7 +25,7 @@ def count_macs_by_module(model: nn.Module, input_size: tuple[int, int, int] | No
     model = copy.deepcopy(model).eval()
     for module in model.modules():
         if hasattr(module, 'fused_attn'):
-            module.fused_attn = False
+            module.fused_attn = False  # type: ignore[assignment]  # torch types every attribute of a module as a tensor
     parameter = next(model.parameters())
     size = input_size or resolve_data_config(model=model)['input_size']
     with FlopCounterMode(display=False) as counter:

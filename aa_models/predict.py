@@ -20,7 +20,7 @@ import torch
 from timm.data import create_transform, resolve_data_config
 from torch import nn
 
-from aa_models.build import check_name
+from aa_models.build import cfg_of, check_name, num_classes_of
 from aa_models.labels import class_description, class_name
 from aa_models.pictures import find_pictures, picture_mode, read_picture
 
@@ -82,9 +82,10 @@ def predict(model: nn.Module, paths: list[Path], top: int = 5) -> Iterator[dict[
     """
     config = resolve_data_config(model=model)
     mode = picture_mode(config['input_size'][0])
-    if not model.num_classes:
+    if not num_classes_of(model):
         raise ValueError('the model has no classes, it only makes features')
     transform = create_transform(**config)
+    cfg = cfg_of(model)
     parameter = next(model.parameters())
     for path in paths:
         picture = transform(read_picture(path, mode))  # (C, H, W)
@@ -93,7 +94,7 @@ def predict(model: nn.Module, paths: list[Path], top: int = 5) -> Iterator[dict[
         yield dict(
             file=str(path),
             predictions=[
-                dict(index=i, **_named(model.pretrained_cfg, i), probability=p)
+                dict(index=i, **_named(cfg, i), probability=p)
                 for p, i in zip(best.values.tolist(), best.indices.tolist())
             ],
         )
@@ -106,7 +107,8 @@ def find_device(name: str) -> torch.device:
         ValueError: It is not there.
     """
     if not name:
-        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device('cpu')
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return found or torch.device('cpu')
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:

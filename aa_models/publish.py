@@ -22,7 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from aa_models import __version__
-from aa_models.models._pretrained import expected_sha256, local_folders, own_checkpoints
+from aa_models.build import cfg_of
+from aa_models.models._pretrained import expected_sha256, local_folders, own_checkpoints, registered_cfg
 from aa_models.training.card import ACCURACY, CARD
 from aa_models.training.export import CONFIG, FILES, WEIGHTS
 from aa_models.training.results import read_results
@@ -105,14 +106,14 @@ def _weights_faults(folder: Path) -> list[str]:
         faults.append(f'{WEIGHTS}: not finite: {", ".join(wrong[:3])}')
     if folder.name in own_checkpoints():
         found, wanted = hashlib.sha256(file.read_bytes()).hexdigest(), expected_sha256(
-            timm.get_pretrained_cfg(folder.name))
+            registered_cfg(folder.name))
         if found != wanted:
             faults.append(f'{WEIGHTS} has the SHA-256 {found}, but {folder.name} is to have {wanted}')
     try:
         model = timm.create_model(f'local-dir:{folder}', pretrained=True)
     except Exception as error:  # timm raises what it comes across
         return [*faults, f'{CONFIG} and {WEIGHTS} do not load: {type(error).__name__}: {error}']
-    name = f'{model.pretrained_cfg["architecture"]}.{model.pretrained_cfg.get("tag") or ""}'
+    name = f'{cfg_of(model)["architecture"]}.{cfg_of(model).get("tag") or ""}'
     return faults if name == folder.name else [*faults, f'{CONFIG} is of {name}, not of {folder.name}']
 
 

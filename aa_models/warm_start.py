@@ -79,7 +79,8 @@ def _follow(model: nn.Module, name: str, calls: Mapping[str, fx.Node]) -> _Path:
         node = next(iter(node.users))
         if node.op != 'call_module' or node.target not in calls:
             break
-        target, module = node.target, model.get_submodule(node.target)
+        target = str(node.target)
+        module = model.get_submodule(target)
         if isinstance(module, _BatchNorm):
             if len(entries) == 2:
                 norm, act = target, _inner_act(module)

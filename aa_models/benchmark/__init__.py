@@ -36,9 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the benchmarks and their options."""
     benchmarks = parser.add_subparsers(dest='benchmark', metavar='BENCHMARK', required=True)
     for name, module in BENCHMARKS.items():
-        text = inspect.getdoc(module)
+        text = inspect.getdoc(module) or ''
         benchmark = benchmarks.add_parser(
-            name, help=text.splitlines()[0], description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+            name, help=text.partition('\n')[0], description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
         module.add_arguments(benchmark)
 
 

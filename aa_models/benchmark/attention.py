@@ -11,7 +11,7 @@ Examples:
 """
 import argparse
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -26,7 +26,7 @@ from .rivals import PlainAttention
 class _Attend(nn.Module):
     """An attention layer without its projections."""
 
-    def __init__(self, attn: nn.Module) -> None:
+    def __init__(self, attn: SoftmaxAttention | PlainAttention) -> None:
         super().__init__()
         self.attn = attn
 
@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_heads(parser, 'dk')
 
 
-def groups(args: argparse.Namespace) -> list[list[Case]]:
+def groups(args: argparse.Namespace) -> Sequence[Sequence[Case]]:
     """The cases that are timed together, each compared with the first of them."""
     case = AttentionCase(
         name='sdpa', size=options.size_of(args), num_heads=args.num_heads, dim_head=args.dim_head, dv=_dv(args),

@@ -46,7 +46,7 @@ class Case:
         """Draw what a training step needs beside the inputs; the function takes an output and goes back from it."""
         raise NotImplementedError
 
-    def autocast(self) -> AbstractContextManager:
+    def autocast(self) -> AbstractContextManager[object]:
         """The context to run forward in."""
         return nullcontext()
 

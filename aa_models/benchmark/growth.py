@@ -7,6 +7,7 @@ Examples:
   aa-models benchmark growth --sizes 14 28 56 --rivals conv laa --bench train
 """
 import argparse
+from collections.abc import Sequence
 
 import torch
 
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='draw time and memory into this file (.png, .svg, .pdf; needs matplotlib)')
 
 
-def groups(args: argparse.Namespace) -> list[list[Case]]:
+def groups(args: argparse.Namespace) -> Sequence[Sequence[Case]]:
     """For each size the cases that are timed together, each compared with the first of them."""
     maps = [layers(args, (size, size)) for size in sorted(set(args.sizes))]
     return [[case for case in cases if full_logits(case) <= args.max_memory * 1e9] for cases in maps]

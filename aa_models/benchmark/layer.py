@@ -19,6 +19,7 @@ Examples:
 import argparse
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from timm.layers import get_attn
@@ -68,38 +69,38 @@ class LayerCase(Case):
         return lambda output: output.backward(gradient)
 
 
-def _ours(case: LayerCase, **kwargs) -> nn.Module:
+def _ours(case: LayerCase, **kwargs: Any) -> nn.Module:
     return AugmentedConv2d(
         case.channels, case.channels, 3, padding=1, bias=False, dk=case.dk, dv=case.dv, num_heads=case.num_heads,
         feat_size=case.size, **kwargs)
 
 
-def _linear(case: LayerCase, **dd) -> nn.Module:
+def _linear(case: LayerCase, **dd: Any) -> nn.Module:
     return _ours(case, attention='linear', pos_embed='sincos', **dd)
 
 
-def _conv(case: LayerCase, **dd) -> nn.Module:
+def _conv(case: LayerCase, **dd: Any) -> nn.Module:
     return nn.Conv2d(case.channels, case.channels, 3, padding=1, bias=False, **dd)
 
 
-def _beside_conv(case: LayerCase, attn: nn.Module, **dd) -> nn.Module:
+def _beside_conv(case: LayerCase, attn: nn.Module, **dd: Any) -> nn.Module:
     channels = case.channels - case.dv
     conv = nn.Conv2d(case.channels, channels, 3, padding=1, bias=False, **dd) if channels else None
     return Concat(conv, attn)
 
 
-def _bottleneck(case: LayerCase, **dd) -> nn.Module:
+def _bottleneck(case: LayerCase, **dd: Any) -> nn.Module:
     attn = get_attn('bottleneck')(
         case.channels, case.dv, feat_size=case.size, num_heads=case.num_heads, dim_head=case.dim_head, **dd)
     return _beside_conv(case, attn, **dd)
 
 
-def _naive(case: LayerCase, **dd) -> nn.Module:
+def _naive(case: LayerCase, **dd: Any) -> nn.Module:
     attn = ListingAttention(case.channels, case.dk, case.dv, case.num_heads, feat_size=case.size, **dd)
     return _beside_conv(case, attn, **dd)
 
 
-def _sdpa(case: LayerCase, **dd) -> nn.Module:
+def _sdpa(case: LayerCase, **dd: Any) -> nn.Module:
     return _beside_conv(case, PlainAttention(case.channels, case.dk, case.dv, case.num_heads, **dd), **dd)
 
 
@@ -125,16 +126,16 @@ def add_layer_arguments(parser: argparse.ArgumentParser, channels: int) -> None:
                         help=f'layers to compare with, of {", ".join(RIVALS)} (default: all)')
 
 
-def groups(args: argparse.Namespace) -> list[list[Case]]:
+def groups(args: argparse.Namespace) -> Sequence[Sequence[Case]]:
     """The cases that are timed together, each compared with the first of them."""
     return [layers(args, options.size_of(args))]
 
 
-def layers(args: argparse.Namespace, size: Sequence[int]) -> list[LayerCase]:
+def layers(args: argparse.Namespace, size: tuple[int, int]) -> list[LayerCase]:
     """The augmented convolution and its rivals on a map of `size`."""
     return [
         LayerCase(
-            name=name, size=tuple(size), channels=args.channels, num_heads=args.num_heads, dim_head=args.dim_head,
+            name=name, size=size, channels=args.channels, num_heads=args.num_heads, dim_head=args.dim_head,
             dv=args.channels if args.dv is None else args.dv, **options.how(args))
         for name in (OURS, *dict.fromkeys(args.rivals))
     ]

@@ -51,7 +51,7 @@ def measure(cases: Sequence[Case], modes: Sequence[str], rounds: int, warmup: in
 
 def _describe(case: Case, rival: Case, modes: Sequence[str]) -> Row:
     params, macs = case.counts()
-    row = dict(model=case.name, size='x'.join(map(str, case.size)))
+    row: Row = dict(model=case.name, size='x'.join(map(str, case.size)))
     if case is not rival:
         row['rival'] = rival.name
     if params is not None:

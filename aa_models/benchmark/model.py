@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from timm.data import resolve_data_config
 from torch import nn
 
-from aa_models.build import build_model
+from aa_models.build import build_model, num_classes_of
 from aa_models.models._pretrained import own_models
 from aa_models.training.device import autocast
 
@@ -57,7 +57,7 @@ class ModelCase(Case):
         labels = torch.randint(self.num_classes, (self.batch_size,), device=self.device)
         return lambda output: F.cross_entropy(output.float(), labels).backward()
 
-    def autocast(self) -> AbstractContextManager:
+    def autocast(self) -> AbstractContextManager[object]:
         enabled = self.dtype != 'float32'
         return autocast(torch.device(self.device), enabled, self.dtype if enabled else 'bfloat16')
 
@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_common(parser, batch_size=16)
 
 
-def groups(args: argparse.Namespace) -> list[list[Case]]:
+def groups(args: argparse.Namespace) -> Sequence[Sequence[Case]]:
     """For each rival the cases that are timed together, the rival first.
 
     Raises:
@@ -98,7 +98,7 @@ def _group(names: Sequence[str], args: argparse.Namespace) -> list[ModelCase]:
     rival = build_model(names[0], device='meta')
     size = args.img_size or resolve_data_config(model=rival)['input_size'][-1]
     return [
-        ModelCase(name=name, size=(size, size), num_classes=rival.num_classes, **options.how(args))
+        ModelCase(name=name, size=(size, size), num_classes=num_classes_of(rival), **options.how(args))
         for name in dict.fromkeys(names)
     ]
 

@@ -1,7 +1,11 @@
 """Draw time and memory against the size of the map."""
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from .measure import MODES, Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _PANELS = {'step_time': 'time of a step, ms', 'memory': 'extra peak memory of a step, MB'}
 _STYLES = {'infer': ('--', 'forward'), 'train': ('-', 'forward + backward')}
@@ -33,7 +37,7 @@ def draw(rows: Sequence[Row], path: str, title: str) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _draw_model(axes, rows: Sequence[Row], name: str, color: str) -> None:
+def _draw_model(axes: 'Axes', rows: Sequence[Row], name: str, color: str) -> None:
     for mode, (style, label) in _STYLES.items():
         # a logarithm has no place for nothing at all
         points = [(_side(row['size']), row[f'{mode}_{name}']) for row in rows if row.get(f'{mode}_{name}', 0) > 0]

@@ -37,7 +37,16 @@ class _Attention(nn.Module):
         num_heads: Number of heads; divides `dk` and `dv`.
     """
 
-    def __init__(self, in_channels: int, dk: int, dv: int, num_heads: int, *, device=None, dtype=None) -> None:
+    def __init__(
+            self,
+            in_channels: int,
+            dk: int,
+            dv: int,
+            num_heads: int,
+            *,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.depths, self.num_heads, self.scale = [dk, dk, dv], num_heads, (dk // num_heads) ** -0.5
         self.qkv = nn.Conv2d(in_channels, sum(self.depths), 1, bias=False, device=device, dtype=dtype)
@@ -75,7 +84,13 @@ class ListingAttention(_Attention):
     See `_Attention` for the other arguments.
     """
 
-    def __init__(self, *args, feat_size: Sequence[int], device=None, dtype=None) -> None:
+    def __init__(
+            self,
+            *args: int,
+            feat_size: Sequence[int],
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__(*args, device=device, dtype=dtype)
         dim_head = self.depths[0] // self.num_heads
         self.rel_h, self.rel_w = (

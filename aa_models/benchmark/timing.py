@@ -48,7 +48,7 @@ def by_turns(steps: Mapping[str, Step], rounds: int, warmup: int, stopwatch: Sto
     for _ in range(warmup):
         seconds = {name: stopwatch(step, 1) for name, step in steps.items()}
     runs = {name: max(1, math.ceil(MIN_TURN / max(s, 1e-6))) for name, s in seconds.items()}
-    times = {name: [] for name in steps}
+    times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
             times[name].append(stopwatch(step, runs[name]) / runs[name])

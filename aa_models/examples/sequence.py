@@ -20,6 +20,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,7 @@ __all__ = ['Recall', 'accuracy', 'main', 'sequence_net', 'train']
 KERNEL_SIZE = 3
 # dv=0 is a plain `nn.Conv1d`, padded as the augmented one. There are no position tables: what the layer's convolution
 # sees is order enough to tie a value to its key, and where the answer stands, only the content says.
-MODELS = {
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     'conv': ('Conv1d', dict(dv=0)),
     'dilated': ('Conv1d, dilated', dict(dv=0)),
     'augmented': ('AugmentedConv1d', dict(dk=32, dv=32, num_heads=4, pos_embed=None)),
@@ -62,7 +63,7 @@ class Recall:
     causal: bool = True
     hidden: float = 0.25
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.length < 4 or self.length % 2:
             raise ValueError(f'length must be even, at least 4, got {self.length}')
         for name, least in (('keys', 1), ('values', 2)):
@@ -107,7 +108,7 @@ class Recall:
 class Block(nn.Module):
     """A convolution that mixes positions, then two layers that mix channels, both residual: (B, L, C) -> (B, L, C)."""
 
-    def __init__(self, conv: AugmentedConv1d):
+    def __init__(self, conv: AugmentedConv1d) -> None:
         super().__init__()
         channels = conv.in_channels
         self.norm1, self.norm2 = nn.LayerNorm(channels), nn.LayerNorm(channels)

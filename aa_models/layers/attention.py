@@ -4,6 +4,7 @@ Attention Augmented Convolutional Networks (arXiv 1904.09925), section 3.1:
 logit(i, j) = q_i / sqrt(dk / num_heads) · (k_j + r_w[j_x - i_x] + r_h[j_y - i_y]).
 """
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -181,6 +182,9 @@ class SoftmaxAttention(GridAttention):
     See `GridAttention` for the other arguments.
     """
     fused_attn: Final[bool]
+    if TYPE_CHECKING:  # TorchScript reads annotations too, and would take these tables for optional at run time
+        rel_h: torch.Tensor | None
+        rel_w: torch.Tensor | None
 
     def __init__(
             self,
@@ -192,10 +196,10 @@ class SoftmaxAttention(GridAttention):
             feat_size: Sequence[int] = (),
             pos_embed: str | None = 'rel',
             causal: bool = False,
-            device=None,
-            dtype=None,
-            **kwargs,
-    ):
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+            **kwargs: Any,
+    ) -> None:
         super().__init__(in_channels, dk, dv, num_heads, pos_embed=pos_embed, device=device, dtype=dtype, **kwargs)
         self.fused_attn = use_fused_attn()
         self.causal = causal

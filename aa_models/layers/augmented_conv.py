@@ -3,7 +3,6 @@
 Attention Augmented Convolutional Networks (arXiv 1904.09925), section 3.2.
 """
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -12,8 +11,8 @@ from timm.layers import register_notrace_module, to_ntuple
 from torch import nn
 
 from .attention import SoftmaxAttention
-from .depths import resolve_depths
-from .grid_attention import CONV
+from .depths import is_int, resolve_depths
+from .grid_attention import CONV, GridAttention
 from .linear_attention import LinearAttention
 
 _POS_EMBED = {'softmax': ('rel', 'sincos', 'coord', None), 'linear': ('sincos', 'coord', None)}
@@ -68,34 +67,35 @@ class _AugmentedConv(nn.Module):
             attn_pool: int = 1,
             attn_drop: float = 0.,
             causal: bool = False,
-            device=None,
-            dtype=None,
-    ):
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         pos_embed = None if pos_embed == 'none' else pos_embed  # timm's create_model passes no None on
         if causal:
             self._check_causal(attention, pos_embed, attn_pool, padding)
         self._check_attention(attention, pos_embed, attn_pool, in_channels)
         for name, value in (('in_channels', in_channels), ('out_channels', out_channels), ('groups', groups)):
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+            if not is_int(value) or value < 1:
                 raise ValueError(f'{name} must be an int, at least 1, got {value!r}')
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = self._per_axis('kernel_size', kernel_size)
         self.stride = self._per_axis('stride', stride)
-        self.padding = padding if isinstance(padding, str) else self._per_axis('padding', padding, minimum=0)
+        self.padding: str | tuple[int, ...] = (
+            padding if isinstance(padding, str) else self._per_axis('padding', padding, minimum=0))
         self.dilation = self._per_axis('dilation', dilation)
         self.groups = groups
         self.dk, self.dv = resolve_depths(out_channels, dk, dv, num_heads)
         self.num_heads = num_heads
-        feat_size = self._per_axis('feat_size', _DEFAULT_FEAT_SIZE if feat_size is None else feat_size)
+        lengths = self._per_axis('feat_size', _DEFAULT_FEAT_SIZE if feat_size is None else feat_size)
         self.left_pad = self.dilation[0] * (self.kernel_size[0] - 1) if causal else 0
         self.conv = self._make_conv(bias, dd)
+        self.attn: GridAttention | None = None
         if self.dv == 0:
-            self.attn = None
             return
-        attn_args = dict(
+        attn_args: dict[str, Any] = dict(
             stride=self.stride,
             # a causal kernel ends at the present, so there q, k and v are read
             sample_pad=[0, 0] if causal else centre_pad(self.kernel_size, self.padding, self.dilation),
@@ -108,9 +108,9 @@ class _AugmentedConv(nn.Module):
             self.attn = LinearAttention(in_channels, self.dk, self.dv, num_heads, **attn_args, **dd)
         else:
             self.attn = SoftmaxAttention(
-                in_channels, self.dk, self.dv, num_heads, feat_size=feat_size, causal=causal, **attn_args, **dd)
+                in_channels, self.dk, self.dv, num_heads, feat_size=lengths, causal=causal, **attn_args, **dd)
 
-    def _make_conv(self, bias: bool, dd: dict[str, Any]) -> nn.Module | None:
+    def _make_conv(self, bias: bool, dd: dict[str, Any]) -> nn.Conv1d | nn.Conv2d | None:
         """The convolution, None where attention makes all channels."""
         channels = self.out_channels - self.dv
         if channels % self.groups:
@@ -127,7 +127,7 @@ class _AugmentedConv(nn.Module):
 
     def _per_axis(self, name: str, value: int | Sequence[int], minimum: int = 1) -> tuple[int, ...]:
         values = to_ntuple(self.ndim)(value)
-        ints = [isinstance(v, Integral) and not isinstance(v, bool) and v >= minimum for v in values]
+        ints = [is_int(v) and v >= minimum for v in values]
         if len(values) != self.ndim or not all(ints):
             what = 'an int' if self.ndim == 1 else 'an int or a pair of them'
             raise ValueError(f'{name} must be {what}, at least {minimum}, got {value!r}')
@@ -139,7 +139,7 @@ class _AugmentedConv(nn.Module):
         if pos_embed not in _POS_EMBED[attention]:
             raise ValueError(
                 f'pos_embed with attention={attention!r} must be one of {_POS_EMBED[attention]}, got {pos_embed!r}')
-        if isinstance(attn_pool, bool) or not isinstance(attn_pool, Integral) or attn_pool < 1:
+        if not is_int(attn_pool) or attn_pool < 1:
             raise ValueError(f'attn_pool must be an int, at least 1 (no pooling), got {attn_pool!r}')
         if pos_embed == 'sincos' and in_channels < 2 * self.ndim:
             raise ValueError(f"pos_embed='sincos' needs in_channels of at least {2 * self.ndim}, got {in_channels}")
@@ -169,7 +169,7 @@ class _AugmentedConv(nn.Module):
         if self.padding == 'same' or self.left_pad:
             return
         for axis, size in enumerate(x.shape[2:]):
-            padding = 0 if self.padding == 'valid' else self.padding[axis]
+            padding = 0 if isinstance(self.padding, str) else self.padding[axis]
             needed = self.dilation[axis] * (self.kernel_size[axis] - 1) + 1 - 2 * padding
             if needed > 1 and size < needed:
                 raise ValueError(
@@ -250,10 +250,10 @@ class AugmentedConv2d(_AugmentedConv):
             self,
             in_channels: int,
             out_channels: int,
-            kernel_size: int | tuple[int, int],
-            stride: int | tuple[int, int] = 1,
-            padding: str | int | tuple[int, int] = 0,
-            dilation: int | tuple[int, int] = 1,
+            kernel_size: int | Sequence[int],
+            stride: int | Sequence[int] = 1,
+            padding: str | int | Sequence[int] = 0,
+            dilation: int | Sequence[int] = 1,
             groups: int = 1,
             bias: bool = True,
             *,
@@ -262,12 +262,12 @@ class AugmentedConv2d(_AugmentedConv):
             num_heads: int = 8,
             attention: str = 'softmax',
             pos_embed: str | None = 'rel',
-            feat_size: int | tuple[int, int] | None = None,
+            feat_size: int | Sequence[int] | None = None,
             attn_pool: int = 1,
             attn_drop: float = 0.,
-            device=None,
-            dtype=None,
-    ):
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, dk=dk, dv=dv,
             num_heads=num_heads, attention=attention, pos_embed=pos_embed, feat_size=feat_size, attn_pool=attn_pool,

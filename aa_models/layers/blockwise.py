@@ -8,6 +8,7 @@ A Python loop would be unrolled by every tracer; `torch.library` makes it one op
 """
 import math
 from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 
@@ -89,7 +90,8 @@ class _Blocks:
 
     def chosen(self, parts: list[slice]) -> torch.Tensor:
         """Those offsets of the table, transposed: (dim, offsets)."""
-        return torch.cat([self.table[part] for part in parts]).t()
+        table = cast(torch.Tensor, self.table)
+        return torch.cat([table[part] for part in parts]).t()
 
     def by_keys(
             self,
@@ -207,7 +209,15 @@ def blockwise_attention(
 
 
 @blockwise_attention.register_fake
-def _(q, k, v, rel_h, rel_w, scale, causal):
+def _(
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        rel_h: torch.Tensor | None,
+        rel_w: torch.Tensor | None,
+        scale: float,
+        causal: bool,
+) -> torch.Tensor:
     return torch.empty_like(v)
 
 
@@ -264,12 +274,21 @@ def blockwise_attention_backward(
 
 
 @blockwise_attention_backward.register_fake
-def _(grad, q, k, v, rel_h, rel_w, scale, causal):
+def _(
+        grad: torch.Tensor,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        rel_h: torch.Tensor | None,
+        rel_w: torch.Tensor | None,
+        scale: float,
+        causal: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     tables = [q.new_empty(0) if table is None else table.new_empty(table.shape) for table in (rel_h, rel_w)]
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), tables[0], tables[1]
 
 
-def _no_second_backward(ctx, *grads):
+def _no_second_backward(ctx: Any, *grads: torch.Tensor) -> None:
     raise RuntimeError(
         'blockwise_attention_backward has no gradient of its own: for second derivatives build the layer after '
         'timm.layers.set_fused_attn(False), or with TIMM_FUSED_ATTN=0 in the environment')
@@ -278,12 +297,12 @@ def _no_second_backward(ctx, *grads):
 blockwise_attention_backward.register_autograd(_no_second_backward)
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     *tensors, ctx.scale, ctx.causal = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _backward(ctx, grad):
+def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     saved = ctx.saved_tensors  # to be asked for but once under gradient checkpointing
     *grads, rel_h, rel_w = blockwise_attention_backward(grad, *saved, ctx.scale, ctx.causal)
     tables = [grad if table is not None else None for grad, table in zip((rel_h, rel_w), saved[3:])]

@@ -9,6 +9,16 @@ from numbers import Integral, Real
 _MIN_DIM_HEAD = 20  # of the keys, where dk is a share
 
 
+def is_int(value: object) -> bool:
+    """Whether a value is an int of Python or any other library; bools are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a real number of Python or any other library; bools are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def _resolve_depth(name: str, depth: int | float, out_channels: int, num_heads: int, min_dim_head: int) -> int:
     """Turn dk or dv into a number of channels, all heads together.
 
@@ -23,9 +33,9 @@ def _resolve_depth(name: str, depth: int | float, out_channels: int, num_heads: 
     Returns:
         A multiple of `num_heads`.
     """
-    if isinstance(depth, bool) or not isinstance(depth, Real):
+    if not is_number(depth):
         raise TypeError(f'{name} must be an int (channels) or a float (share of out_channels), got {depth!r}')
-    if isinstance(depth, Integral):
+    if is_int(depth):
         if depth < num_heads or depth % num_heads:
             raise ValueError(f'{name}={depth} must be a positive multiple of num_heads={num_heads}')
         return int(depth)
@@ -49,7 +59,7 @@ def resolve_depths(
     Returns:
         dk and dv, all heads together; both 0 where `dv` is 0, or with a warning where the share rounds to that.
     """
-    if isinstance(num_heads, bool) or not isinstance(num_heads, Integral):
+    if not is_int(num_heads):
         raise TypeError(f'num_heads must be an int, got {num_heads!r}')
     if num_heads < 1:
         raise ValueError(f'num_heads={num_heads} must be at least 1')

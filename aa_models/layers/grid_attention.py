@@ -3,7 +3,8 @@
 Attention Augmented Convolutional Networks (arXiv 1904.09925), section 3: one 1×1 convolution gives q, k and v, the
 heads attend over all positions of the map, and a second 1×1 convolution mixes their concatenation.
 """
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +13,8 @@ from torch import nn
 
 from .position import add_sincos, append_coords
 
-CONV = {1: nn.Conv1d, 2: nn.Conv2d}
-_POOL = {1: nn.AvgPool1d, 2: nn.AvgPool2d}
+CONV: dict[int, Callable[..., nn.Conv1d | nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}
+_POOL: dict[int, Callable[..., nn.Module]] = {1: nn.AvgPool1d, 2: nn.AvgPool2d}
 
 
 def is_exporting() -> bool:
@@ -60,11 +61,11 @@ class GridAttention(nn.Module):
             attn_drop: float = 0.,
             bias: bool = True,
             out_channels: int | None = None,
-            device=None,
-            dtype=None,
-    ):
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         ndim = len(stride)
         self.in_channels = in_channels
         self.dk = dk

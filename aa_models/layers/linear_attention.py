@@ -4,6 +4,7 @@ Efficient Attention: Attention with Linear Complexities (arXiv 1812.01243), sect
 E(Q, K, V) = ρ_q(Q) (ρ_k(K)ᵀ V), ρ_q the softmax over the channels of each position, ρ_k the softmax over the positions
 of each channel, each within a head.
 """
+from typing import Any
 
 import torch
 
@@ -18,7 +19,7 @@ class LinearAttention(GridAttention):
     weights, which are made in full for it.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.reset_parameters()
 

@@ -3,13 +3,14 @@
 Self-Attention Generative Adversarial Networks (arXiv 1805.08318), section 3. With the 1×1 convolutions g, f, h and v as
 queries, keys, values and output: y_j = γ · v(Σ_i β_ji h(x_i)) + x_j, β_ji = softmax_i(g(x_j) · f(x_i)).
 """
-from numbers import Integral, Real
+from typing import Any
 
 import torch
 from timm.layers import LayerType, create_act_layer, register_notrace_module
 from torch import nn
 
 from .attention import SoftmaxAttention
+from .depths import is_int, is_number
 
 
 def _make_act(act_layer: LayerType | None) -> nn.Module:
@@ -66,18 +67,19 @@ class SelfAttentionConv2d(nn.Module):
             gamma: float = 0.0,
             attn_drop: float = 0.0,
             bias: bool = True,
-            device=None,
-            dtype=None,
-    ):
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        dd = {'device': device, 'dtype': dtype}
-        numbers = dict(in_channels=in_channels, out_channels=out_channels, num_heads=num_heads, dim_head=dim_head)
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
+        numbers: dict[str, Any] = dict(
+            in_channels=in_channels, out_channels=out_channels, num_heads=num_heads, dim_head=dim_head)
         for name, value in numbers.items():
             if value is None and name in ('out_channels', 'dim_head'):
                 continue
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+            if not is_int(value) or value < 1:
                 raise ValueError(f'{name} must be an int, at least 1, got {value!r}')
-        if isinstance(gamma, bool) or not isinstance(gamma, Real):
+        if not is_number(gamma):
             raise TypeError(f'gamma must be a number, got {gamma!r}')
         self.in_channels = in_channels
         self.out_channels = in_channels if out_channels is None else out_channels
@@ -97,8 +99,8 @@ class SelfAttentionConv2d(nn.Module):
     def reset_parameters(self) -> None:
         """Draw all weights anew; γ starts again where it started."""
         for layer in (self.attn, self.shortcut, self.act):
-            if hasattr(layer, 'reset_parameters'):
-                layer.reset_parameters()
+            if reset := getattr(layer, 'reset_parameters', None):
+                reset()
         nn.init.constant_(self.gamma, self.init_gamma)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

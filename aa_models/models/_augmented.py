@@ -1,5 +1,6 @@
 """What the augmented networks of every family share: stages that attend, initialisation, weights for another size."""
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ def augment_stages(
         attn_stages: Sequence[bool],
         attn_pool: Sequence[int],
         img_size: int | tuple[int, int],
-        **attn_args,
+        **attn_args: Any,
 ) -> None:
     """Augment the convolutions of the stages that attend.
 
@@ -39,7 +40,7 @@ def augment_stages(
         augment(model, where=where, img_size=img_size, **attn_args)
 
 
-def materialize(model: nn.Module, device: str | torch.device | None, **init_args) -> None:
+def materialize(model: nn.Module, device: str | torch.device | None, **init_args: Any) -> None:
     """Give a network built on the meta device its memory and its initial weights.
 
     Networks are built on the meta device because layers that augmentation replaces need neither.
@@ -51,14 +52,14 @@ def materialize(model: nn.Module, device: str | torch.device | None, **init_args
     """
     device = torch.device(torch.get_default_device() if device is None else device)
     if device.type != 'meta':
-        model.to_empty(device=device).init_weights(**init_args)
+        cast(Any, model.to_empty(device=device)).init_weights(**init_args)
 
 
 def reset_parameters(model: nn.Module) -> None:
     """Call every module's own `reset_parameters`, so that no parameter or buffer keeps an old value."""
     for module in model.modules():
-        if hasattr(module, 'reset_parameters'):
-            module.reset_parameters()
+        if reset := getattr(module, 'reset_parameters', None):
+            reset()
 
 
 def rel_table_names(model: nn.Module) -> set[str]:

@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import timm
 from huggingface_hub import hf_hub_download
@@ -32,6 +32,7 @@ _HASH_NOTE = 'sha256:'
 _logger = logging.getLogger(__name__)
 
 StateDict = dict[str, Tensor]
+ModelT = TypeVar('ModelT', bound=nn.Module)
 
 
 class WeightsError(RuntimeError):
@@ -59,6 +60,11 @@ def expected_sha256(cfg: PretrainedCfg) -> str | None:
     return hashes[0] if hashes else None
 
 
+def registered_cfg(name: str) -> PretrainedCfg:
+    """The cfg of a model that is registered, with or without a tag."""
+    return cast(PretrainedCfg, timm.get_pretrained_cfg(name, allow_unregistered=False))
+
+
 def own_models(filter: str | Iterable[str] = '', pretrained: bool = False) -> list[str]:
     """List this package's models as `timm.list_models` does; with `pretrained` each with the tag of its weights."""
     names = timm.list_models(filter, pretrained=pretrained)
@@ -67,7 +73,7 @@ def own_models(filter: str | Iterable[str] = '', pretrained: bool = False) -> li
 
 def own_checkpoints() -> list[str]:
     """List the tags whose weights are this package's own, not made of other networks' weights on loading."""
-    return [name for name in own_models(pretrained=True) if expected_sha256(timm.get_pretrained_cfg(name))]
+    return [name for name in own_models(pretrained=True) if expected_sha256(registered_cfg(name))]
 
 
 def locate(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Path:
@@ -100,7 +106,7 @@ def locate(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Path:
     for past_the_cache in (False, True):  # which may keep what an earlier transfer spoiled
         try:
             file = Path(hf_hub_download(
-                cfg.hf_hub_id, cfg.hf_hub_filename, cache_dir=cache_dir, library_name='aa_models',
+                cfg.hf_hub_id or '', cfg.hf_hub_filename or WEIGHTS_FILE, cache_dir=cache_dir, library_name='aa_models',
                 force_download=past_the_cache))
         except Exception as error:  # the client's HTTP library has changed before, its errors have no base in common
             raise _not_found(name_tag, [*tried, f'Hub: {cfg.hf_hub_id}: {_reason(error)}']) from error
@@ -112,7 +118,7 @@ def locate(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Path:
 
 
 def build(
-        model_cls: Callable[..., nn.Module],
+        model_cls: Callable[..., ModelT],
         variant: str,
         pretrained: bool = False,
         *,
@@ -121,7 +127,7 @@ def build(
         pretrained_filter_fn: Callable[[StateDict, nn.Module], StateDict] | None = None,
         cache_dir: str | Path | None = None,
         **kwargs: Any,
-) -> nn.Module:
+) -> ModelT:
     """Build a model as timm's `build_model_with_cfg` does, with weights from wherever this package keeps them.
 
     Two things are added. For a tag of this package `pretrained=True` looks through all homes of its weights; files,
@@ -141,7 +147,9 @@ def build(
     Raises:
         WeightsError: The model has no weights, they are nowhere to be found, or they do not fit.
     """
-    cfg = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
+    # timm takes a tag and a `PretrainedCfg` in both places, whatever it says
+    named = cast(Any, pretrained_cfg)
+    cfg = resolve_pretrained_cfg(variant, named, pretrained_cfg_overlay)
     kwargs.setdefault('img_size', tuple(cfg.input_size[1:]))
     if pretrained:
         if _has_own_weights(cfg):
@@ -156,7 +164,7 @@ def build(
         model_cls,
         variant,
         pretrained,
-        pretrained_cfg=pretrained_cfg,
+        pretrained_cfg=named,
         pretrained_cfg_overlay=pretrained_cfg_overlay,
         pretrained_filter_fn=pretrained_filter_fn,
         cache_dir=cache_dir,

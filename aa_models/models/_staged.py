@@ -42,8 +42,8 @@ class StagedNet(nn.Module):
             in_chans: int,
             global_pool: str,
             drop_rate: float,
-            dtype=None,
-    ):
+            dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.in_chans = in_chans
@@ -57,7 +57,7 @@ class StagedNet(nn.Module):
             self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, device='meta', dtype=dtype)
         self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
         modules = ['stem'] + [f'stages.{i}' for i in range(len(stages))]
-        self.feature_info = [
+        self.feature_info: list[dict[str, Any]] = [
             dict(num_chs=chs, reduction=reduction, module=module)
             for chs, reduction, module in zip(channels, reductions, modules)
         ]
@@ -179,7 +179,7 @@ class StagedNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def cifar_cfg(**kwargs) -> dict[str, Any]:
+def cifar_cfg(**kwargs: Any) -> dict[str, Any]:
     """The cfg that networks of this form for CIFAR-100 have in common."""
     return {
         'num_classes': 100, 'input_size': (3, 32, 32), 'pool_size': (8, 8), 'crop_pct': 1.0, 'interpolation': 'bicubic',

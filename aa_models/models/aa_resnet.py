@@ -53,11 +53,13 @@ class AugmentedResNet(ResNet):
             attn_pool: Sequence[int] = (1, 2, 1, 1),
             img_size: int | tuple[int, int] = 224,
             zero_init_last: bool = True,
-            device=None,
-            dtype=None,
-            **kwargs,
-    ):
-        super().__init__(block, layers, zero_init_last=zero_init_last, device='meta', dtype=dtype, **kwargs)
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+            **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            block,  # type: ignore[arg-type]  # timm means the classes, not blocks that are made
+            layers, zero_init_last=zero_init_last, device='meta', dtype=dtype, **kwargs)
         conv = 'conv1' if block is BasicBlock else 'conv2'
         augment_stages(
             self, [f'layer{stage}.*.{conv}' for stage in range(1, 5)], dk=dk, dv=dv, num_heads=num_heads,
@@ -76,11 +78,11 @@ class AugmentedResNet(ResNet):
         return rel_table_names(self)
 
 
-def _create_aa_resnet(variant: str, pretrained: bool = False, **kwargs) -> AugmentedResNet:
+def _create_aa_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> AugmentedResNet:
     return build(AugmentedResNet, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn, **kwargs)
 
 
-def _cfg(**kwargs) -> dict[str, Any]:
+def _cfg(**kwargs: Any) -> dict[str, Any]:
     return {
         'num_classes': 1000, 'input_size': (3, 224, 224), 'pool_size': (7, 7), 'crop_pct': 0.875,
         'interpolation': 'bicubic', 'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD,
@@ -89,7 +91,7 @@ def _cfg(**kwargs) -> dict[str, Any]:
     }
 
 
-def _lcfg(**kwargs) -> dict[str, Any]:
+def _lcfg(**kwargs: Any) -> dict[str, Any]:
     return _cfg(**{'paper_ids': 'arXiv:1812.01243', **kwargs})
 
 
@@ -129,49 +131,49 @@ _LINEAR_BASIC, _LINEAR_BOTTLENECK = dict(_BASIC, **_LINEAR), dict(_BOTTLENECK, *
 
 
 @register_model
-def aa_resnet18(pretrained: bool = False, **kwargs) -> AugmentedResNet:
+def aa_resnet18(pretrained: bool = False, **kwargs: Any) -> AugmentedResNet:
     """AA-ResNet-18 (the paper's rule for ResNet-34 at 18 layers)."""
     model_args = dict(_BASIC, layers=(2, 2, 2, 2))
     return _create_aa_resnet('aa_resnet18', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
-def aa_resnet34(pretrained: bool = False, **kwargs) -> AugmentedResNet:
+def aa_resnet34(pretrained: bool = False, **kwargs: Any) -> AugmentedResNet:
     """AA-ResNet-34, κ = υ = 0.25."""
     model_args = dict(_BASIC, layers=(3, 4, 6, 3))
     return _create_aa_resnet('aa_resnet34', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
-def aa_resnet50(pretrained: bool = False, **kwargs) -> AugmentedResNet:
+def aa_resnet50(pretrained: bool = False, **kwargs: Any) -> AugmentedResNet:
     """AA-ResNet-50, κ = 2υ = 0.2."""
     model_args = dict(_BOTTLENECK, layers=(3, 4, 6, 3))
     return _create_aa_resnet('aa_resnet50', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
-def aa_resnet101(pretrained: bool = False, **kwargs) -> AugmentedResNet:
+def aa_resnet101(pretrained: bool = False, **kwargs: Any) -> AugmentedResNet:
     """AA-ResNet-101, κ = 2υ = 0.2."""
     model_args = dict(_BOTTLENECK, layers=(3, 4, 23, 3))
     return _create_aa_resnet('aa_resnet101', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
-def aa_resnet152(pretrained: bool = False, **kwargs) -> AugmentedResNet:
+def aa_resnet152(pretrained: bool = False, **kwargs: Any) -> AugmentedResNet:
     """AA-ResNet-152, κ = 2υ = 0.2."""
     model_args = dict(_BOTTLENECK, layers=(3, 8, 36, 3))
     return _create_aa_resnet('aa_resnet152', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
-def laa_resnet18(pretrained: bool = False, **kwargs) -> AugmentedResNet:
+def laa_resnet18(pretrained: bool = False, **kwargs: Any) -> AugmentedResNet:
     """ResNet-18 augmented with linear attention and sine/cosine positions."""
     model_args = dict(_LINEAR_BASIC, layers=(2, 2, 2, 2))
     return _create_aa_resnet('laa_resnet18', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
-def laa_resnet50(pretrained: bool = False, **kwargs) -> AugmentedResNet:
+def laa_resnet50(pretrained: bool = False, **kwargs: Any) -> AugmentedResNet:
     """ResNet-50 augmented with linear attention and sine/cosine positions."""
     model_args = dict(_LINEAR_BOTTLENECK, layers=(3, 4, 6, 3))
     return _create_aa_resnet('laa_resnet50', pretrained, **dict(model_args, **kwargs))

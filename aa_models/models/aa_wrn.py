@@ -5,7 +5,7 @@ Papers: `Wide Residual Networks` - https://arxiv.org/abs/1605.07146 (WRN),
 `Efficient Attention: Attention with Linear Complexities` - https://arxiv.org/abs/1812.01243 (LAA-WRN)
 """
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.layers import BatchNormAct2d, DropPath, calculate_drop_path_rates
@@ -22,9 +22,17 @@ __all__ = ['WideResNet']
 class PreActBlock(nn.Module):
     """Pre-activation block of two 3×3 convolutions; a 1×1 shortcut where the shape changes."""
 
-    def __init__(self, in_chs: int, out_chs: int, stride: int = 1, drop_path: float = 0., device=None, dtype=None):
+    def __init__(
+            self,
+            in_chs: int,
+            out_chs: int,
+            stride: int = 1,
+            drop_path: float = 0.,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.bn1 = BatchNormAct2d(in_chs, **dd)
         self.conv1 = nn.Conv2d(in_chs, out_chs, 3, stride, 1, bias=False, **dd)
         self.bn2 = BatchNormAct2d(out_chs, **dd)
@@ -79,18 +87,19 @@ class WideResNet(StagedNet):
             img_size: int | tuple[int, int] = 32,
             drop_rate: float = 0.,
             drop_path_rate: float = 0.,
-            device=None,
-            dtype=None,
-    ):
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
         if depth < 10 or (depth - 4) % 6:
             raise ValueError(f'depth must be 6n + 4 for blocks of two convolutions, got {depth}')
-        meta = {'device': 'meta', 'dtype': dtype}
+        meta: dict[str, Any] = {'device': 'meta', 'dtype': dtype}
         num_blocks = (depth - 4) // 6
         channels = (16, 16 * width, 32 * width, 64 * width)
-        drop_paths = calculate_drop_path_rates(drop_path_rate, [num_blocks] * 3, stagewise=True)
+        drop_paths = cast(
+            list[list[float]], calculate_drop_path_rates(drop_path_rate, [num_blocks] * 3, stagewise=True))
         stages = []
         for i, rates in enumerate(drop_paths):
-            in_out = [(channels[i], channels[i + 1])] + [(channels[i + 1],) * 2] * (num_blocks - 1)
+            in_out = [(channels[i], channels[i + 1])] + [(channels[i + 1], channels[i + 1])] * (num_blocks - 1)
             strides = [1 if i == 0 else 2] + [1] * (num_blocks - 1)
             stages.append([PreActBlock(*chs, s, r, **meta) for chs, s, r in zip(in_out, strides, rates)])
         super().__init__(
@@ -111,21 +120,21 @@ class WideResNet(StagedNet):
         materialize(self, device)
 
 
-def _create_wrn(variant: str, pretrained: bool = False, **kwargs) -> WideResNet:
+def _create_wrn(variant: str, pretrained: bool = False, **kwargs: Any) -> WideResNet:
     return build(
         WideResNet, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg=dict(out_indices=(0, 1, 2, 3), flatten_sequential=True), **kwargs)
 
 
-def _cfg(**kwargs) -> dict[str, Any]:
+def _cfg(**kwargs: Any) -> dict[str, Any]:
     return cifar_cfg(**{'first_conv': 'stem', 'paper_ids': 'arXiv:1904.09925', **kwargs})
 
 
-def _pcfg(**kwargs) -> dict[str, Any]:
+def _pcfg(**kwargs: Any) -> dict[str, Any]:
     return _cfg(**{'paper_ids': 'arXiv:1605.07146', **kwargs})
 
 
-def _lcfg(**kwargs) -> dict[str, Any]:
+def _lcfg(**kwargs: Any) -> dict[str, Any]:
     return _cfg(**{'paper_ids': 'arXiv:1812.01243', **kwargs})
 
 
@@ -143,42 +152,42 @@ _LINEAR = dict(_AUGMENTED, attention='linear', pos_embed='sincos')
 
 
 @register_model
-def wrn28_10(pretrained: bool = False, **kwargs) -> WideResNet:
+def wrn28_10(pretrained: bool = False, **kwargs: Any) -> WideResNet:
     """WRN-28-10, the plain baseline."""
     model_args = dict(depth=28, width=10)
     return _create_wrn('wrn28_10', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
-def aa_wrn28_10(pretrained: bool = False, **kwargs) -> WideResNet:
+def aa_wrn28_10(pretrained: bool = False, **kwargs: Any) -> WideResNet:
     """AA-WRN-28-10, κ = 2υ = 0.2, in all twelve blocks."""
     model_args = dict(_AUGMENTED, depth=28, width=10)
     return _create_wrn('aa_wrn28_10', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
-def laa_wrn28_10(pretrained: bool = False, **kwargs) -> WideResNet:
+def laa_wrn28_10(pretrained: bool = False, **kwargs: Any) -> WideResNet:
     """WRN-28-10 augmented with linear attention and sine/cosine positions."""
     model_args = dict(_LINEAR, depth=28, width=10)
     return _create_wrn('laa_wrn28_10', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
-def wrn16_8(pretrained: bool = False, **kwargs) -> WideResNet:
+def wrn16_8(pretrained: bool = False, **kwargs: Any) -> WideResNet:
     """WRN-16-8, the plain baseline."""
     model_args = dict(depth=16, width=8)
     return _create_wrn('wrn16_8', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
-def aa_wrn16_8(pretrained: bool = False, **kwargs) -> WideResNet:
+def aa_wrn16_8(pretrained: bool = False, **kwargs: Any) -> WideResNet:
     """AA-WRN-16-8, κ = 2υ = 0.2, in all six blocks."""
     model_args = dict(_AUGMENTED, depth=16, width=8)
     return _create_wrn('aa_wrn16_8', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
-def laa_wrn16_8(pretrained: bool = False, **kwargs) -> WideResNet:
+def laa_wrn16_8(pretrained: bool = False, **kwargs: Any) -> WideResNet:
     """WRN-16-8 augmented with linear attention and sine/cosine positions."""
     model_args = dict(_LINEAR, depth=16, width=8)
     return _create_wrn('laa_wrn16_8', pretrained, **dict(model_args, **kwargs))

@@ -8,6 +8,7 @@ Papers: `Attention Augmented Convolutional Networks` - https://arxiv.org/abs/190
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from timm.layers import ConvNormAct
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
@@ -56,9 +57,9 @@ class SimpleCNN(StagedNet):
             attn_pool: Sequence[int] = (1, 1),
             img_size: int | tuple[int, int] = 32,
             drop_rate: float = 0.,
-            device=None,
-            dtype=None,
-    ):
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
         ins, strides = (in_chans, *channels[:-1]), (1, 2, 1, 2, 1)
         stem, *convs = [
             ConvNormAct(i, o, 3, stride=s, device='meta', dtype=dtype) for i, o, s in zip(ins, channels, strides)]
@@ -80,13 +81,13 @@ class SimpleCNN(StagedNet):
         materialize(self, device)
 
 
-def _create_simplecnn(variant: str, pretrained: bool = False, **kwargs) -> SimpleCNN:
+def _create_simplecnn(variant: str, pretrained: bool = False, **kwargs: Any) -> SimpleCNN:
     return build(
         SimpleCNN, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg=dict(out_indices=(0, 1, 2), flatten_sequential=True), **kwargs)
 
 
-def _cifar100(name: str, sha256: str, **kwargs) -> dict[str, Any]:
+def _cifar100(name: str, sha256: str, **kwargs: Any) -> dict[str, Any]:
     return cifar_cfg(
         first_conv='stem.conv', label_names=CIFAR100_LABELS, **weights_cfg(f'{name}.cifar100', sha256), **kwargs)
 
@@ -108,18 +109,18 @@ _LINEAR = dict(_AUGMENTED, attention='linear', pos_embed='sincos')
 
 
 @register_model
-def simplecnn(pretrained: bool = False, **kwargs) -> SimpleCNN:
+def simplecnn(pretrained: bool = False, **kwargs: Any) -> SimpleCNN:
     """Five plain convolutions, the baseline."""
     return _create_simplecnn('simplecnn', pretrained, **kwargs)
 
 
 @register_model
-def aa_simplecnn(pretrained: bool = False, **kwargs) -> SimpleCNN:
+def aa_simplecnn(pretrained: bool = False, **kwargs: Any) -> SimpleCNN:
     """Five convolutions, the third and the fifth attention-augmented (dk = dv = F / 2)."""
     return _create_simplecnn('aa_simplecnn', pretrained, **dict(_AUGMENTED, **kwargs))
 
 
 @register_model
-def laa_simplecnn(pretrained: bool = False, **kwargs) -> SimpleCNN:
+def laa_simplecnn(pretrained: bool = False, **kwargs: Any) -> SimpleCNN:
     """As `aa_simplecnn`, with linear attention and sine/cosine positions."""
     return _create_simplecnn('laa_simplecnn', pretrained, **dict(_LINEAR, **kwargs))

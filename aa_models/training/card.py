@@ -6,12 +6,15 @@ prints.
 import csv
 import re
 from pathlib import Path
+from typing import cast
 
 import timm
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from torch import nn
 
+from aa_models.build import cfg_of, num_classes_of
 from aa_models.labels import describe_synsets
+from aa_models.layers import GridAttention
 from aa_models.layers.attention import SoftmaxAttention
 from aa_models.layers.linear_attention import LinearAttention
 from aa_models.macs import count_macs, in_giga
@@ -28,7 +31,7 @@ AUGMENTED = (
     '({heads} heads, {positions}), concatenated with those of a plain convolution.')
 POSITIONS = {
     'rel': 'relative positions', 'sincos': 'sine/cosine positions', 'coord': 'coordinate channels', '': 'no positions'}
-PAPERS = {
+PAPERS: dict[type[GridAttention], tuple[str, str]] = {
     SoftmaxAttention: ('softmax', (
         '[Attention Augmented Convolutional Networks](https://arxiv.org/abs/1904.09925), Bello et al., 2019')),
     LinearAttention: ('linear', (
@@ -129,7 +132,7 @@ def make_card(
         parameters=sum(p.numel() for p in model.parameters()) / 1e6,
         gmacs=in_giga(count_macs(model, input_size)),
         size=' × '.join(map(str, input_size[1:])),
-        num_classes=model.num_classes,
+        num_classes=num_classes_of(model),
         snippet=_snippet(model, f'hf-hub:{repo}' if repo else f'local-dir:{name}'),
         training=_training(recipe, dataset.title, input_size, log, machine),
         averaged=', as their moving average' if recipe.ema else '',
@@ -138,7 +141,7 @@ def make_card(
         classes=_classes(labels),
     )
     data = ModelCardData(
-        license=model.pretrained_cfg.get('license'),
+        license=cfg_of(model).get('license'),
         library_name='timm',
         pipeline_tag='image-classification',
         tags=['image-classification', 'timm', *(['attention-augmented-convolution'] if _attention(model) else [])],
@@ -194,8 +197,9 @@ def write_accuracy(
         f'Printed by `aa-models validate --model local-dir:{folder.resolve().name}{option} --data-dir … '
         f'--split {split}` for this file of weights ({how}).\n')
     card.text = ACCURACY.sub(lambda found: found[1] + text + found[2], card.text)
-    card.data.model_name = folder.resolve().name
-    card.data.eval_results = [
+    data = cast(ModelCardData, card.data)
+    data.model_name = folder.resolve().name
+    data.eval_results = [
         EvalResult(
             task_type='image-classification', dataset_type=dataset.hub_name or 'imagefolder',
             dataset_name=dataset.title, dataset_split=split, metric_type='accuracy', metric_name=figure,
@@ -205,13 +209,13 @@ def write_accuracy(
     card.save(folder / CARD)
 
 
-def _attention(model: nn.Module) -> list[nn.Module]:
-    return [module for module in model.modules() if isinstance(module, tuple(PAPERS))]
+def _attention(model: nn.Module) -> list[GridAttention]:
+    return [module for module in model.modules() if isinstance(module, GridAttention)]
 
 
 def _what(model: nn.Module, title: str) -> str:
     """One paragraph: the network, and what is special in it."""
-    text = f'`{model.pretrained_cfg["architecture"]}` for images of {model.num_classes} classes, trained on {title}.'
+    text = f'`{cfg_of(model)["architecture"]}` for images of {num_classes_of(model)} classes, trained on {title}.'
     attention = _attention(model)
     if not attention:
         return text
@@ -233,9 +237,9 @@ def _classes(labels: list[str] | None) -> str:
 
 
 def _snippet(model: nn.Module, source: str) -> str:
-    own = timm.model_entrypoint(model.pretrained_cfg['architecture']).__module__.startswith('aa_models')
+    own = timm.model_entrypoint(cfg_of(model)['architecture']).__module__.startswith('aa_models')
     registers = '\nimport aa_models  # registers the model with timm\n' if own else ''
-    return SNIPPET.format(registers=registers, source=source, top=min(5, model.num_classes)).strip()
+    return SNIPPET.format(registers=registers, source=source, top=min(5, num_classes_of(model))).strip()
 
 
 def _training(recipe: Recipe, title: str, input_size: tuple[int, int, int], log: Path, machine: str | None) -> str:

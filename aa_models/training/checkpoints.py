@@ -8,11 +8,12 @@ import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError
 from timm.task import TrainingTask, load_task_ema_checkpoint, resume_task_checkpoint
-from timm.utils import CheckpointSaver, load_checkpoint_metadata, trim_summary
+from timm.utils import CheckpointSaver, NativeScaler, load_checkpoint_metadata, trim_summary
 
 from .recipe import Recipe, load_recipe, replace_text
 
@@ -134,13 +135,20 @@ def _whole_epoch(path: Path) -> int | None:
         return None
 
 
-def resume(checkpoint: Path, task: TrainingTask, optimizer, scaler, saver: CheckpointSaver | None) -> int:
+def resume(
+        checkpoint: Path,
+        task: TrainingTask,
+        optimizer: torch.optim.Optimizer,
+        scaler: NativeScaler | None,
+        saver: CheckpointSaver | None,
+) -> int:
     """Load everything a checkpoint holds and repeat its saving, which may have been cut short.
 
     Returns:
         The epoch to go on with.
     """
-    epoch = resume_task_checkpoint(task, str(checkpoint), optimizer, scaler, log_info=False)
+    # none only where a checkpoint has no epoch, and ours have
+    epoch = cast(int, resume_task_checkpoint(task, str(checkpoint), optimizer, scaler, log_info=False))
     if task.has_ema():
         load_task_ema_checkpoint(task, str(checkpoint))
     if saver is not None:

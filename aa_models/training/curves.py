@@ -10,7 +10,7 @@ import argparse
 import csv
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from aa_models.plotting import check_plot
@@ -57,7 +57,7 @@ def read_curve(path: Path) -> tuple[str, dict[int, float]]:
     return re.sub(r'-seed\d+$', '', name).partition('.')[0], curve
 
 
-def draw(groups: dict[str, Sequence[dict[int, float]]], path: str, title: str) -> None:
+def draw(groups: Mapping[str, Sequence[dict[int, float]]], path: str, title: str) -> None:
     """Draw one line for each model.
 
     Args:

@@ -11,11 +11,13 @@ from PIL import Image
 from timm.data import create_dataset, create_loader, resolve_data_config
 from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_interp_mode
 from torch import nn
-from torch.utils.data import Dataset, IterableDataset, Subset
+from torch.utils.data import IterableDataset, Subset
 from torchvision import transforms
 
 from .recipe import Recipe
 
+# What timm opens has no type in common: a dataset of torch with a `transform`, most with a length.
+Images = Any
 DATA_KEYS = ('img_size', 'input_size', 'mean', 'std', 'interpolation', 'crop_pct')
 
 
@@ -52,8 +54,9 @@ class RandomShift:
         return size - 1 - np.abs(size - 1 - index)
 
 
-class _Part(Subset):
+class _Part(Subset[Any]):
     """A subset that takes its transform like a whole dataset, as timm's loader sets it."""
+    dataset: Images
 
     @property
     def transform(self) -> Any:
@@ -64,7 +67,7 @@ class _Part(Subset):
         self.dataset.transform = transform
 
 
-def open_dataset(name: str, root: str | None, split: str, **options: Any) -> Dataset:
+def open_dataset(name: str, root: str | None, split: str, **options: Any) -> Images:
     """`timm.data.create_dataset` with one kind of error.
 
     Raises:
@@ -82,7 +85,7 @@ def open_dataset(name: str, root: str | None, split: str, **options: Any) -> Dat
     return dataset
 
 
-def open_datasets(recipe: Recipe, root: str | None, download: bool) -> tuple[Dataset, Dataset]:
+def open_datasets(recipe: Recipe, root: str | None, download: bool) -> tuple[Images, Images]:
     """The images to train on and those to validate on."""
     options = dict(download=download, batch_size=recipe.batch_size, seed=recipe.seed)
     train = open_dataset(recipe.dataset, root, recipe.train_split, is_training=True, **options)
@@ -101,7 +104,7 @@ def open_datasets(recipe: Recipe, root: str | None, download: bool) -> tuple[Dat
     return _Part(train, rest), _Part(copy.copy(train), held)  # a copy, because the two differ in their transform
 
 
-def _check_pair(train: Dataset, evaluation: Dataset, recipe: Recipe, root: str | None) -> None:
+def _check_pair(train: Images, evaluation: Images, recipe: Recipe, root: str | None) -> None:
     """Refuse what timm's search for a split's folder lets through: the same pictures twice, or shifted labels."""
     samples = _samples(train)
     if samples and samples == _samples(evaluation) and recipe.train_split != recipe.val_split:
@@ -115,25 +118,25 @@ def _check_pair(train: Dataset, evaluation: Dataset, recipe: Recipe, root: str |
             f'{recipe.train_split} and {recipe.val_split} of data_dir = {root!r} differ in their classes: {differing}')
 
 
-def _whole(dataset: Dataset) -> Dataset:
+def _whole(dataset: Images) -> Images:
     return dataset.dataset if isinstance(dataset, _Part) else dataset
 
 
-def _samples(dataset: Dataset) -> list[tuple[str, int]] | None:
+def _samples(dataset: Images) -> list[tuple[str, int]] | None:
     """Path and label of each picture, where the dataset is a folder."""
     return getattr(getattr(dataset, 'reader', dataset), 'samples', None)
 
 
-def class_names(dataset: Dataset) -> list[str] | None:
+def class_names(dataset: Images) -> list[str] | None:
     """The names of the classes in the order of their labels, where the dataset knows them."""
     dataset = _whole(dataset)
     index = getattr(getattr(dataset, 'reader', dataset), 'class_to_idx', None)
     if not isinstance(index, dict) or sorted(index.values()) != list(range(len(index))):
         return None
-    return sorted(index, key=index.get) or None
+    return sorted(index, key=index.__getitem__) or None
 
 
-def labels_of(dataset: Dataset) -> list[int] | None:
+def labels_of(dataset: Images) -> list[int] | None:
     """The labels, where the dataset has them without reading its images."""
     if hasattr(dataset, 'targets'):
         return [int(label) for label in dataset.targets]
@@ -141,7 +144,7 @@ def labels_of(dataset: Dataset) -> list[int] | None:
     return [int(label) for _, label in samples] if samples else None
 
 
-def check_labels(dataset: Dataset, num_classes: int) -> None:
+def check_labels(dataset: Images, num_classes: int) -> None:
     """Compare the labels with the model's classes.
 
     Raises:
@@ -166,7 +169,7 @@ def held_out(labels: list[int] | None, total: int, count: int, seed: int) -> lis
 
 
 def make_train_loader(
-        dataset: Dataset,
+        dataset: Images,
         recipe: Recipe,
         data_config: dict[str, Any],
         device: torch.device,
@@ -181,7 +184,7 @@ def make_train_loader(
         scale=recipe.scale,
         ratio=recipe.ratio,
         hflip=recipe.hflip,
-        color_jitter=None if trivial or not recipe.color_jitter else recipe.color_jitter,
+        color_jitter=None if trivial or not recipe.color_jitter else recipe.color_jitter,  # type: ignore[arg-type]  # taken
         auto_augment=None if trivial else recipe.auto_augment,
         re_prob=recipe.re_prob,
         **_loader_options(data_config, recipe.workers, device, distributed),
@@ -203,7 +206,7 @@ def make_train_loader(
 
 
 def make_eval_loader(
-        dataset: Dataset,
+        dataset: Images,
         data_config: dict[str, Any],
         batch_size: int,
         workers: int,

@@ -2,8 +2,8 @@
 import argparse
 import os
 
-import timm
 import torch
+from timm.utils import init_distributed_device
 
 
 def start_device(name: str | None) -> argparse.Namespace:
@@ -22,7 +22,7 @@ def start_device(name: str | None) -> argparse.Namespace:
         if not torch.cuda.is_available():
             raise ValueError(f'device = {name!r} is not here; cpu is')
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # cuBLAS repeats its sums only with this
-    place.device = timm.utils.init_distributed_device(place)
+    place.device = init_distributed_device(place)
     return place
 
 

@@ -1,4 +1,7 @@
 """One pass over a validation set."""
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from timm.task import evaluation_sample_limit
 from torch import nn
@@ -9,8 +12,8 @@ from .progress import Progress
 @torch.inference_mode()
 def evaluate(
         model: nn.Module,
-        loader,
-        make_evaluator,
+        loader: Any,
+        make_evaluator: Callable[..., Any],
         autocast: torch.autocast,
         progress: Progress,
         channels_last: bool = False,

@@ -14,7 +14,7 @@ import torch
 from timm.models import load_checkpoint, save_for_hf
 from torch import nn
 
-from aa_models.build import build_model
+from aa_models.build import build_model, cfg_of, num_classes_of
 from aa_models.labels import describe_synsets
 
 from . import checkpoints
@@ -78,8 +78,8 @@ def export(
         raise ValueError(f'{str(folder)!r} is there and holds more than an export: choose another --to or --tag')
     facts = checkpoints.facts_of(directory)
     dataset = known_dataset(recipe.dataset, facts.get('classes'))
-    labels = list(facts.get('classes') or dataset.labels)
-    labels = labels if len(labels) == model.num_classes else None
+    known = list(facts.get('classes') or dataset.labels)
+    labels = known if len(known) == num_classes_of(model) else None
     config = data_config_of(model, vars(recipe))
     part = folder.with_name(f'.{folder.name}.part')
     shutil.rmtree(part, ignore_errors=True)
@@ -113,7 +113,7 @@ def checked_tag(tag: str | None, recipe: Recipe, directory: Path) -> str:
 
 def folder_of(parent: Path, model: nn.Module, tag: str) -> Path:
     """Where the export of a model goes."""
-    return parent / f'{model.pretrained_cfg["architecture"]}.{tag}'
+    return parent / f'{cfg_of(model)["architecture"]}.{tag}'
 
 
 def is_export_of(folder: Path, directory: Path) -> bool:
@@ -131,7 +131,7 @@ def _load(directory: Path, recipe: Recipe) -> nn.Module:
     model = build_model(recipe.model, num_classes=recipe.num_classes, **recipe.model_kwargs)
     load_checkpoint(model, str(checkpoint), use_ema=recipe.ema)
     for key in FOREIGN:
-        model.pretrained_cfg.pop(key, None)
+        cfg_of(model).pop(key, None)
     return model.eval()
 
 
@@ -142,9 +142,9 @@ def _save(model: nn.Module, folder: Path, tag: str, config: dict[str, Any], labe
     for name, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise OverflowError(f'{name} reaches {largest[name]:g}, and float16 ends at 65504: the weights do not fit')
-    model.pretrained_cfg['tag'] = tag
+    cfg_of(model)['tag'] = tag
     classes = dict(label_names=labels, label_descriptions=describe_synsets(labels or ()))
-    save_for_hf(model, folder, model_config=classes, safe_serialization=True, data_config=config)
+    save_for_hf(model, str(folder), model_config=classes, safe_serialization=True, data_config=config)
     (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)  # safetensors lets nobody else read its files
 
 

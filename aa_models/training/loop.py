@@ -1,6 +1,7 @@
 """The training loop: a model, what changes it, and one epoch at a time."""
 import argparse
 import math
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -89,8 +90,8 @@ class Trainer:
             recipe: Recipe,
             model: nn.Module,
             place: argparse.Namespace,
-            train_loader,
-            eval_loader,
+            train_loader: Any,
+            eval_loader: Any,
             log_seconds: float = 30.0,
     ) -> None:
         self.recipe, self.place, self.log_seconds = recipe, place, log_seconds
@@ -102,9 +103,10 @@ class Trainer:
         self.optimizer = create_optimizer_v2(
             model, recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum,
             layer_decay=recipe.layer_decay, **recipe.opt_kwargs)
+        warmup = cast(int, recipe.warmup_epochs)  # as timm has it; parts of an epoch count, too
         self.scheduler, _ = create_scheduler_v2(
-            self.optimizer, recipe.sched, num_epochs=recipe.epochs - recipe.warmup_epochs,
-            warmup_epochs=recipe.warmup_epochs, warmup_prefix=True, warmup_lr=recipe.warmup_lr, min_lr=recipe.min_lr,
+            self.optimizer, recipe.sched, num_epochs=recipe.epochs - warmup, warmup_epochs=warmup,
+            warmup_prefix=True, warmup_lr=recipe.warmup_lr, min_lr=recipe.min_lr,
             decay_epochs=recipe.decay_epochs, decay_rate=recipe.decay_rate,
             step_on_epochs=not recipe.sched_on_updates, updates_per_epoch=self.updates_per_epoch)
         self.mixup = None
@@ -143,7 +145,7 @@ class Trainer:
                 part.set_epoch(epoch)
         if self.mixup is not None:
             self.mixup.mixup_enabled = not recipe.mixup_off_epoch or epoch < recipe.mixup_off_epoch
-        self.task.get_trainable_module().train()
+        cast(nn.Module, self.task.get_trainable_module()).train()
         meter = LossMeter(epoch)
         progress = Progress(
             f'epoch {epoch + 1}/{recipe.epochs}', batches, after=(recipe.epochs - epoch - 1) * batches,
@@ -173,7 +175,7 @@ class Trainer:
 
     def _check_weights(self, epoch: int) -> None:
         """Before they are saved: no loss has seen what the last update made of them."""
-        for name, weight in self.task.get_trainable_module().named_parameters():
+        for name, weight in cast(nn.Module, self.task.get_trainable_module()).named_parameters():
             if not torch.isfinite(weight).all():
                 raise FloatingPointError(
                     f'{name} is infinite or not a number after epoch {epoch + 1}: training stops, the last checkpoint '
@@ -214,6 +216,7 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         """Measure the model, or its moving average where the recipe keeps one."""
         progress = Progress('validation', len(self.eval_loader), every=self.log_seconds, show=self.place.rank == 0)
+        model = cast(nn.Module, self.task.get_eval_model(ema=self.recipe.ema))
         return evaluate(
-            self.task.get_eval_model(ema=self.recipe.ema), self.eval_loader, self.task.create_evaluator, self.autocast,
-            progress, self.recipe.channels_last, self.place.distributed)
+            model, self.eval_loader, self.task.create_evaluator, self.autocast, progress, self.recipe.channels_last,
+            self.place.distributed)

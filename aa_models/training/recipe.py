@@ -55,8 +55,8 @@ class Recipe:
     crop_padding: int = _option(
         0, 'shift by up to that many source pixels, reflecting at the border, instead of cropping to scale and ratio',
         least=0)
-    scale: tuple[float, ...] = _option((0.08, 1.0), 'least and largest area of the random crop', length=2, above=0)
-    ratio: tuple[float, ...] = _option((3 / 4, 4 / 3), 'range of the crop\'s aspect ratio', length=2, above=0)
+    scale: tuple[float, float] = _option((0.08, 1.0), 'least and largest area of the random crop', length=2, above=0)
+    ratio: tuple[float, float] = _option((3 / 4, 4 / 3), 'range of the crop\'s aspect ratio', length=2, above=0)
     hflip: float = _option(0.5, 'probability of a horizontal flip', least=0, most=1)
     color_jitter: float = _option(0.4, 'brightness, contrast and saturation jitter', least=0)
     auto_augment: str | None = _option(None, 'rand-m9-mstd0.5, augmix-…, original, v0 or ta_wide')
@@ -104,8 +104,9 @@ class Recipe:
             value = _convert(field, getattr(self, field.name))
             _check(field, value)
             object.__setattr__(self, field.name, value)
-        if self.opt not in list_optimizers():
-            raise ValueError(f'opt = {self.opt!r} is no optimiser of timm{_nearest(self.opt, list_optimizers())}')
+        optimizers = [str(name) for name in list_optimizers()]
+        if self.opt not in optimizers:
+            raise ValueError(f'opt = {self.opt!r} is no optimiser of timm{_nearest(self.opt, optimizers)}')
         if self.img_size and self.input_size:
             raise ValueError(f'img_size = {self.img_size} and input_size = {list(self.input_size)}: give one of them')
         if self.crop_padding and self.input_size and len(set(self.input_size[1:])) > 1:
@@ -120,20 +121,20 @@ class Recipe:
         """Whether mixup or cutmix is on."""
         return self.mixup > 0 or self.cutmix > 0
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write all values as YAML."""
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
         replace_text(path, yaml.safe_dump(values, sort_keys=False))
 
 
-def replace_text(path: str | os.PathLike, text: str) -> None:
+def replace_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a file in one step: a reader, or a run that was killed here, finds the old one or the whole new one."""
     part = Path(f'{path}.part')
     part.write_text(text, encoding='utf-8')
     os.replace(part, path)
 
 
-def load_recipe(source: str | os.PathLike, **overrides: Any) -> Recipe:
+def load_recipe(source: str | os.PathLike[str], **overrides: Any) -> Recipe:
     """Read a recipe.
 
     Args:
@@ -167,7 +168,7 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPE_DIR.glob('*.yaml'))
 
 
-def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+def add_recipe_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Give the parser one option for each field of `Recipe`; only those used end in the namespace."""
     for field in dataclasses.fields(Recipe):
         kind, optional = _kind(field)
@@ -194,7 +195,7 @@ def recipe_overrides(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _read(field: dataclasses.Field, text: Any) -> Any:
+def _read(field: dataclasses.Field[Any], text: Any) -> Any:
     """The value that a command-line word stands for."""
     kind, optional = _kind(field)
     if kind is tuple:
@@ -206,26 +207,29 @@ def _read(field: dataclasses.Field, text: Any) -> Any:
     return text if kind is str else yaml.safe_load(text)
 
 
-def _kind(field: dataclasses.Field) -> tuple[type, bool]:
+def _kind(field: dataclasses.Field[Any]) -> tuple[type, bool]:
     """(bool, int, float, str, tuple or dict; whether None is possible)."""
-    kind, optional = field.type, False
+    kind: Any = field.type
+    optional = False
     if isinstance(kind, types.UnionType):
         kind, optional = typing.get_args(kind)[0], True
     return typing.get_origin(kind) or kind, optional
 
 
-def _element(field: dataclasses.Field) -> type:
+def _element(field: dataclasses.Field[Any]) -> type:
     """int or float: what a tuple holds."""
     kind = field.type
     if isinstance(kind, types.UnionType):
         kind = typing.get_args(kind)[0]
-    return typing.get_args(kind)[0]
+    element: type = typing.get_args(kind)[0]
+    return element
 
 
-def _convert(field: dataclasses.Field, value: Any) -> Any:
+def _convert(field: dataclasses.Field[Any], value: Any) -> Any:
     kind, optional = _kind(field)
     if value is None and optional:
         return None
+    number: Any
     if kind is float:
         number = _float(value)
     elif kind is tuple:
@@ -253,7 +257,7 @@ def _float(value: Any) -> float | None:
         return None
 
 
-def _check(field: dataclasses.Field, value: Any) -> None:
+def _check(field: dataclasses.Field[Any], value: Any) -> None:
     limits = field.metadata
     if value is None or value == {}:
         return

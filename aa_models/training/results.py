@@ -11,7 +11,7 @@ COLUMNS = (
     'model', 'top1', 'top1_err', 'top5', 'top5_err', 'param_count', 'img_size', 'crop_pct', 'interpolation')
 
 
-def read_results(path: str | os.PathLike) -> list[dict[str, str]]:
+def read_results(path: str | os.PathLike[str]) -> list[dict[str, str]]:
     """Read a table.
 
     Returns:
@@ -37,7 +37,7 @@ def read_results(path: str | os.PathLike) -> list[dict[str, str]]:
     return rows
 
 
-def update_results(path: str | os.PathLike, row: dict[str, Any]) -> None:
+def update_results(path: str | os.PathLike[str], row: dict[str, Any]) -> None:
     """Put a row into a table, which is made where there is none; a row of the same model goes."""
     rows = [other for other in read_results(path) if other['model'] != row['model']]
     rows = sorted([*rows, row], key=lambda row: -float(row['top1']))

@@ -2,8 +2,9 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
+from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -16,10 +17,10 @@ class StopSignals:
     """While this context lasts, either signal raises `Stopped`: at once, or at the end of what is `held`."""
 
     def __init__(self) -> None:
-        self.number: signal.Signals | None = None  # the latest signal
+        self.received: list[signal.Signals] = []
         self.raised = False
         self.holding = False
-        self.before: dict[signal.Signals, object] = {}
+        self.before: dict[signal.Signals, Callable[[int, FrameType | None], Any] | int | None] = {}
 
     def __enter__(self) -> 'StopSignals':
         if threading.current_thread() is threading.main_thread():  # no other can have handlers
@@ -28,13 +29,17 @@ class StopSignals:
                     self.before[number] = signal.signal(number, self._receive)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None,
-                 ) -> None:
+    def __exit__(
+            self,
+            kind: type[BaseException] | None,
+            error: BaseException | None,
+            trace: TracebackType | None,
+    ) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.number = signal.Signals(number)
+        self.received.append(signal.Signals(number))
         if not self.holding:
             self._leave()
 
@@ -42,7 +47,7 @@ class StopSignals:
         self.raised = True
         if hasattr(signal, 'SIGCHLD'):  # by it torch calls a lost worker an error, but they were told to stop as well
             self.before.setdefault(signal.SIGCHLD, signal.signal(signal.SIGCHLD, signal.SIG_DFL) or signal.SIG_DFL)
-        raise Stopped(self.number.name)
+        raise Stopped(self.received[-1].name)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -52,10 +57,10 @@ class StopSignals:
             yield
         finally:
             self.holding = False
-        if self.number is not None:
+        if self.received:
             self._leave()
 
     @property
     def status(self) -> int:
         """The customary exit status: 130 for SIGINT, 143 for SIGTERM."""
-        return 128 + self.number
+        return 128 + self.received[-1]

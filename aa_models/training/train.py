@@ -22,12 +22,11 @@ from pathlib import Path
 import torch
 from timm.utils import CheckpointSaver, random_seed, setup_default_logging, update_summary
 from torch import nn
-from torch.utils.data import Dataset
 
-from aa_models.build import build_model
+from aa_models.build import build_model, num_classes_of
 
 from . import checkpoints
-from .data import check_labels, class_names, data_config_of, make_eval_loader, make_train_loader, open_datasets
+from .data import Images, check_labels, class_names, data_config_of, make_eval_loader, make_train_loader, open_datasets
 from .device import machine_name, start_device
 from .export import checked_tag, export, folder_of, is_export_of
 from .loop import Trainer
@@ -80,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
             # any other exception follows from it: loader's workers and other processes were told to stop as well
             _logger.debug('stopped here', exc_info=error)
             if place.rank == 0:
-                _logger.warning(f'stopped by {stop.number.name}: {_what_is_saved(Path(args.output), recipe)}')
+                _logger.warning(f'stopped by {stop.received[-1].name}: {_what_is_saved(Path(args.output), recipe)}')
             return stop.status
         finally:
             if place.distributed:
@@ -126,7 +125,7 @@ def _train(recipe: Recipe, args: argparse.Namespace, place: argparse.Namespace, 
             _finish(output, tag, model, saver)
 
 
-def _open_datasets(recipe: Recipe, args: argparse.Namespace, place: argparse.Namespace) -> tuple[Dataset, Dataset]:
+def _open_datasets(recipe: Recipe, args: argparse.Namespace, place: argparse.Namespace) -> tuple[Images, Images]:
     """Open both parts; where they are to be fetched, one process of a machine does it and the others wait."""
     waits = place.distributed and args.dataset_download
     if waits and place.local_rank != 0:
@@ -141,8 +140,8 @@ def _make_trainer(
         recipe: Recipe,
         args: argparse.Namespace,
         place: argparse.Namespace,
-        train_set: Dataset,
-        eval_set: Dataset,
+        train_set: Images,
+        eval_set: Images,
 ) -> tuple[Trainer, nn.Module]:
     """Everything that can fail because of what the user gave, before anything is written."""
     if place.device.type == 'cuda':
@@ -155,7 +154,7 @@ def _make_trainer(
     if recipe.channels_last:
         model.to(memory_format=torch.channels_last)
     for dataset in (train_set, eval_set):
-        check_labels(dataset, model.num_classes)
+        check_labels(dataset, num_classes_of(model))
     config = data_config_of(model, vars(recipe))
     train_loader = make_train_loader(train_set, recipe, config, place.device, place.distributed)
     eval_loader = make_eval_loader(
@@ -201,7 +200,7 @@ def _epoch(trainer: Trainer, epoch: int, output: Path, saver: CheckpointSaver | 
 
 def _finish(output: Path, tag: str, model: nn.Module, saver: CheckpointSaver) -> None:
     """Say how it went, and export unless this was done before."""
-    if saver.best_metric is not None:
+    if saver.best_metric is not None and saver.best_epoch is not None:
         _logger.info(f'best top-1 {saver.best_metric:.3f} after {saver.best_epoch + 1} epochs, in {output}')
     folder = folder_of(output, model, tag)
     if not is_export_of(folder, output):

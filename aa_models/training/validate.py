@@ -13,6 +13,7 @@ import logging
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.models import load_checkpoint, parse_model_name
@@ -20,7 +21,7 @@ from timm.task import ClassificationEvaluator
 from timm.utils import load_checkpoint_metadata, setup_default_logging
 from torch import nn
 
-from aa_models.build import ParseKeyValues, build_model
+from aa_models.build import ParseKeyValues, build_model, num_classes_of
 
 from .card import load_card, write_accuracy
 from .data import DATA_KEYS, check_labels, class_names, data_config_of, make_eval_loader, open_dataset, size_text
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     config = data_config_of(model, settings)
     dataset = open_dataset(
         args.dataset, args.data_dir, args.split, download=args.dataset_download, batch_size=args.batch_size)
-    check_labels(dataset, model.num_classes)
+    check_labels(dataset, num_classes_of(model))
     loader = make_eval_loader(dataset, config, args.batch_size, args.workers, place.device)
     progress = Progress('validation', len(loader))
     figures = evaluate(
@@ -110,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _settings(args: argparse.Namespace) -> dict:
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """What is measured and how: the command line, then the recipe in the checkpoint, then (None) the model's own."""
     stored = None
     if args.checkpoint:
@@ -144,7 +145,7 @@ def _card_folder(args: argparse.Namespace) -> Path | None:
     return Path(folder)
 
 
-def _load_model(args: argparse.Namespace, settings: dict) -> nn.Module:
+def _load_model(args: argparse.Namespace, settings: dict[str, Any]) -> nn.Module:
     model = build_model(
         settings['model'], pretrained=not args.checkpoint, num_classes=settings['num_classes'],
         **(settings['model_kwargs'] or {}))
@@ -156,7 +157,7 @@ def _load_model(args: argparse.Namespace, settings: dict) -> nn.Module:
     return model
 
 
-def _row(name: str, figures: dict[str, float], model: nn.Module, config: dict) -> dict:
+def _row(name: str, figures: dict[str, float], model: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
     """A row of the results table; a folder stands in it by its name alone, `<model>.<tag>`."""
     source, path = parse_model_name(name)
     return dict(

@@ -1,0 +1,76 @@
+"""What goes to users: an sdist that holds the whole repository, and the wheel that is built from it."""
+import email
+import shutil
+import subprocess
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from hatchling import build
+
+import aa_models
+from aa_models.models._pretrained import own_checkpoints
+
+ROOT = Path(__file__).parents[1]
+NAME = f'aa_models-{aa_models.__version__}'
+
+
+def built(folder, hook, target):
+    """Build as pip and `python -m build` do, by the hooks of PEP 517, which work in the current folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return target / hook(str(target))
+
+
+@pytest.fixture(scope='module')
+def sdist(tmp_path_factory):
+    """The unpacked sdist."""
+    folder = tmp_path_factory.mktemp('sdist')
+    with tarfile.open(built(ROOT, build.build_sdist, folder)) as archive:
+        archive.extractall(folder, filter='data')
+    return folder / NAME
+
+
+@pytest.fixture(scope='module')
+def wheel(sdist, tmp_path_factory):
+    """The wheel that the sdist alone makes."""
+    return built(sdist, build.build_wheel, tmp_path_factory.mktemp('wheel'))
+
+
+def test_sdist_is_the_repository(sdist):
+    if not shutil.which('git') or not (ROOT / '.git').exists():
+        pytest.skip('needs a git checkout')
+    listed = subprocess.run(['git', 'ls-files', '-z'], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    tracked = {name for name in listed.split('\0') if name and (ROOT / name).exists()}
+    there = {path.relative_to(sdist).as_posix() for path in sdist.rglob('*') if path.is_file()}
+    assert not tracked - there
+    # no environment, cache or run that lies in the checkout
+    assert not {name.split('/')[0] for name in there - tracked} & {'.venv', '.mypy_cache', '.ruff_cache', 'output'}
+
+
+def test_wheel_holds_what_a_user_needs(wheel, sdist):
+    assert wheel.name == f'{NAME}-py3-none-any.whl' and wheel.stat().st_size < 40e6
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    source = {path.relative_to(sdist).as_posix() for path in (sdist / 'aa_models').rglob('*') if path.is_file()}
+    files = [path for tag in own_checkpoints() for path in (ROOT / 'weights' / tag).iterdir()]
+    weights = {f'aa_models/weights/{path.parent.name}/{path.name}' for path in files}
+    info = {f'{NAME}.dist-info/{name}' for name in (
+        'METADATA', 'WHEEL', 'RECORD', 'entry_points.txt', 'licenses/LICENSE')}
+    assert {'aa_models/py.typed', 'aa_models/recipes/finetune.yaml'} < source
+    smallest = 'aa_models/weights/laa_simplecnn.cifar100'
+    assert {f'{smallest}/{name}' for name in ('config.json', 'model.safetensors', 'README.md')} < weights
+    assert names == source | weights | info  # no test, no log of another run, nothing else
+
+
+def test_metadata(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = email.message_from_bytes(archive.read(f'{NAME}.dist-info/METADATA'))
+        scripts = archive.read(f'{NAME}.dist-info/entry_points.txt').decode()
+    assert metadata['Version'] == aa_models.__version__
+    assert metadata['Requires-Python'] == '>=3.10' and metadata['License-Expression'] == 'Apache-2.0'
+    assert set(metadata.get_all('Provides-Extra')) == {'export', 'plot', 'test'}
+    assert 'aa-models = aa_models.cli:main' in scripts
+    # an upper bound would break whoever installs this beside other packages
+    assert not [line for line in metadata.get_all('Requires-Dist') if '<' in line or '==' in line.partition(';')[0]]
