@@ -77,7 +77,7 @@ def half_line(epoch, *args, **kwargs):
 
 
 def half_weights(model, folder, *args, **kwargs):
-    (folder / 'model.safetensors').write_bytes(b'half')
+    (Path(folder) / 'model.safetensors').write_bytes(b'half')
     raise SafetensorError('Error while serializing: I/O error: No space left on device (os error 28)')
 
 
