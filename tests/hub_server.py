@@ -11,8 +11,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import huggingface_hub.constants
-import huggingface_hub.file_download
-import pytest
 
 COMMIT = '0123456789abcdef0123456789abcdef01234567'
 
@@ -51,24 +49,16 @@ class HubServer:
         self._server.server_close()
 
 
-# The client before 1.0 asks this server more than it knows, and keeps its idea of being offline.
-needs_new_client = pytest.mark.skipif(
-    int(huggingface_hub.__version__.split('.')[0]) < 1, reason='huggingface_hub from 1.0 on')
-
-
 def send_client_to(hub: HubServer, cache: Path, monkeypatch) -> None:
     """Let the Hub's client, in this process, ask that server and keep its files in that folder."""
-    files = hub.url + '/{repo_id}/resolve/{revision}/{filename}'
     for name, value in dict(
             ENDPOINT=hub.url,
-            HUGGINGFACE_CO_URL_TEMPLATE=files,
+            HUGGINGFACE_CO_URL_TEMPLATE=hub.url + '/{repo_id}/resolve/{revision}/{filename}',
             HF_HUB_CACHE=str(cache),
             HF_HUB_OFFLINE=False,
             HF_HUB_DISABLE_XET=True,
     ).items():
-        monkeypatch.setattr(huggingface_hub.constants, name, value, raising=False)  # old clients have no Xet
-    # before 1.0 the module that fetches has its own name for it
-    monkeypatch.setattr(huggingface_hub.file_download, 'HUGGINGFACE_CO_URL_TEMPLATE', files, raising=False)
+        monkeypatch.setattr(huggingface_hub.constants, name, value)
 
 
 def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:

@@ -84,8 +84,6 @@ def test_is_an_operator_by_torchs_own_checks():
         torch.library.opcheck(blockwise_attention, (*tensors, 0.5, causal))
 
 
-@pytest.mark.skipif(
-    not hasattr(torch.compiler, 'is_exporting'), reason='torch 2.6 cannot tell compile from export: folded in both')
 def test_one_node_when_compiled():
     graphs = []
 

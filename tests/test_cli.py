@@ -163,13 +163,6 @@ def test_model_without_class_names_and_with_one_channel(tmp_path):
     assert sorted(g['label'] for g in answer['predictions']) == ['0', '1', '2', '3']
 
 
-@pytest.mark.parametrize('names, label', [
-    (['a', 'b'], 'b'), ((), '1'), (['a'], '1'), ({'1': 'b'}, 'b'), ({'0': 'a'}, '1'),
-])
-def test_label(names, label):
-    assert predict._label(names, 1) == label
-
-
 @pytest.mark.parametrize('options, words', [
     (['--top', '0'], ['--top', '0']),
     (['--device', 'toaster'], ['--device', 'toaster']),

@@ -18,6 +18,8 @@ FISH, SALAMANDER = 'n01443537', 'n01629819'
 @pytest.mark.parametrize('cfg, expected', [
     ({}, ('1', None)),
     (dict(label_names=('a', 'b')), ('b', None)),
+    (dict(label_names=('a',)), ('1', None)),
+    (dict(label_names={'0': 'a'}), ('1', None)),
     (dict(label_names={'1': 'b'}, label_descriptions={'b': 'a letter'}), ('b', 'a letter')),
     (dict(label_names=('a', 'b'), label_descriptions=('first', 'second')), ('b', 'second')),
     (dict(label_descriptions={'1': 'second'}), ('1', 'second')),

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from aa_models.models import _pretrained
 from aa_models.models._pretrained import WeightsError, expected_sha256, locate, own_checkpoints, own_models, weights_cfg
 from fake_weights import INPUT_SIZE, NAME, NAME_TAG, NUM_CLASSES, logits, registered, save_checkpoint
-from hub_server import HubServer, needs_new_client, send_client_to
+from hub_server import HubServer, send_client_to
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACES = ['variable', 'checkout', 'package', 'hub']
@@ -281,7 +281,6 @@ def test_wrong_file_is_passed_over_with_a_warning(places, checkpoint, expected, 
     assert 'Git LFS pointer' in caplog.text
 
 
-@needs_new_client
 def test_nothing_found_offline(places, checkpoint, offline, monkeypatch):
     monkeypatch.delenv('AA_MODELS_WEIGHTS')
     with pytest.raises(WeightsError) as error:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from command import run_command
-from hub_server import HubServer, needs_new_client, send_client_to
+from hub_server import HubServer, send_client_to
 
 ROOT = Path(__file__).parents[1]
 NAME_TAG = 'laa_simplecnn.cifar100'
@@ -32,7 +32,6 @@ def folder(tmp_path):
     return tmp_path / 'weights' / NAME_TAG
 
 
-@needs_new_client
 def test_published_folder_is_the_folder_and_loads(hub, capsys, tmp_path):
     """By the tag's name, from where the package finds its weights."""
     status, out, err = run_command(capsys, 'publish', NAME_TAG, '--repo-id', REPO_ID)
@@ -49,7 +48,6 @@ def test_published_folder_is_the_folder_and_loads(hub, capsys, tmp_path):
     assert torch.equal(there, here)
 
 
-@needs_new_client
 def test_private_and_as_a_pull_request(hub, folder, capsys):
     status, out, err = run_command(capsys, 'publish', folder, '--repo-id', REPO_ID, '--private', '--create-pr')
     assert status == 0, err

@@ -13,7 +13,7 @@ from torch import nn
 from torch.jit import Final
 
 from .blockwise import blockwise_attention
-from .grid_attention import GridAttention, is_exporting
+from .grid_attention import GridAttention
 from .position import offset_table, rel_logits_h, rel_logits_w
 
 # The largest head dim of CUDA's flash attention
@@ -155,7 +155,7 @@ def fastest_way(device: str, folded_dim: int, dropout_p: float) -> str:
         `'blockwise'`: our operator.
         `'explicit'`: all weights at once, (H * W)² for each head.
     """
-    if torch.jit.is_tracing() or is_exporting():
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():
         return 'folded'  # what is recorded may run without this package, so it has operators of every runtime only
     if device == 'cuda' and folded_dim <= _FLASH_HEAD_DIM:
         return 'folded'  # flash attention, which drops weights inside the kernel, too

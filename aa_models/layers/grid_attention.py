@@ -17,12 +17,6 @@ CONV: dict[int, Callable[..., nn.Conv1d | nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Con
 _POOL: dict[int, Callable[..., nn.Module]] = {1: nn.AvgPool1d, 2: nn.AvgPool2d}
 
 
-def is_exporting() -> bool:
-    """Whether `torch.export` is at work."""
-    # torch before 2.7 cannot tell export from compile
-    return getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)()
-
-
 class GridAttention(nn.Module):
     """Multi-head attention over the positions of a map (B, C, H, W) or a sequence (B, C, L).
 
@@ -140,7 +134,7 @@ class GridAttention(nn.Module):
         if torch.jit.is_scripting():
             channels_last = x.is_contiguous(memory_format=torch.channels_last)
         else:  # an exported program is to hold for every size, so it must not ask for strides
-            channels_last = is_exporting() or x.is_contiguous(memory_format=torch.channels_last)
+            channels_last = torch.compiler.is_exporting() or x.is_contiguous(memory_format=torch.channels_last)
         # the heads side by side, (B, dv, H, W), in the order of the input's strides
         if channels_last:
             out = out.permute(0, 2, 3, 1, 4).flatten(3).permute(0, 3, 1, 2)
