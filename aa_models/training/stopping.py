@@ -1,5 +1,7 @@
-"""SIGTERM and SIGINT (Ctrl-C): what is being saved is completed, then the run leaves."""
+"""SIGTERM and SIGINT (Ctrl-C): what is being saved is completed, then the run leaves. Nothing holds one that failed."""
 import contextlib
+import faulthandler
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -64,3 +66,12 @@ class StopSignals:
     def status(self) -> int:
         """The customary exit status: 130 for SIGINT, 143 for SIGTERM."""
         return 128 + self.received[-1]
+
+
+def leave_within(seconds: float) -> None:
+    """End this process by then with status 1, if it has not ended by itself.
+
+    For one of several that has failed: as torch takes its process group apart it may wait for the others, and they wait
+    for this one. That happens in C++ with Python's lock held, where no thread of Python can help.
+    """
+    faulthandler.dump_traceback_later(seconds, exit=True, file=open(os.devnull, 'w'))  # noqa: SIM115, open to the end

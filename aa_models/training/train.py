@@ -31,9 +31,10 @@ from .device import machine_name, start_device
 from .export import checked_tag, export, folder_of, is_export_of
 from .loop import Trainer
 from .recipe import Recipe, add_recipe_arguments, load_recipe, recipe_names, recipe_overrides
-from .stopping import Stopped, StopSignals
+from .stopping import Stopped, StopSignals, leave_within
 
 _logger = logging.getLogger(__name__)
+LEAVE_SECONDS = 20  # of a process that failed, one of several
 USAGE = '%(prog)s RECIPE --output DIR [options]'  # argparse would print every value of a recipe
 
 
@@ -74,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
         try:
             _train(recipe, args, place, stop)
         except (Stopped, Exception) as error:
+            if place.distributed:
+                leave_within(LEAVE_SECONDS)
             if not stop.raised:
                 raise
             # any other exception follows from it: loader's workers and other processes were told to stop as well
