@@ -7,6 +7,7 @@ import torch
 from aa_models.export import export
 from command import run_command
 from fake_weights import INPUT_SIZE, save_checkpoint
+from torch_faults import skip_where_pooling_has_one_size
 
 # a small form of each family
 FAMILIES = {
@@ -48,6 +49,8 @@ def test_onnx_of_any_batch_and_size(name, tmp_path):
 @pytest.mark.parametrize('name', ['aa_resnet18', 'laa_wrn16_8'])
 @torch.no_grad()
 def test_program_of_any_batch_and_size(name, tmp_path):
+    if 'resnet' in name:
+        skip_where_pooling_has_one_size()
     model = timm.create_model(name, num_classes=7, **FAMILIES[name]).eval()
     size = FAMILIES[name]['img_size']
     file = tmp_path / 'model.pt2'

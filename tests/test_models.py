@@ -12,6 +12,7 @@ from timm.optim import create_optimizer_v2
 import aa_models  # noqa: F401, registers the models
 from aa_models.layers import AugmentedConv2d
 from aa_models.models.simplecnn import checkpoint_filter_fn
+from torch_faults import skip_where_pooling_has_one_size
 
 RESNETS = ['aa_resnet18', 'aa_resnet34', 'aa_resnet50', 'aa_resnet101', 'aa_resnet152', 'laa_resnet18', 'laa_resnet50']
 WRNS = [prefix + name for name in ('wrn28_10', 'wrn16_8') for prefix in ('', 'aa_', 'laa_')]
@@ -270,6 +271,8 @@ def test_compile_inductor_trains(name):
 @pytest.mark.parametrize('name', FAMILIES)
 @torch.no_grad()
 def test_export(name):
+    if 'resnet' in name:
+        skip_where_pooling_has_one_size()
     model, x = small(name)
     smallest = 33 if 'resnet' in name else 16  # a last map of one pixel would be a special case to torch.export
     height, width = (torch.export.Dim(n, min=smallest, max=512) for n in ('height', 'width'))

@@ -90,7 +90,12 @@ def test_large_logits_in_half_precision(layer, dtype, tolerance):
         else:
             weights = reference.softmax_weights(rounded, *exact[:2], H, W)
         out = attn.attend(q, k, v)
-        torch.testing.assert_close(out.double().flatten(2, 3), weights @ exact[2], rtol=tolerance, atol=tolerance)
+        # where the two best are close, either may win: float32 knows logits of 1e6 to a tenth, and a bfloat16 table is
+        # rounded again when it is interpolated
+        clear = weights.amax(-1) > (0 if layer.way == 'linear' else 0.999)
+        assert clear.float().mean() > 0.8
+        torch.testing.assert_close(
+            out.double().flatten(2, 3)[clear], (weights @ exact[2])[clear], rtol=tolerance, atol=tolerance)
         out.sum().backward()
         tables = [p for name, p in attn.named_parameters() if 'rel' in name]
         assert all(t.grad.isfinite().all() for t in (q, k, v, *tables))
