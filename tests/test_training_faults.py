@@ -363,6 +363,7 @@ def await_signal(reached, *words):
     seen, reached_file = [], Path(reached)
     loop.Trainer._step = waiting
     os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in what runs behind it
     return cli.main(words)
 
 
