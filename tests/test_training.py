@@ -1,6 +1,7 @@
 """Recipes, and what a training run computes."""
 import argparse
 import json
+import shutil
 import tarfile
 
 import pytest
@@ -8,8 +9,8 @@ import torch
 import yaml
 
 from aa_models.training import train
-from aa_models.training.data import class_names, held_out, open_dataset
-from aa_models.training.recipe import add_recipe_arguments, load_recipe, recipe_names, recipe_overrides
+from aa_models.training.data import choose_evenly, class_names, open_dataset, open_datasets
+from aa_models.training.recipe import Recipe, add_recipe_arguments, load_recipe, recipe_names, recipe_overrides
 from training_runs import assert_same_run, checkpoint_of, log_of, make_pictures, run, run_training
 
 
@@ -96,6 +97,8 @@ def test_key_values_without_a_value_are_a_wrong_option(capsys):
     (dict(num_classes=2), 'num_classes = 2, but the images have labels to 2'),
     (dict(batch_size=64), '24 training images do not fill one batch'),
     (dict(holdout=24), 'holdout = 24 must be below the 24 training images'),
+    (dict(train_images=24), 'train_images = 24 must be below the 24 training images'),
+    (dict(holdout=6, train_images=18), 'train_images = 18 must be below the 18 training images'),
     (dict(dataset='torch/nonesuch'), "dataset 'torch/nonesuch'.* cannot be read: Unknown torchvision dataset"),
     (dict(crop_padding=18), 'crop_padding = 18 needs pictures larger than that'),
 ])
@@ -113,6 +116,12 @@ def test_folders_that_mislead_are_refused(tmp_path, data):
     make_pictures(tmp_path / 'shifted', classes=2, splits=('validation',))
     with pytest.raises(ValueError, match='differ in their classes: class2'):
         run_training(tmp_path / 'out', tmp_path / 'shifted')
+    archive = tmp_path / 'archive'  # as Tiny-ImageNet comes
+    for split in ('train', 'validation'):
+        for path in (data / split).iterdir():
+            shutil.copytree(path, archive / split / path.name / 'images')
+    with pytest.raises(ValueError, match="one class only, 'images': a folder train/CLASS/"):
+        run_training(tmp_path / 'out', archive)
     with pytest.raises(ValueError, match='is no directory'):
         run_training(tmp_path / 'out', tmp_path / 'nowhere')
 
@@ -129,12 +138,24 @@ def test_directory_belongs_to_its_recipe(tmp_path, data):
 
 # what is computed
 
-def test_held_out_images_are_balanced():
+def test_chosen_images_are_balanced():
     labels = [0] * 50 + [1] * 30 + [2] * 10
-    held = held_out(labels, 90, 15, seed=1)
-    assert held == held_out(labels, 90, 15, seed=1) != held_out(labels, 90, 15, seed=2)
-    assert [sum(labels[i] == c for i in held) for c in range(3)] == [5, 5, 5]
-    assert held == sorted(set(held)) and len(held_out(None, 90, 15, seed=1)) == 15
+    indices = list(range(1000, 1090))
+    chosen = choose_evenly(indices, labels, 15, seed=1)
+    assert chosen == choose_evenly(indices, labels, 15, seed=1) != choose_evenly(indices, labels, 15, seed=2)
+    assert [sum(labels[i - 1000] == c for i in chosen) for c in range(3)] == [5, 5, 5]
+    assert chosen == sorted(set(chosen)) and len(choose_evenly(indices, None, 15, seed=1)) == 15
+
+
+@pytest.mark.parametrize('holdout', [0, 6])
+def test_few_training_images(data, holdout):
+    """As many of each class, none of those held out; validation keeps its own."""
+    recipe = Recipe(train_images=9, holdout=holdout)
+    train, evaluation = open_datasets(recipe, str(data), download=False)
+    labels = [label for _, label in train]
+    assert len(train) == 9 and all(labels.count(c) == 3 for c in range(3))
+    assert len(evaluation) == (holdout or len(open_dataset('', str(data), 'validation')))
+    assert not holdout or not set(train.indices) & set(evaluation.indices)
 
 
 def test_holdout_takes_from_the_training_images(tmp_path):

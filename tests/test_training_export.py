@@ -109,6 +109,11 @@ def test_input_that_is_not_square(tmp_path, data, capsys):
     assert f'top-1 {float(log[-1]["eval_top1"]):.3f} %' in capsys.readouterr().out.splitlines()[1]
 
 
+def test_card_says_how_few_images_there_were(tmp_path, data):
+    folder = run_training(tmp_path / 'out', data, '--tag', 'few', train_images=6, batch_size=6, epochs=1)
+    assert 'trained from scratch on 6 images of' in (folder / 'aa_simplecnn.few' / 'README.md').read_text()
+
+
 @pytest.mark.parametrize('tag', ['', 'a/b', 'a.b'])
 def test_impossible_tags_are_refused(finished, tag):
     with pytest.raises(ValueError, match=f'tag = {tag!r} must be made of letters, digits, _ and -'):

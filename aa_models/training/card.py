@@ -250,7 +250,8 @@ def _training(recipe: Recipe, title: str, input_size: tuple[int, int, int], log:
     start = f'fine-tuned from the weights of `{recipe.model}`' if recipe.pretrained else 'trained from scratch'
     accumulation = f', {recipe.grad_accum_steps} of them an update' if recipe.grad_accum_steps > 1 else ''
     where = f' on {machine}' if machine else ''
+    images = f'{recipe.train_images} images of {title}' if recipe.train_images else title
     return (
-        f'By `aa-models train`, {start} on {title} at {size_text(input_size)} px: {recipe.epochs} epochs, batches of '
+        f'By `aa-models train`, {start} on {images} at {size_text(input_size)} px: {recipe.epochs} epochs, batches of '
         f'{recipe.batch_size} images a device{accumulation}, {recipe.opt} with a learning rate of {recipe.lr:g}. '
         f'The epochs took {hours:.1f} hours{where}, validation not counted.')

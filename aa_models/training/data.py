@@ -91,17 +91,28 @@ def open_datasets(recipe: Recipe, root: str | None, download: bool) -> tuple[Ima
     train = open_dataset(recipe.dataset, root, recipe.train_split, is_training=True, **options)
     if isinstance(train, IterableDataset) and not recipe.workers:
         raise ValueError(f'workers = 0: the order of {recipe.dataset!r} is only repeatable with workers of its own')
-    if not recipe.holdout:
+    indices: list[int] | None = None  # of the training images; all of them
+    if recipe.holdout:
+        held = _choose(train, None, recipe.holdout, 'holdout', recipe)
+        indices = sorted(set(range(len(train))).difference(held))
+        evaluation = _Part(copy.copy(train), held)  # a copy, because the two differ in their transform
+    else:
         evaluation = open_dataset(recipe.dataset, root, recipe.val_split, **options)
         _check_pair(train, evaluation, recipe, root)
-        return train, evaluation
-    if isinstance(train, IterableDataset):
-        raise ValueError(f'holdout = {recipe.holdout} needs a dataset with random access, not {recipe.dataset!r}')
-    if recipe.holdout >= len(train):
-        raise ValueError(f'holdout = {recipe.holdout} must be below the {len(train)} training images')
-    held = held_out(labels_of(train), len(train), recipe.holdout, recipe.seed)
-    rest = sorted(set(range(len(train))).difference(held))
-    return _Part(train, rest), _Part(copy.copy(train), held)  # a copy, because the two differ in their transform
+    if recipe.train_images:
+        indices = _choose(train, indices, recipe.train_images, 'train_images', recipe)
+    return train if indices is None else _Part(train, indices), evaluation
+
+
+def _choose(dataset: Images, indices: list[int] | None, count: int, option: str, recipe: Recipe) -> list[int]:
+    """`count` of the indices, of all by default, with errors that name the option."""
+    if isinstance(dataset, IterableDataset):
+        raise ValueError(f'{option} = {count} needs a dataset with random access, not {recipe.dataset!r}')
+    indices = list(range(len(dataset))) if indices is None else indices
+    if count >= len(indices):
+        raise ValueError(f'{option} = {count} must be below the {len(indices)} training images')
+    labels = labels_of(dataset)
+    return choose_evenly(indices, labels and [labels[i] for i in indices], count, recipe.seed)
 
 
 def _check_pair(train: Images, evaluation: Images, recipe: Recipe, root: str | None) -> None:
@@ -112,6 +123,9 @@ def _check_pair(train: Images, evaluation: Images, recipe: Recipe, root: str | N
             f'data_dir = {root!r} has no folders {recipe.train_split}/ and {recipe.val_split}/: it would be validated '
             'on the training images. Make them, or hold images out with --holdout N')
     names, others = class_names(train), class_names(evaluation)
+    if names and len(names) == 1:
+        raise ValueError(f'data_dir = {root!r} has one class only, {names[0]!r}: a folder {recipe.train_split}/CLASS/… '
+                         'for each class is wanted, with the pictures right in it')
     if names and others and names != others:
         differing = ', '.join(sorted(set(names) ^ set(others))) or 'their order'
         raise ValueError(
@@ -155,9 +169,9 @@ def check_labels(dataset: Images, num_classes: int) -> None:
         raise ValueError(f'num_classes = {num_classes}, but the images have labels to {max(labels)}')
 
 
-def held_out(labels: list[int] | None, total: int, count: int, seed: int) -> list[int]:
-    """`count` of `total` indices in rising order, as evenly from all classes as can be where labels are known."""
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+def choose_evenly(indices: list[int], labels: list[int] | None, count: int, seed: int) -> list[int]:
+    """`count` of the indices in rising order, as evenly from all classes as can be where their labels are known."""
+    order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))
     if labels is not None:
         seen: dict[int, int] = {}
         turn = []  # how many images of its class come before each image
@@ -165,7 +179,7 @@ def held_out(labels: list[int] | None, total: int, count: int, seed: int) -> lis
             turn.append(seen.get(label, 0))
             seen[label] = turn[-1] + 1
         order = order[torch.tensor(turn).argsort(stable=True)]
-    return sorted(order[:count].tolist())
+    return sorted(indices[i] for i in order[:count].tolist())
 
 
 def make_train_loader(

@@ -43,6 +43,7 @@ class Recipe:
     train_split: str = _option('train', 'split to train on')
     val_split: str = _option('validation', 'split to validate on')
     holdout: int = _option(0, 'validate on that many training images, class-balanced, instead of val_split', least=0)
+    train_images: int = _option(0, 'train on that many images only, class-balanced; 0: all', least=0)
     img_size: int | None = _option(None, "side of the network's input; none: the model's own", least=1)
     input_size: tuple[int, ...] | None = _option(
         None, 'channels, height and width of the input, where it is not square', length=3, least=1)
