@@ -20,6 +20,8 @@ from PIL import Image, ImageDraw
 __all__ = ['SHAPES', 'draw', 'main', 'write_folder']
 
 SIZE = (80, 160)  # height, width
+STRIPES = 0.5  # of the way from one colour of the ground to the other
+NOISE = 20  # deviation, of 255
 Points = list[tuple[float, float]]
 
 
@@ -69,7 +71,7 @@ def draw(shape: str, random: np.random.Generator) -> Image.Image:
     rows, columns = np.mgrid[:height, :width]
     angle, period = random.uniform(0, math.pi), random.uniform(6, 40)
     wave = np.sin((rows * math.sin(angle) + columns * math.cos(angle)) * 2 * math.pi / period)
-    ground = back + (stripe - back) * 0.25 * (1 + wave[..., None])
+    ground = back + (stripe - back) * STRIPES * (1 + wave[..., None]) / 2
     picture = Image.fromarray(ground.clip(0, 255).astype(np.uint8))
 
     radius = random.uniform(0.18, 0.42) * height
@@ -78,7 +80,7 @@ def draw(shape: str, random: np.random.Generator) -> Image.Image:
     c, s = radius * math.cos(turn), radius * math.sin(turn)
     points = [(x + c * u - s * v, y + s * u + c * v) for u, v in SHAPES[shape]()]
     ImageDraw.Draw(picture).line([*points, points[0]], fill=tuple(front.astype(int)), width=int(random.integers(2, 6)))
-    noisy = np.asarray(picture) + random.normal(0, 20, (height, width, 3))
+    noisy = np.asarray(picture) + random.normal(0, NOISE, (height, width, 3))
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
 
 
