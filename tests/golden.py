@@ -16,7 +16,7 @@ import aa_models  # noqa: F401, registers the models
 from aa_models.pictures import find_pictures, read_picture
 
 FOLDER = Path(__file__).parent / 'golden'
-PICTURES = Path(__file__).parent / 'pictures'
+PICTURES = {tag: Path(__file__).parent / name for tag, name in (('cifar100', 'pictures'), ('tiny_in', 'photographs'))}
 
 
 @torch.inference_mode()
@@ -26,7 +26,7 @@ def compute(name_tag):
     transform = create_transform(**resolve_data_config(model=model))
     labels = model.pretrained_cfg['label_names']
     answers = {}
-    for path in find_pictures([PICTURES]):
+    for path in find_pictures([PICTURES[name_tag.partition('.')[2]]]):
         logits = model(transform(read_picture(path))[None])[0]
         answers[path.name] = dict(
             top5=[labels[i] for i in logits.topk(5).indices], logits=[round(v, 5) for v in logits.tolist()])

@@ -98,7 +98,7 @@ def test_list(folder, capsys):
 
 
 @pytest.mark.parametrize('filter, count', [
-    ('wrn', 6), ('aa_resnet1*', 6), ('aa_resnet18', 3), ('aa_resnet34', 2), (f'{NAME}.te*', 1), (NAME, 2),
+    ('wrn', 6), ('aa_resnet1*', 7), ('aa_resnet18', 4), ('aa_resnet34', 2), (f'{NAME}.te*', 1), (NAME, 2),
 ])
 def test_list_filter(filter, count, folder, monkeypatch, capsys):
     monkeypatch.setattr('aa_models.listing._row', lambda name: (name, '', '', '', ''))

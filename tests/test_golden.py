@@ -11,14 +11,14 @@ CHECKPOINTS = own_checkpoints()
 
 
 def test_there_are_checkpoints():
-    assert 'aa_resnet18.cifar100' in CHECKPOINTS
+    assert {'aa_resnet18.cifar100', 'aa_resnet18.tiny_in'} < set(CHECKPOINTS)
 
 
 @pytest.mark.parametrize('name_tag', CHECKPOINTS)
 def test_golden(name_tag):
     stored = json.loads((golden.FOLDER / f'{name_tag}.json').read_text(encoding='utf-8'))
     answers = golden.compute(name_tag)
-    assert answers.keys() == stored.keys() and len(answers) >= 6
+    assert answers.keys() == stored.keys() and len(answers) >= 4
     for name, answer in answers.items():
         assert answer['top5'] == stored[name]['top5'], name
         torch.testing.assert_close(

@@ -10,10 +10,10 @@ import pytest
 from hatchling import build
 
 import aa_models
-from aa_models.models._pretrained import own_checkpoints
 
 ROOT = Path(__file__).parents[1]
 NAME = f'aa_models-{aa_models.__version__}'
+CHECKPOINTS = ['aa_resnet18.tiny_in', 'aa_simplecnn.cifar100', 'laa_simplecnn.cifar100', 'simplecnn.cifar100']
 
 
 def built(folder, hook, target):
@@ -54,13 +54,13 @@ def test_wheel_holds_what_a_user_needs(wheel, sdist):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     source = {path.relative_to(sdist).as_posix() for path in (sdist / 'aa_models').rglob('*') if path.is_file()}
-    files = [path for tag in own_checkpoints() for path in (ROOT / 'weights' / tag).iterdir()]
+    files = [path for tag in CHECKPOINTS for path in (ROOT / 'weights' / tag).iterdir()]
     weights = {f'aa_models/weights/{path.parent.name}/{path.name}' for path in files}
     info = {f'{NAME}.dist-info/{name}' for name in (
         'METADATA', 'WHEEL', 'RECORD', 'entry_points.txt', 'licenses/LICENSE')}
     assert {'aa_models/py.typed', 'aa_models/recipes/finetune.yaml'} < source
-    smallest = 'aa_models/weights/laa_simplecnn.cifar100'
-    assert {f'{smallest}/{name}' for name in ('config.json', 'model.safetensors', 'README.md')} < weights
+    default = 'aa_models/weights/aa_resnet18.tiny_in'
+    assert {f'{default}/{name}' for name in ('config.json', 'model.safetensors', 'README.md')} < weights
     assert names == source | weights | info  # no test, no log of another run, nothing else
 
 

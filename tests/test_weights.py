@@ -17,8 +17,7 @@ from aa_models.training.results import read_results
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / 'weights'
-RESULTS = WEIGHTS / 'results-cifar100.csv'
-SEED_LOGS = sorted((WEIGHTS / 'logs-cifar100').glob('*.csv'))
+OTHER_LOGS = sorted(WEIGHTS.glob('logs-*/*.csv'))  # of runs whose weights are not here
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
 
 
@@ -27,10 +26,10 @@ def read_log(path):
         return list(csv.DictReader(file))
 
 
-def logs_of(model):
+def logs_of(model, tag):
     """The logs of every seed of a model, that of its checkpoint first."""
-    own = WEIGHTS / f'{model}.cifar100' / 'log.csv'
-    return [*([own] if own.is_file() else []), *(path for path in SEED_LOGS if path.stem.startswith(f'{model}-seed'))]
+    own = WEIGHTS / f'{model}.{tag}' / 'log.csv'
+    return [*([own] if own.is_file() else []), *sorted((WEIGHTS / f'logs-{tag}').glob(f'{model}-seed*.csv'))]
 
 
 def test_folders_are_the_tags():
@@ -58,7 +57,8 @@ def test_card_says_what_was_measured(name_tag):
     """Card, its metadata, the table and the log's last row; the log was measured in the run's own precision."""
     folder = WEIGHTS / name_tag
     card = (folder / 'README.md').read_text(encoding='utf-8')
-    row, = (row for row in read_results(RESULTS) if row['model'] == name_tag)
+    results = read_results(WEIGHTS / f'results-{name_tag.partition(".")[2]}.csv')
+    row, = (row for row in results if row['model'] == name_tag)
     for figure, column in (('top-1', 'top1'), ('top-5', 'top5')):
         value = float(re.search(rf'^\| {figure} \| ([\d.]+) % \|$', card, re.MULTILINE)[1])
         assert value == float(row[column]) == pytest.approx(100 - float(row[f'{column}_err']))
@@ -71,7 +71,7 @@ def test_card_says_what_was_measured(name_tag):
 
 
 @pytest.mark.parametrize(
-    'path', [*sorted(WEIGHTS.glob('*/log.csv')), *SEED_LOGS], ids=lambda path: f'{path.parent.name}-{path.stem}')
+    'path', [*sorted(WEIGHTS.glob('*/log.csv')), *OTHER_LOGS], ids=lambda path: f'{path.parent.name}-{path.stem}')
 def test_logs_are_whole(path):
     """Every epoch once, the last one validated; a checkpoint's as many as its recipe asks for."""
     rows = read_log(path)
@@ -81,12 +81,18 @@ def test_logs_are_whole(path):
         assert len(rows) == yaml.safe_load(recipe.read_text(encoding='utf-8'))['epochs']
 
 
-@pytest.mark.parametrize('model', ['simplecnn', 'aa_simplecnn', 'laa_simplecnn', 'resnet18', 'aa_resnet18'])
-def test_seeds_in_readme(model):
-    logs = logs_of(model)
-    top1 = [float(read_log(path)[-1]['eval_top1']) for path in logs]
+@pytest.mark.parametrize('title, tag, model, seeds', [
+    ('CIFAR-100', 'cifar100', 'simplecnn', 3),
+    ('CIFAR-100', 'cifar100', 'aa_simplecnn', 3),
+    ('CIFAR-100', 'cifar100', 'laa_simplecnn', 3),
+    ('CIFAR-100', 'cifar100', 'resnet18', 1),
+    ('CIFAR-100', 'cifar100', 'aa_resnet18', 1),
+    ('Tiny-ImageNet', 'tiny_in', 'aa_resnet18', 1),
+])
+def test_tables_of_readme(title, tag, model, seeds):
+    top1 = [float(read_log(path)[-1]['eval_top1']) for path in logs_of(model, tag)]
     figure = f'{statistics.mean(top1):.2f}' + (f' ± {statistics.stdev(top1):.2f}' if len(top1) > 1 else '')
-    assert len(top1) == (3 if 'simplecnn' in model else 1)
-    section = README.partition('### CIFAR-100')[2].partition('\n## ')[0]
+    assert len(top1) == seeds
+    section = README.partition(f'### {title}')[2].partition('\n#')[0]
     row, = re.findall(rf'^\| `{model}` \| .*$', section, re.MULTILINE)
     assert f'| {figure} % |' in row

@@ -15,6 +15,7 @@ from torch import nn
 from ._augmented import augment_stages, checkpoint_filter_fn, materialize, rel_table_names, reset_parameters
 from ._cifar100 import CIFAR100_LABELS, CIFAR100_MEAN, CIFAR100_STD
 from ._pretrained import build, weights_cfg
+from ._tiny_imagenet import TINY_IMAGENET_LABELS
 
 __all__ = ['AugmentedResNet']
 
@@ -95,6 +96,14 @@ def _lcfg(**kwargs: Any) -> dict[str, Any]:
     return _cfg(**{'paper_ids': 'arXiv:1812.01243', **kwargs})
 
 
+def _tiny_in(name: str, sha256: str, **kwargs: Any) -> dict[str, Any]:
+    """Trained here on Tiny-ImageNet, its 64 px pictures enlarged."""
+    return _cfg(
+        num_classes=200, input_size=(3, 128, 128), pool_size=(4, 4), crop_pct=1.0,
+        label_names=tuple(TINY_IMAGENET_LABELS), label_descriptions=TINY_IMAGENET_LABELS,
+        **weights_cfg(f'{name}.tiny_in', sha256), **kwargs)
+
+
 def _from_a1_in1k(depth: int) -> dict[str, Any]:
     """timm's plain ResNet, trained on ImageNet (ResNet strikes back, A1); `checkpoint_filter_fn` converts it."""
     return _cfg(
@@ -104,6 +113,7 @@ def _from_a1_in1k(depth: int) -> dict[str, Any]:
 
 
 default_cfgs = generate_default_cfgs({
+    'aa_resnet18.tiny_in': _tiny_in('aa_resnet18', '64fd2ea29248cd1686e64d64ae923ca36ac65eefde0210e56bdb71c7092cda47'),
     'aa_resnet18.cifar100': _cfg(
         num_classes=100, input_size=(3, 128, 128), pool_size=(4, 4), crop_pct=1.0, mean=CIFAR100_MEAN, std=CIFAR100_STD,
         label_names=CIFAR100_LABELS, **weights_cfg(

@@ -3,7 +3,7 @@
 Size, crop, filter and colour statistics are those that the model was trained with, unless an option says otherwise.
 
 Examples:
-  aa-models validate --model aa_resnet18 --dataset torch/cifar100 --data-dir data --dataset-download
+  aa-models validate --model aa_resnet18.cifar100 --dataset torch/cifar100 --data-dir data --dataset-download
   aa-models validate --model local-dir:runs/mine/aa_resnet18.mine --data-dir my_pictures --card
   aa-models validate --checkpoint runs/mine/model_best.pth.tar --data-dir my_pictures --results-file results.csv
   aa-models validate --model hf-hub:timm/resnet50.a1_in1k --data-dir imagenet --amp --channels-last
