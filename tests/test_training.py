@@ -4,10 +4,14 @@ import json
 import shutil
 import tarfile
 
+import numpy as np
 import pytest
+import timm
 import torch
 import yaml
+from PIL import Image
 
+from aa_models.training import data as training_data
 from aa_models.training import train
 from aa_models.training.data import choose_evenly, class_names, open_dataset, open_datasets
 from aa_models.training.recipe import Recipe, add_recipe_arguments, load_recipe, recipe_names, recipe_overrides
@@ -163,6 +167,22 @@ def test_holdout_takes_from_the_training_images(tmp_path):
     output = run_training(tmp_path / 'out', flat, holdout=6, epochs=1, batch_size=18)
     assert len(log_of(output)) == 1
     assert checkpoint_of(output)['args'].num_classes == 3
+
+
+def test_crops_have_the_shape_of_the_input(tmp_path):
+    """The largest crop in the input's proportions is the whole picture, which training sees as validation does."""
+    picture = np.random.default_rng(0).integers(0, 255, (24, 48, 3), np.uint8)
+    (tmp_path / 'train' / 'noise').mkdir(parents=True)
+    Image.fromarray(picture).save(tmp_path / 'train' / 'noise' / 'a.png')
+    recipe = Recipe(
+        input_size=(3, 12, 24), interpolation='bilinear', crop_pct=1.0, scale=(1, 1), ratio=(1, 1), hflip=0,
+        color_jitter=0, batch_size=1, workers=0)
+    config = training_data.data_config_of(timm.create_model('test_resnet', device='meta'), vars(recipe))
+    train, evaluation = (open_dataset('', str(tmp_path), 'train') for _ in range(2))
+    (seen, _), = training_data.make_train_loader(train, recipe, config, torch.device('cpu'), False)
+    (expected, _), = training_data.make_eval_loader(evaluation, config, 1, 0, torch.device('cpu'))
+    assert seen.shape == (1, 3, 12, 24)
+    torch.testing.assert_close(seen, expected)
 
 
 def test_gradients_of_two_batches_make_one_of_the_large_batch(tmp_path, data):

@@ -191,12 +191,13 @@ def make_train_loader(
 ) -> Any:
     """Batches of augmented images, normalised and on the device."""
     trivial = recipe.auto_augment == 'ta_wide'
+    height, width = data_config['input_size'][1:]
     loader = create_loader(
         dataset,
         is_training=True,
         batch_size=recipe.batch_size,
         scale=recipe.scale,
-        ratio=recipe.ratio,
+        ratio=[ratio * width / height for ratio in recipe.ratio],  # validation does not stretch pictures either
         hflip=recipe.hflip,
         color_jitter=None if trivial or not recipe.color_jitter else recipe.color_jitter,  # type: ignore[arg-type]  # taken
         auto_augment=None if trivial else recipe.auto_augment,
@@ -207,9 +208,8 @@ def make_train_loader(
     if recipe.crop_padding:
         if not isinstance(steps[0], RandomResizedCropAndInterpolation):
             raise RuntimeError(f"timm's training transform starts with {steps[0]}, not with the random crop")
-        size, mode = data_config['input_size'][-1], str_to_interp_mode(data_config['interpolation'])
-        steps[:1] = [
-            RandomShift(recipe.crop_padding), transforms.Resize(size, interpolation=mode), transforms.CenterCrop(size)]
+        resize = transforms.Resize(width, interpolation=str_to_interp_mode(data_config['interpolation']))
+        steps[:1] = [RandomShift(recipe.crop_padding), resize, transforms.CenterCrop(width)]
     if trivial:
         steps.insert(len(steps) - 1, transforms.TrivialAugmentWide())  # the last step makes the tensor
     if distributed and hasattr(loader.sampler, 'seed'):

@@ -57,7 +57,8 @@ class Recipe:
         0, 'shift by up to that many source pixels, reflecting at the border, instead of cropping to scale and ratio',
         least=0)
     scale: tuple[float, float] = _option((0.08, 1.0), 'least and largest area of the random crop', length=2, above=0)
-    ratio: tuple[float, float] = _option((3 / 4, 4 / 3), 'range of the crop\'s aspect ratio', length=2, above=0)
+    ratio: tuple[float, float] = _option(
+        (3 / 4, 4 / 3), "range of the crop's aspect ratio, in parts of the input's", length=2, above=0)
     hflip: float = _option(0.5, 'probability of a horizontal flip', least=0, most=1)
     color_jitter: float = _option(0.4, 'brightness, contrast and saturation jitter', least=0)
     auto_augment: str | None = _option(None, 'rand-m9-mstd0.5, augmix-…, original, v0 or ta_wide')
