@@ -1,8 +1,8 @@
 """A folder of generated pictures to fine-tune on: few, small, twice as wide as high, and unlike photographs.
 
-Eight outlines (circle, triangle, square, pentagon, hexagon, star, cross, crescent) at any place, size, angle and
-colour, before stripes and noise. The folder is FOLDER/train/CLASS/… and FOLDER/validation/CLASS/…, as
-`aa-models train` reads.
+Eight figures (circle, triangle, square, pentagon, hexagon, star, cross, crescent) at any place, size, angle and colour,
+before stripes and under noise. The folder is FOLDER/train/CLASS/… and FOLDER/validation/CLASS/…, as `aa-models train`
+reads.
 
 Examples:
   python -m aa_models.examples.shapes shapes
@@ -74,12 +74,12 @@ def draw(shape: str, random: np.random.Generator) -> Image.Image:
     ground = back + (stripe - back) * STRIPES * (1 + wave[..., None]) / 2
     picture = Image.fromarray(ground.clip(0, 255).astype(np.uint8))
 
-    radius = random.uniform(0.18, 0.42) * height
+    radius = random.uniform(0.2, 0.45) * height
     x, y = random.uniform(radius, width - radius), random.uniform(radius, height - radius)
     turn = random.uniform(0, 2 * math.pi)
     c, s = radius * math.cos(turn), radius * math.sin(turn)
     points = [(x + c * u - s * v, y + s * u + c * v) for u, v in SHAPES[shape]()]
-    ImageDraw.Draw(picture).line([*points, points[0]], fill=tuple(front.astype(int)), width=int(random.integers(2, 6)))
+    ImageDraw.Draw(picture).polygon(points, fill=tuple(front.astype(int)))
     noisy = np.asarray(picture) + random.normal(0, NOISE, (height, width, 3))
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
 
