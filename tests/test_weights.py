@@ -96,3 +96,13 @@ def test_tables_of_readme(title, tag, model, seeds):
     section = README.partition(f'### {title}')[2].partition('\n#')[0]
     row, = re.findall(rf'^\| `{model}` \| .*$', section, re.MULTILINE)
     assert f'| {figure} % |' in row
+
+
+@pytest.mark.parametrize('task, words', [('cifar100', 'a tenth of its pictures'), ('shapes', 'eight drawn figures')])
+def test_gains_of_fine_tuning_in_readme(task, words):
+    runs = [read_log(WEIGHTS / 'logs-finetune' / f'{task}_{start}.csv') for start in ('pretrained', 'scratch')]
+    assert len(runs[0]) == len(runs[1])
+    pretrained, scratch = (float(run[-1]['eval_top1']) for run in runs)
+    row, = re.findall(rf'^\| .*{words}.*$', README, re.MULTILINE)
+    assert row.endswith(f'| {pretrained:.2f} % | {scratch:.2f} % | {pretrained - scratch:.2f} |')
+    assert pretrained - scratch > 10

@@ -6,7 +6,7 @@ reads.
 
 Examples:
   python -m aa_models.examples.shapes shapes
-  python -m aa_models.examples.shapes shapes --train 50 --seed 1
+  python -m aa_models.examples.shapes shapes --train 20 --seed 1
 """
 import argparse
 import math
@@ -107,7 +107,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Write the folder that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('folder', type=Path, help='is made')
-    parser.add_argument('--train', type=int, default=20, metavar='N', help='of each shape (default: %(default)s)')
+    parser.add_argument('--train', type=int, default=50, metavar='N', help='of each shape (default: %(default)s)')
     parser.add_argument('--validation', type=int, default=125, metavar='N', help='the same (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='of all that is random (default: %(default)s)')
     args = parser.parse_args(words)

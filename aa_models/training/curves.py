@@ -66,6 +66,7 @@ def draw(groups: Mapping[str, Sequence[dict[int, float]]], path: str, title: str
         title: Printed above.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7, 4.2), layout='constrained')
     axes = figure.subplots()
@@ -76,6 +77,7 @@ def draw(groups: Mapping[str, Sequence[dict[int, float]]], path: str, title: str
         axes.plot(epochs, [sum(v) / len(v) for v in values], f'C{i}.-', label=name + seeds)
         axes.fill_between(epochs, list(map(min, values)), list(map(max, values)), color=f'C{i}', alpha=0.25, lw=0)
     axes.set(xlabel='epochs', ylabel='top-1, %', title=title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(fontsize='small')
     figure.savefig(path, dpi=150)

@@ -192,12 +192,13 @@ def make_train_loader(
     """Batches of augmented images, normalised and on the device."""
     trivial = recipe.auto_augment == 'ta_wide'
     height, width = data_config['input_size'][1:]
+    narrow, wide = (ratio * width / height for ratio in recipe.ratio)  # validation does not stretch pictures either
     loader = create_loader(
         dataset,
         is_training=True,
         batch_size=recipe.batch_size,
         scale=recipe.scale,
-        ratio=[ratio * width / height for ratio in recipe.ratio],  # validation does not stretch pictures either
+        ratio=(narrow, wide),
         hflip=recipe.hflip,
         color_jitter=None if trivial or not recipe.color_jitter else recipe.color_jitter,  # type: ignore[arg-type]  # taken
         auto_augment=None if trivial else recipe.auto_augment,
