@@ -124,8 +124,9 @@ def test_folders_that_mislead_are_refused(tmp_path, data):
     for split in ('train', 'validation'):
         for path in (data / split).iterdir():
             shutil.copytree(path, archive / split / path.name / 'images')
-    with pytest.raises(ValueError, match="one class only, 'images': a folder train/CLASS/"):
-        run_training(tmp_path / 'out', archive)
+    for holdout in (0, 6):
+        with pytest.raises(ValueError, match="one class only, 'images': a folder train/CLASS/"):
+            run_training(tmp_path / 'out', archive, holdout=holdout)
     with pytest.raises(ValueError, match='is no directory'):
         run_training(tmp_path / 'out', tmp_path / 'nowhere')
 

@@ -91,6 +91,10 @@ def open_datasets(recipe: Recipe, root: str | None, download: bool) -> tuple[Ima
     train = open_dataset(recipe.dataset, root, recipe.train_split, is_training=True, **options)
     if isinstance(train, IterableDataset) and not recipe.workers:
         raise ValueError(f'workers = 0: the order of {recipe.dataset!r} is only repeatable with workers of its own')
+    names = class_names(train)
+    if names and len(names) == 1:
+        raise ValueError(f'data_dir = {root!r} has one class only, {names[0]!r}: a folder {recipe.train_split}/CLASS/… '
+                         'for each class is wanted, with the pictures right in it')
     indices: list[int] | None = None  # of the training images; all of them
     if recipe.holdout:
         held = _choose(train, None, recipe.holdout, 'holdout', recipe)
@@ -123,9 +127,6 @@ def _check_pair(train: Images, evaluation: Images, recipe: Recipe, root: str | N
             f'data_dir = {root!r} has no folders {recipe.train_split}/ and {recipe.val_split}/: it would be validated '
             'on the training images. Make them, or hold images out with --holdout N')
     names, others = class_names(train), class_names(evaluation)
-    if names and len(names) == 1:
-        raise ValueError(f'data_dir = {root!r} has one class only, {names[0]!r}: a folder {recipe.train_split}/CLASS/… '
-                         'for each class is wanted, with the pictures right in it')
     if names and others and names != others:
         differing = ', '.join(sorted(set(names) ^ set(others))) or 'their order'
         raise ValueError(
