@@ -128,7 +128,9 @@ default_cfgs = generate_default_cfgs({
     'aa_resnet101.untrained*': _cfg(),
     'aa_resnet152.from_a1_in1k': _from_a1_in1k(152),
     'aa_resnet152.untrained*': _cfg(),
-    'laa_resnet18.untrained': _lcfg(),
+    'laa_resnet18.tiny_in': _tiny_in(
+        'laa_resnet18', '1c94abd1d32e28d134d45483ba968a529d6172af7528825e2526385d04996a72',
+        paper_ids='arXiv:1812.01243'),
     'laa_resnet50.untrained': _lcfg(),
 })
 
