@@ -7,17 +7,13 @@ import torch
 from torch import nn
 
 import aa_models
-from aa_models.layers import AugmentedConv2d
+from found import augmented
 
 SETTINGS = dict(dk=16, dv=8, num_heads=4)
 
 
 def resnet(**kwargs):
     return timm.create_model('resnet10t', num_classes=5, **kwargs)
-
-
-def augmented(model):
-    return [name for name, m in model.named_modules() if isinstance(m, AugmentedConv2d)]
 
 
 @pytest.mark.parametrize('where,expected', [
@@ -30,7 +26,7 @@ def augmented(model):
 def test_where(where, expected):
     model = resnet()
     assert aa_models.augment(model, where=where, img_size=64, **SETTINGS) is model
-    assert augmented(model) == expected
+    assert list(augmented(model)) == expected
     assert model(torch.randn(2, 3, 48, 80)).shape == (2, 5)
 
 

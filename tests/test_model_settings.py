@@ -9,7 +9,7 @@ from torch import nn
 
 import aa_models
 import reference
-from aa_models.layers import AugmentedConv2d
+from found import augmented
 
 # for each family a small form, and a layer of stride 1 in it
 FAMILIES = {
@@ -19,10 +19,6 @@ FAMILIES = {
 }
 FAMILIES.update({'l' + name: settings for name, settings in FAMILIES.items()})
 POSITIONS = {'a': ('rel', 'sincos', 'coord', 'none'), 'l': ('sincos', 'coord', 'none')}
-
-
-def augmented(model):
-    return {name: m for name, m in model.named_modules() if isinstance(m, AugmentedConv2d)}
 
 
 def count(model):

@@ -10,8 +10,8 @@ from timm.models import create_feature_extractor, get_graph_node_names
 from timm.optim import create_optimizer_v2
 
 import aa_models  # noqa: F401, registers the models
-from aa_models.layers import AugmentedConv2d
 from aa_models.models.simplecnn import checkpoint_filter_fn
+from found import augmented
 from torch_faults import skip_where_pooling_has_one_size
 
 RESNETS = ['aa_resnet18', 'aa_resnet34', 'aa_resnet50', 'aa_resnet101', 'aa_resnet152', 'laa_resnet18', 'laa_resnet50']
@@ -42,10 +42,6 @@ def small(name, **kwargs):
 
 def count(name, **kwargs):
     return sum(p.numel() for p in timm.create_model(name, device='meta', **kwargs).parameters())
-
-
-def augmented(model):
-    return {name: m for name, m in model.named_modules() if isinstance(m, AugmentedConv2d)}
 
 
 def test_every_model_is_registered():

@@ -10,7 +10,7 @@ from torch import nn
 
 import aa_models
 from aa_models import warm_start
-from aa_models.layers import AugmentedConv2d
+from found import augmented
 from hub_server import HubServer, send_client_to
 
 SETTINGS = dict(dk=16, dv=0.25, num_heads=4, img_size=64)
@@ -35,11 +35,6 @@ def trained(name, **kwargs):
             nn.init.normal_(module.running_mean, std=0.2)
             nn.init.uniform_(module.running_var, 0.5, 2)
     return model
-
-
-def augmented(model):
-    """The augmented convolutions by name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, AugmentedConv2d)}
 
 
 @torch.no_grad()
