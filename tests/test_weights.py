@@ -89,6 +89,7 @@ def test_logs_are_whole(path):
     ('CIFAR-100', 'cifar100', 'aa_resnet18', 1),
     ('Tiny-ImageNet', 'tiny_in', 'aa_resnet18', 1),
     ('Tiny-ImageNet', 'tiny_in', 'laa_resnet18', 1),
+    ('Tiny-ImageNet', 'tiny_in', 'resnet18', 1),
 ])
 def test_tables_of_readme(title, tag, model, seeds):
     top1 = [float(read_log(path)[-1]['eval_top1']) for path in logs_of(model, tag)]
