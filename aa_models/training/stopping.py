@@ -62,6 +62,10 @@ class StopSignals:
         if self.received:
             self._leave()
 
+    def only_note(self) -> None:
+        """From here on no signal raises: the run is on its way out and shall say why."""
+        self.holding = True
+
     @property
     def status(self) -> int:
         """The customary exit status: 130 for SIGINT, 143 for SIGTERM."""

@@ -75,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             _train(recipe, args, place, stop)
         except (Stopped, Exception) as error:
+            stop.only_note()  # a launcher that lost one process stops the others, which are failing by themselves
             if place.distributed:
                 leave_within(LEAVE_SECONDS)
             if not stop.raised:
