@@ -234,9 +234,9 @@ def in_processes(cache, count=1, limit=0):
     processes = [context.Process(target=_locate_in_a_process, args=(cache, limit, queue)) for _ in range(count)]
     for process in processes:
         process.start()
-    results = [queue.get(timeout=60) for _ in processes]
+    results = [queue.get(timeout=300) for _ in processes]
     for process in processes:
-        process.join(60)
+        process.join(300)
     return results
 
 

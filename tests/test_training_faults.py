@@ -388,7 +388,7 @@ def test_signal_to_a_whole_group(tmp_path, data, monkeypatch, number):
         command_process, log, {}, await_signal, reached, 'train', write_recipe(output, workers=1), '--output', output,
         '--data-dir', data)
     try:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 300
         while not reached.exists() and time.monotonic() < until:
             time.sleep(0.02)
         os.killpg(process.pid, number)
