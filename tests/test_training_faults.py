@@ -1,15 +1,12 @@
-"""What befalls a training run from outside: a full disk, signals, files that are none, a lost process."""
+"""What befalls a training run: a full disk, signals, numbers that are none, files that are no checkpoints."""
 import argparse
 import errno
 import io
 import logging
-import multiprocessing
 import os
 import pickle
 import signal
 import subprocess
-import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -18,7 +15,6 @@ import timm.utils
 import torch
 from safetensors import SafetensorError
 
-from aa_models import cli
 from aa_models.training import checkpoints, export, loop, train
 from command import run_command
 from training_runs import assert_same_run, checkpoint_of, log_of, make_pictures, run_training, write_recipe
@@ -271,138 +267,3 @@ def test_directory_instead_of_a_checkpoint(finished, data, capsys, name):
     path.mkdir()
     status, text = train_command(capsys, finished, data)
     assert status == 2 and f'{str(path)!r} stands where checkpoints go and is no file' in text
-
-
-# a lost process
-
-def lose_rank(how, died, *words):
-    """Of a run of several processes: the second ends in its second batch, which is the second epoch's.
-
-    It is killed, or it fails, or it fails and is told to stop as it leaves.
-    """
-    def lost(trainer, *args):
-        seen.append(args)
-        if trainer.place.rank == 1 and len(seen) == 2:
-            Path(died).touch()
-            if how == 'killed':
-                os.kill(os.getpid(), signal.SIGKILL)
-            if how == 'told to stop':
-                torch.distributed.destroy_process_group = told_to_stop
-            raise OSError('the pictures are gone')
-        return step(trainer, *args)
-
-    def told_to_stop():
-        os.kill(os.getpid(), signal.SIGTERM)
-        destroy()
-    seen, destroy = [], torch.distributed.destroy_process_group
-    loop.Trainer._step = lost
-    return cli.main(words)
-
-
-needs_distributed = pytest.mark.skipif(
-    not torch.distributed.is_available(), reason='torch was built without torch.distributed')
-
-
-def assert_ended(output, died, status, text):
-    assert died.exists(), text
-    assert time.time() - died.stat().st_mtime < 60
-    assert status == 1, text
-    assert checkpoint_of(output)['epoch'] == 0 and not list(output.glob('aa_simplecnn.*'))
-
-
-@needs_distributed
-def test_torchrun_ends_when_a_rank_is_killed(tmp_path, data):
-    output, died = tmp_path / 'out', tmp_path / 'died'
-    process = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', __file__, 'killed', died,
-         'train', write_recipe(output), '--output', output, '--data-dir', data],
-        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(Path(train.__file__).parents[2])},
-        stderr=subprocess.PIPE, text=True, timeout=300)
-    assert_ended(output, died, process.returncode, process.stderr)
-    assert '(SIGKILL)' in process.stderr  # the other may be told to stop before it knows, or after
-
-
-def start_process(target, *args):
-    """A process forked from one that has imported torch."""
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['test_training_faults'])
-    process = context.Process(target=target, args=args)
-    process.start()
-    return process
-
-
-def command_process(log, environment, command, *words):
-    """In a process of its own: run a command whose standard error goes to a file."""
-    with open(log, 'w') as file:
-        os.dup2(file.fileno(), 2)
-    os.environ.update(environment, OMP_NUM_THREADS='1')
-    multiprocessing.set_start_method('fork', force=True)  # of the loader's workers
-    sys.exit(command(*map(str, words)))
-
-
-@needs_distributed
-@pytest.mark.parametrize('how', ['killed', 'failed', 'told to stop'])
-def test_process_ends_without_the_other(tmp_path, data, monkeypatch, how):
-    """No launcher ends it."""
-    monkeypatch.setenv('PYTHONPATH', os.pathsep.join(sys.path))
-    output, died = tmp_path / 'out', tmp_path / 'died'
-    words = ['train', write_recipe(output), '--output', output, '--data-dir', data]
-    place = dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free_port()))
-    processes = [
-        start_process(command_process, tmp_path / str(rank), dict(place, RANK=str(rank), LOCAL_RANK=str(rank)),
-                      lose_rank, how, died, *words) for rank in range(2)]
-    try:
-        for process in processes:
-            process.join(200)
-        text = (tmp_path / '0').read_text()
-        assert_ended(output, died, processes[0].exitcode, text)
-        assert 'aa-models train: error:' in text
-        assert processes[1].exitcode == (-signal.SIGKILL if how == 'killed' else 1)
-        assert how == 'killed' or 'aa-models train: error: the pictures are gone' in (tmp_path / '1').read_text()
-    finally:
-        for process in processes:
-            process.kill()
-
-
-def await_signal(reached, *words):
-    """Stop in the second epoch until the signal comes."""
-    def waiting(trainer, *args):
-        seen.append(args)
-        if len(seen) == 5:
-            reached_file.touch()
-            time.sleep(60)
-        return step(trainer, *args)
-    seen, reached_file = [], Path(reached)
-    loop.Trainer._step = waiting
-    os.setpgid(0, 0)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in what runs behind it
-    return cli.main(words)
-
-
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_signal_to_a_whole_group(tmp_path, data, monkeypatch, number):
-    """As a terminal and a batch system send it: the loader's workers get it too."""
-    monkeypatch.setenv('PYTHONPATH', os.pathsep.join(sys.path))
-    output, reached, log = tmp_path / 'out', tmp_path / 'reached', tmp_path / 'log'
-    process = start_process(
-        command_process, log, {}, await_signal, reached, 'train', write_recipe(output, workers=1), '--output', output,
-        '--data-dir', data)
-    try:
-        until = time.monotonic() + 300
-        while not reached.exists() and time.monotonic() < until:
-            time.sleep(0.02)
-        os.killpg(process.pid, number)
-        process.join(60)
-        text = log.read_text()
-        assert process.exitcode == 128 + number and 'Traceback' not in text, text
-        assert f'stopped by {number.name}: 1 of 2 epochs are saved' in text
-    finally:
-        process.kill()
-
-
-def free_port():
-    return torch.distributed.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False).port
-
-
-if __name__ == '__main__':
-    sys.exit(lose_rank(*sys.argv[1:]))
