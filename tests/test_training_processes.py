@@ -65,8 +65,11 @@ def test_torchrun_ends_when_a_rank_is_killed(tmp_path, data):
          'train', write_recipe(output), '--output', output, '--data-dir', data],
         env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(Path(train.__file__).parents[2])},
         stderr=subprocess.PIPE, text=True, timeout=300)
-    assert_ended(output, died, process.returncode, process.stderr)
-    assert '(SIGKILL)' in process.stderr  # the other may be told to stop before it knows, or after
+    text = process.stderr
+    assert_ended(output, died, process.returncode, text)
+    assert '(SIGKILL)' in text
+    # the other may learn of it by itself, or be told to stop before
+    assert 'aa-models train: error:' in text or 'stopped by SIGTERM: 1 of 2 epochs are saved' in text, text
 
 
 def start_process(target, *args):
