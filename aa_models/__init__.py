@@ -1,7 +1,7 @@
 """Attention-augmented convolutional networks for timm: importing this package registers its models."""
 from . import models
-from .attention_maps import attention_maps
-from .augment import augment
+from .analysis.maps import attention_maps
+from .augmentation.conversion import augment
 
 __all__ = ['attention_maps', 'augment']
 __version__ = '0.1.0'

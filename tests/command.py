@@ -1,5 +1,5 @@
 """The command line, called as a function."""
-from aa_models import cli
+from aa_models.cli import main as cli
 
 
 def run_command(capsys, *words):

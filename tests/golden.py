@@ -13,7 +13,7 @@ import torch
 from timm.data import create_transform, resolve_data_config
 
 import aa_models  # noqa: F401, registers the models
-from aa_models.pictures import find_pictures, read_picture
+from aa_models.data.pictures import find_pictures, read_picture
 
 FOLDER = Path(__file__).parent / 'golden'
 PICTURES = {tag: Path(__file__).parent / name for tag, name in (('cifar100', 'pictures'), ('tiny_in', 'photographs'))}

@@ -5,8 +5,8 @@ from timm.layers import set_fused_attn
 
 import reference
 from aa_models.layers import AugmentedConv1d, AugmentedConv2d
-from aa_models.layers.attention import attention_weights, fold_rel_pos
 from aa_models.layers.position import add_sincos, append_coords, rel_logits_h, rel_logits_w, resize_rel_table
+from aa_models.layers.softmax_attention import attention_weights, fold_rel_pos
 
 
 def layer_of(attention='softmax', pos_embed='rel', **kwargs):

@@ -15,9 +15,9 @@ from torch import nn
 
 import reference
 from aa_models import attention_maps
-from aa_models.attention import seen_from
-from aa_models.attention_maps import attention_map_sizes
-from aa_models.attention_plot import draw
+from aa_models.analysis.figures import draw
+from aa_models.analysis.maps import attention_map_sizes
+from aa_models.cli.attention import seen_from
 from aa_models.layers import AugmentedConv1d, AugmentedConv2d
 from command import run_command
 from fake_weights import save_checkpoint

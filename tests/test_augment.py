@@ -76,7 +76,7 @@ def test_grouped_and_strided_convolutions():
 
 
 def test_it_says_what_it_did(caplog):
-    with caplog.at_level(logging.INFO, 'aa_models.augment'):
+    with caplog.at_level(logging.INFO, 'aa_models.augmentation'):
         aa_models.augment(resnet(), where='layer4.0.conv1', img_size=64, **SETTINGS)
     assert caplog.messages == ['augmented layer4.0.conv1: 8 of 512 channels, map (2, 2)']
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from aa_models import plotting
+from aa_models.analysis import plotting
 from aa_models.benchmark.case import Case
 from aa_models.benchmark.layer import LAYERS, LayerCase
 from aa_models.benchmark.measure import COLUMNS, measure

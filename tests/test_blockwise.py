@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from aa_models.layers import AugmentedConv2d, blockwise
-from aa_models.layers.attention import attention_weights, fastest_way
 from aa_models.layers.blockwise import blockwise_attention
+from aa_models.layers.softmax_attention import attention_weights, fastest_way
 from torch_faults import skip_where_compiling_is_called_exporting
 
 SHAPES = [  # batch, heads, H, W, dim_k, dim_v

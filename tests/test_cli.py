@@ -13,10 +13,12 @@ import pytest
 import timm
 from PIL import Image
 
-from aa_models import __version__, cli, predict
-from aa_models.models._cifar100 import CIFAR100_LABELS
+from aa_models import __version__
+from aa_models.analysis import prediction as predict
+from aa_models.cli import main as cli
+from aa_models.data.cifar100 import CIFAR100_LABELS
+from aa_models.data.pictures import find_pictures, read_picture
 from aa_models.models._pretrained import own_models
-from aa_models.pictures import find_pictures, read_picture
 from command import run_command
 from fake_weights import LABELS, NAME, NAME_TAG, NUM_CLASSES, registered, save_checkpoint
 
@@ -72,7 +74,7 @@ def test_exit_status(error, status, capsys, monkeypatch):
     def fail(_):
         raise error
 
-    monkeypatch.setattr('aa_models.listing.run', fail)
+    monkeypatch.setattr('aa_models.cli.list.run', fail)
     assert run_command(capsys, 'list') == (status, '', '' if status == 130 else 'aa-models list: error: x\n')
 
 
@@ -101,7 +103,7 @@ def test_list(folder, capsys):
     ('wrn', 6), ('aa_resnet1*', 7), ('aa_resnet18', 4), ('aa_resnet34', 2), (f'{NAME}.te*', 1), (NAME, 2),
 ])
 def test_list_filter(filter, count, folder, monkeypatch, capsys):
-    monkeypatch.setattr('aa_models.listing._row', lambda name: (name, '', '', '', ''))
+    monkeypatch.setattr('aa_models.cli.list._row', lambda name: (name, '', '', '', ''))
     _, out, _ = run_command(capsys, 'list', filter)
     assert len(out.splitlines()) == count + 1
 

@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 
-from aa_models.export import export
+from aa_models.release.runtimes import export
 from command import run_command
 from fake_weights import INPUT_SIZE, save_checkpoint
 from torch_faults import skip_where_pooling_has_one_size

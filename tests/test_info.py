@@ -5,8 +5,8 @@ import pytest
 import timm
 from timm.data import resolve_data_config
 
-from aa_models.info import layer_table
-from aa_models.macs import count_macs
+from aa_models.analysis.layer_tables import layer_table
+from aa_models.analysis.macs import count_macs
 from command import run_command
 
 KWARGS = dict(dk=16, dv=8, num_heads=2)

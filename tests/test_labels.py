@@ -6,9 +6,9 @@ import pytest
 import timm
 from huggingface_hub import ModelCard
 
-from aa_models.labels import class_description, class_name, describe_synsets
-from aa_models.models._tiny_imagenet import TINY_IMAGENET_LABELS
-from aa_models.training.known_datasets import known_dataset
+from aa_models.data.known_datasets import known_dataset
+from aa_models.data.labels import class_description, class_name, describe_synsets
+from aa_models.data.tiny_imagenet import TINY_IMAGENET_LABELS
 from command import run_command
 from training_runs import make_pictures, run_training
 

@@ -2,7 +2,7 @@
 import timm
 import torch
 
-from aa_models.macs import count_macs, count_macs_by_module, in_giga
+from aa_models.analysis.macs import count_macs, count_macs_by_module, in_giga
 
 
 def test_macs_of_a_layer_by_hand():

@@ -71,6 +71,6 @@ def test_metadata(wheel):
     assert metadata['Version'] == aa_models.__version__
     assert metadata['Requires-Python'] == '>=3.10' and metadata['License-Expression'] == 'Apache-2.0'
     assert set(metadata.get_all('Provides-Extra')) == {'export', 'plot', 'test'}
-    assert 'aa-models = aa_models.cli:main' in scripts
+    assert 'aa-models = aa_models.cli.main:main' in scripts
     # an upper bound would break whoever installs this beside other packages
     assert not [line for line in metadata.get_all('Requires-Dist') if '<' in line or '==' in line.partition(';')[0]]

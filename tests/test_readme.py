@@ -10,10 +10,10 @@ import pytest
 import timm
 from PIL import Image
 
-from aa_models import cli
-from aa_models.macs import count_macs, in_giga
+from aa_models.analysis.macs import count_macs, in_giga
+from aa_models.cli import main as cli
 from aa_models.models._pretrained import own_checkpoints, own_models
-from aa_models.training.data import class_names, open_dataset
+from aa_models.training.loaders import class_names, open_dataset
 from aa_models.training.recipe import recipe_names
 
 REPOSITORY = Path(__file__).parents[1]

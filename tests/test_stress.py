@@ -14,7 +14,8 @@ import torch
 from timm.layers import set_fused_attn
 
 import reference
-from aa_models.layers import AugmentedConv1d, AugmentedConv2d, SelfAttentionConv2d, attention
+from aa_models.layers import AugmentedConv1d, AugmentedConv2d, SelfAttentionConv2d
+from aa_models.layers import softmax_attention as attention
 from aa_models.layers.position import append_coords
 
 SOFTMAX = [(axes, 'softmax', pos_embed) for axes in (1, 2) for pos_embed in ('rel', 'sincos', 'coord', None)]

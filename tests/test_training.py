@@ -11,9 +11,9 @@ import torch
 import yaml
 from PIL import Image
 
-from aa_models.training import data as training_data
-from aa_models.training import train
-from aa_models.training.data import choose_evenly, class_names, open_dataset, open_datasets
+from aa_models.training import loaders as training_data
+from aa_models.training import run as train
+from aa_models.training.loaders import choose_evenly, class_names, open_dataset, open_datasets
 from aa_models.training.recipe import Recipe, add_recipe_arguments, load_recipe, recipe_names, recipe_overrides
 from training_runs import assert_same_run, checkpoint_of, log_of, make_pictures, run, run_training
 

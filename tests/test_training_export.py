@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from timm.models import load_checkpoint
 
-from aa_models.training import export as exporting
+from aa_models.release import folder as exporting
 from training_runs import RECIPE, checkpoint_of, make_pictures, run_export, run_training, run_validation
 
 

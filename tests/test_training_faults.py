@@ -15,7 +15,9 @@ import timm.utils
 import torch
 from safetensors import SafetensorError
 
-from aa_models.training import checkpoints, export, loop, train
+from aa_models.release import folder as export
+from aa_models.training import checkpoints, loop
+from aa_models.training import run as train
 from command import run_command
 from training_runs import assert_same_run, checkpoint_of, log_of, make_pictures, run_training, write_recipe
 

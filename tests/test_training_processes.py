@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from aa_models import cli
-from aa_models.training import loop, train
+from aa_models.cli import main as cli
+from aa_models.training import loop
+from aa_models.training import run as train
 from training_runs import checkpoint_of, make_pictures, write_recipe
 
 step = loop.Trainer._step

@@ -1,8 +1,8 @@
 """The table of results and the picture of the logs."""
 import pytest
 
+from aa_models.release.results import COLUMNS, read_results, update_results
 from aa_models.training import curves
-from aa_models.training.results import COLUMNS, read_results, update_results
 
 
 def row(model, top1):

@@ -14,7 +14,9 @@ import pytest
 import timm.utils.checkpoint_saver
 import torch
 
-from aa_models.training import checkpoints, export, loop, train
+from aa_models.release import folder as export
+from aa_models.training import checkpoints, loop
+from aa_models.training import run as train
 from training_runs import assert_same_run, checkpoint_of, log_of, make_pictures, run_training, write_recipe
 
 # all that draws random numbers is on, in a loader's worker too; some epochs are ranked by their accuracy, some are not
@@ -195,7 +197,7 @@ def torchrun(output, data, **values):
     recipe = write_recipe(output, **values)
     subprocess.run(
         [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', '-m',
-         'aa_models.training.train', recipe, '--data-dir', data, '--output', output],
+         'aa_models.training.run', recipe, '--data-dir', data, '--output', output],
         check=True, timeout=300, env={**os.environ, 'OMP_NUM_THREADS': '1'}, cwd=Path(train.__file__).parents[2])
     return output
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import aa_models
-from aa_models import warm_start
+from aa_models.augmentation import warm_start
 from found import augmented
 from hub_server import HubServer, send_client_to
 

@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 from aa_models.models._pretrained import expected_sha256, own_checkpoints
-from aa_models.training.results import read_results
+from aa_models.release.results import read_results
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / 'weights'

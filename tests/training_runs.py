@@ -7,7 +7,9 @@ import torch
 import yaml
 from PIL import Image
 
-from aa_models.training import export, train, validate
+from aa_models.release import folder as export
+from aa_models.training import run as train
+from aa_models.training import validation as validate
 
 # nothing random but the order of the images, unless a test asks for it
 RECIPE = dict(

@@ -17,7 +17,7 @@ from types import ModuleType
 
 import torch
 
-from aa_models.plotting import check_plot
+from aa_models.analysis.plotting import check_plot
 
 from . import attention, growth, layer, model, options
 from .case import Case

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from aa_models.layers.attention import SoftmaxAttention
+from aa_models.layers.softmax_attention import SoftmaxAttention
 
 from . import options
 from .case import Case

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from aa_models.macs import count_macs
+from aa_models.analysis.macs import count_macs
 
 MODES = ('infer', 'train')
 

@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from timm.data import resolve_data_config
 from torch import nn
 
-from aa_models.build import build_model, num_classes_of
+from aa_models.device import autocast
 from aa_models.models._pretrained import own_models
-from aa_models.training.device import autocast
+from aa_models.models.create import build_model, num_classes_of
 
 from . import options
 from .case import Case

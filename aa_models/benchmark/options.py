@@ -3,7 +3,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from aa_models.training.device import start_device
+from aa_models.device import start_device
 
 BENCH = {'inference': ('infer',), 'train': ('train',), 'both': ('infer', 'train')}  # timm's words for our modes
 DTYPES = ('float32', 'bfloat16', 'float16')

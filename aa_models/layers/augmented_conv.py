@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_module, to_ntuple
 from torch import nn
 
-from .attention import SoftmaxAttention
-from .depths import is_int, resolve_depths
 from .grid_attention import CONV, GridAttention
+from .head_dims import is_int, resolve_depths
 from .linear_attention import LinearAttention
+from .softmax_attention import SoftmaxAttention
 
 _POS_EMBED = {'softmax': ('rel', 'sincos', 'coord', None), 'linear': ('sincos', 'coord', None)}
 _DEFAULT_FEAT_SIZE = 32

@@ -9,8 +9,8 @@ import torch
 from timm.layers import LayerType, create_act_layer, register_notrace_module
 from torch import nn
 
-from .attention import SoftmaxAttention
-from .depths import is_int, is_number
+from .head_dims import is_int, is_number
+from .softmax_attention import SoftmaxAttention
 
 
 def _make_act(act_layer: LayerType | None) -> nn.Module:

@@ -5,10 +5,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ..augment import augment
-from ..layers import AugmentedConv2d
-from ..layers.position import resize_rel_table
-from ..warm_start import plain_to_augmented
+from aa_models.augmentation.conversion import augment
+from aa_models.augmentation.warm_start import plain_to_augmented
+from aa_models.layers import AugmentedConv2d
+from aa_models.layers.position import resize_rel_table
 
 
 def augment_stages(

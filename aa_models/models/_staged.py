@@ -10,8 +10,9 @@ from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import nn
 
+from aa_models.data.cifar100 import CIFAR100_MEAN, CIFAR100_STD
+
 from ._augmented import rel_table_names, reset_parameters
-from ._cifar100 import CIFAR100_MEAN, CIFAR100_STD
 
 
 class StagedNet(nn.Module):

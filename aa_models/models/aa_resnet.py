@@ -12,10 +12,11 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
+from aa_models.data.cifar100 import CIFAR100_LABELS, CIFAR100_MEAN, CIFAR100_STD
+from aa_models.data.tiny_imagenet import TINY_IMAGENET_LABELS
+
 from ._augmented import augment_stages, checkpoint_filter_fn, materialize, rel_table_names, reset_parameters
-from ._cifar100 import CIFAR100_LABELS, CIFAR100_MEAN, CIFAR100_STD
 from ._pretrained import build, weights_cfg
-from ._tiny_imagenet import TINY_IMAGENET_LABELS
 
 __all__ = ['AugmentedResNet']
 

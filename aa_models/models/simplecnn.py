@@ -13,8 +13,9 @@ from timm.layers import ConvNormAct
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
+from aa_models.data.cifar100 import CIFAR100_LABELS
+
 from ._augmented import augment_stages, checkpoint_filter_fn, materialize
-from ._cifar100 import CIFAR100_LABELS
 from ._pretrained import build, weights_cfg
 from ._staged import StagedNet, cifar_cfg
 

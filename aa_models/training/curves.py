@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from aa_models.plotting import check_plot
+from aa_models.analysis.plotting import check_plot
 
 from .checkpoints import LOG
 

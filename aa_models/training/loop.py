@@ -12,7 +12,8 @@ from timm.task import ClassificationTask, create_classification_loss
 from timm.utils import NativeScaler, dispatch_clip_grad, distribute_bn, random_seed, reduce_tensor
 from torch import nn
 
-from .device import autocast
+from aa_models.device import autocast
+
 from .evaluate import evaluate
 from .progress import Progress
 from .recipe import Recipe

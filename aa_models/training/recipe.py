@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from timm.optim import list_optimizers
 
-from aa_models.build import ParseKeyValues
+from aa_models.models.create import ParseKeyValues
 
 RECIPE_DIR = Path(__file__).parents[1] / 'recipes'
 SCHEDULES = ('cosine', 'step', 'wsd', 'constant')  # all of them functions of the step alone, as exact resume needs

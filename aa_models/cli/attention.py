@@ -22,12 +22,12 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torch import nn
 
-from aa_models.attention_maps import attention_layers, read_attention
-from aa_models.build import check_name
+from aa_models.analysis.maps import attention_layers, read_attention
+from aa_models.analysis.plotting import check_plot
+from aa_models.analysis.prediction import DEFAULT_MODEL, find_device
+from aa_models.data.pictures import find_pictures, picture_mode, read_picture
 from aa_models.layers import GridAttention
-from aa_models.pictures import find_pictures, picture_mode, read_picture
-from aa_models.plotting import check_plot
-from aa_models.predict import DEFAULT_MODEL, find_device
+from aa_models.models.create import check_name
 
 __all__ = ['add_arguments', 'run', 'seen_from']
 
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         panels = {f'head {i}': head for i, head in enumerate(weights[layer])}
     else:
         panels = {name: heads.mean(0) for name, heads in weights.items()}
-    from aa_models.attention_plot import draw
+    from aa_models.analysis.figures import draw
 
     title = f'{args.model}{f", {layer}" if layer else ", mean over the heads"}, query {query[0]},{query[1]}'
     draw(picture, query, panels, title).savefig(args.output, dpi=150)

@@ -23,12 +23,20 @@ import torch
 from timm.utils import CheckpointSaver, random_seed, setup_default_logging, update_summary
 from torch import nn
 
-from aa_models.build import build_model, num_classes_of
+from aa_models.device import machine_name, start_device
+from aa_models.models.create import build_model, num_classes_of
+from aa_models.release.folder import checked_tag, export, folder_of, is_export_of
 
 from . import checkpoints
-from .data import Images, check_labels, class_names, data_config_of, make_eval_loader, make_train_loader, open_datasets
-from .device import machine_name, start_device
-from .export import checked_tag, export, folder_of, is_export_of
+from .loaders import (
+    Images,
+    check_labels,
+    class_names,
+    data_config_of,
+    make_eval_loader,
+    make_train_loader,
+    open_datasets,
+)
 from .loop import Trainer
 from .recipe import Recipe, add_recipe_arguments, load_recipe, recipe_names, recipe_overrides
 from .stopping import Stopped, StopSignals, leave_within

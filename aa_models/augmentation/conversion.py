@@ -13,8 +13,9 @@ from timm.layers import to_2tuple
 from torch import nn
 from torch.func import functional_call
 
-from .layers import AugmentedConv2d
-from .layers.depths import is_int
+from aa_models.layers import AugmentedConv2d
+from aa_models.layers.head_dims import is_int
+
 from .warm_start import plain_to_augmented
 
 _logger = logging.getLogger(__name__)
@@ -118,8 +119,8 @@ def augment(
         img_size: Size of the input in pixels that the relative tables are made for; by default the model's
             `pretrained_cfg['input_size']`, else 224.
         warm_start: Keep what the model has learned: all filters but those whose loss is felt least, and their
-            batch-norm statistics (`aa_models.warm_start` has the rule). False draws the layers anew, to train from
-            scratch.
+            batch-norm statistics (`aa_models.augmentation.warm_start` has the rule). False draws the layers anew, to
+            train from scratch.
 
     Returns:
         The same model.

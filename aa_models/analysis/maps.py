@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from .layers import GridAttention
+from aa_models.layers import GridAttention
 
 __all__ = ['attention_layers', 'attention_map_sizes', 'attention_maps', 'read_attention']
 

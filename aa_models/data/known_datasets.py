@@ -2,8 +2,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from aa_models.models._cifar100 import CIFAR100_LABELS
-from aa_models.models._tiny_imagenet import TINY_IMAGENET_LABELS
+from .cifar100 import CIFAR100_LABELS
+from .tiny_imagenet import TINY_IMAGENET_LABELS
 
 
 class KnownDataset(NamedTuple):

@@ -12,16 +12,15 @@ import timm
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from torch import nn
 
-from aa_models.build import cfg_of, num_classes_of
-from aa_models.labels import describe_synsets
+from aa_models.analysis.macs import count_macs, in_giga
+from aa_models.data.known_datasets import KnownDataset
+from aa_models.data.labels import describe_synsets
 from aa_models.layers import GridAttention
-from aa_models.layers.attention import SoftmaxAttention
 from aa_models.layers.linear_attention import LinearAttention
-from aa_models.macs import count_macs, in_giga
-
-from .data import size_text
-from .known_datasets import KnownDataset
-from .recipe import Recipe
+from aa_models.layers.softmax_attention import SoftmaxAttention
+from aa_models.models.create import cfg_of, num_classes_of
+from aa_models.training.loaders import size_text
+from aa_models.training.recipe import Recipe
 
 CARD = 'README.md'
 ACCURACY = re.compile('(<!-- accuracy -->\n).*(<!-- end of accuracy -->)', re.DOTALL)

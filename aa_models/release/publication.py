@@ -22,11 +22,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from aa_models import __version__
-from aa_models.build import cfg_of
 from aa_models.models._pretrained import expected_sha256, local_folders, own_checkpoints, registered_cfg
-from aa_models.training.card import ACCURACY, CARD
-from aa_models.training.export import CONFIG, FILES, WEIGHTS
-from aa_models.training.results import read_results
+from aa_models.models.create import cfg_of
+
+from .card import ACCURACY, CARD
+from .folder import CONFIG, FILES, WEIGHTS
+from .results import read_results
 
 __all__ = ['add_arguments', 'faults_of', 'run']
 

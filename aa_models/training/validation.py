@@ -21,15 +21,15 @@ from timm.task import ClassificationEvaluator
 from timm.utils import load_checkpoint_metadata, setup_default_logging
 from torch import nn
 
-from aa_models.build import ParseKeyValues, build_model, num_classes_of
+from aa_models.data.known_datasets import known_dataset
+from aa_models.device import autocast, machine_name, start_device
+from aa_models.models.create import ParseKeyValues, build_model, num_classes_of
+from aa_models.release.card import load_card, write_accuracy
+from aa_models.release.results import read_results, update_results
 
-from .card import load_card, write_accuracy
-from .data import DATA_KEYS, check_labels, class_names, data_config_of, make_eval_loader, open_dataset, size_text
-from .device import autocast, machine_name, start_device
 from .evaluate import evaluate
-from .known_datasets import known_dataset
+from .loaders import DATA_KEYS, check_labels, class_names, data_config_of, make_eval_loader, open_dataset, size_text
 from .progress import Progress
-from .results import read_results, update_results
 
 FROM_RECIPE = ('model', 'model_kwargs', 'num_classes', *DATA_KEYS)
 

@@ -23,7 +23,7 @@ import torch
 from timm.data import resolve_data_config
 from torch import nn
 
-from aa_models.build import check_name
+from aa_models.models.create import check_name
 
 __all__ = ['add_arguments', 'export', 'run']
 

@@ -15,15 +15,15 @@ __all__ = ['main']
 # The first line of a module's docstring is the subcommand's help, the rest its description; `USAGE`, where it has one,
 # replaces argparse's list of all options.
 COMMANDS = {
-    'attention': 'aa_models.attention',
+    'attention': 'aa_models.cli.attention',
     'benchmark': 'aa_models.benchmark',
-    'export': 'aa_models.export',
-    'info': 'aa_models.info',
-    'list': 'aa_models.listing',
-    'predict': 'aa_models.predict',
-    'publish': 'aa_models.publish',
-    'train': 'aa_models.training.train',
-    'validate': 'aa_models.training.validate',
+    'export': 'aa_models.release.runtimes',
+    'info': 'aa_models.analysis.layer_tables',
+    'list': 'aa_models.cli.list',
+    'predict': 'aa_models.analysis.prediction',
+    'publish': 'aa_models.release.publication',
+    'train': 'aa_models.training.run',
+    'validate': 'aa_models.training.validation',
 }
 # What the user can put right: exit status 2, as argparse has it for a wrong option.
 USER_ERRORS = (ValueError, TypeError, FileNotFoundError, WeightsError)

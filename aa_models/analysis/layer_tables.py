@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 from timm.data import resolve_data_config
 from torch import nn
 
-from aa_models.augment import trace_map_sizes
-from aa_models.build import ParseKeyValues, build_model
+from aa_models.augmentation.conversion import trace_map_sizes
 from aa_models.layers import AugmentedConv2d
-from aa_models.macs import count_macs_by_module
+from aa_models.models.create import ParseKeyValues, build_model
+
+from .macs import count_macs_by_module
 
 __all__ = ['Row', 'add_arguments', 'layer_table', 'run']
 

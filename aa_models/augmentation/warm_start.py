@@ -19,7 +19,7 @@ from timm.layers import SEModule
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .layers import AugmentedConv2d
+from aa_models.layers import AugmentedConv2d
 
 _logger = logging.getLogger(__name__)
 

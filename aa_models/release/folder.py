@@ -14,14 +14,14 @@ import torch
 from timm.models import load_checkpoint, save_for_hf
 from torch import nn
 
-from aa_models.build import build_model, cfg_of, num_classes_of
-from aa_models.labels import describe_synsets
+from aa_models.data.known_datasets import known_dataset
+from aa_models.data.labels import describe_synsets
+from aa_models.models.create import build_model, cfg_of, num_classes_of
+from aa_models.training import checkpoints
+from aa_models.training.loaders import data_config_of
+from aa_models.training.recipe import Recipe, load_recipe
 
-from . import checkpoints
 from .card import CARD, make_card
-from .data import data_config_of
-from .known_datasets import known_dataset
-from .recipe import Recipe, load_recipe
 
 WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
 FILES = {WEIGHTS, CONFIG, CARD, checkpoints.RECIPE, checkpoints.LOG}

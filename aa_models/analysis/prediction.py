@@ -20,9 +20,9 @@ import torch
 from timm.data import create_transform, resolve_data_config
 from torch import nn
 
-from aa_models.build import cfg_of, check_name, num_classes_of
-from aa_models.labels import class_description, class_name
-from aa_models.pictures import find_pictures, picture_mode, read_picture
+from aa_models.data.labels import class_description, class_name
+from aa_models.data.pictures import find_pictures, picture_mode, read_picture
+from aa_models.models.create import cfg_of, check_name, num_classes_of
 
 __all__ = ['add_arguments', 'find_device', 'predict', 'run']
 

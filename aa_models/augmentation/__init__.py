@@ -1,0 +1,1 @@
+"""A plain network becomes an augmented one: which convolutions, which filters stay, what attention starts with."""

@@ -1,0 +1,1 @@
+"""The command line `aa-models`: one file a command, and `main` that chooses between them."""

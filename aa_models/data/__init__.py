@@ -1,0 +1,1 @@
+"""Pictures, names of classes, datasets that are known by name."""
