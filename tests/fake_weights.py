@@ -12,7 +12,7 @@ import timm
 import torch
 from timm.models import generate_default_cfgs, register_model
 
-from aa_models.models._pretrained import weights_cfg
+from aa_models.zoo import weights_cfg
 
 NAME, TAG, NUM_CLASSES, INPUT_SIZE = 'aa_simplecnn', 'test', 7, (3, 24, 32)
 NAME_TAG = f'{NAME}.{TAG}'

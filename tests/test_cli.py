@@ -18,7 +18,7 @@ from aa_models.analysis import prediction as predict
 from aa_models.cli import main as cli
 from aa_models.data.cifar100 import CIFAR100_LABELS
 from aa_models.data.pictures import find_pictures, read_picture
-from aa_models.models._pretrained import own_models
+from aa_models.zoo import own_models
 from command import run_command
 from fake_weights import LABELS, NAME, NAME_TAG, NUM_CLASSES, registered, save_checkpoint
 

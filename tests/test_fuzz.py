@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load
 from timm.models import load_pretrained
 
+from aa_models.errors import WeightsError
 from aa_models.models._augmented import checkpoint_filter_fn
-from aa_models.models._pretrained import WeightsError, _checked
+from aa_models.models.pretrained import _checked
 from fake_weights import NAME, NAME_TAG, NUM_CLASSES, registered, save_checkpoint
 
 DAMAGES = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import golden
-from aa_models.models._pretrained import own_checkpoints
+from aa_models.zoo import own_checkpoints
 
 CHECKPOINTS = own_checkpoints()
 

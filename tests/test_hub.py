@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 
-from aa_models.models._pretrained import own_models
+from aa_models.zoo import own_models
 from fake_weights import NAME, NAME_TAG, logits, registered, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,8 +17,10 @@ import pytest
 import timm
 import torch
 
-from aa_models.models import _pretrained
-from aa_models.models._pretrained import WeightsError, expected_sha256, locate
+from aa_models.errors import WeightsError
+from aa_models.models import pretrained as _pretrained
+from aa_models.models.pretrained import locate
+from aa_models.zoo import expected_sha256
 from fake_weights import NAME, NAME_TAG, logits, registered, save_checkpoint
 from hub_server import COMMIT, HubServer, send_client_to
 

@@ -14,8 +14,10 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from aa_models.models import _pretrained
-from aa_models.models._pretrained import WeightsError, expected_sha256, locate, own_checkpoints, own_models, weights_cfg
+from aa_models.errors import WeightsError
+from aa_models.models import pretrained as _pretrained
+from aa_models.models.pretrained import locate
+from aa_models.zoo import expected_sha256, own_checkpoints, own_models, weights_cfg
 from fake_weights import INPUT_SIZE, NAME, NAME_TAG, NUM_CLASSES, logits, registered, save_checkpoint
 from hub_server import HubServer, send_client_to
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 from aa_models.analysis.macs import count_macs, in_giga
 from aa_models.cli import main as cli
-from aa_models.models._pretrained import own_checkpoints, own_models
 from aa_models.training.loaders import class_names, open_dataset
 from aa_models.training.recipe import recipe_names
+from aa_models.zoo import own_checkpoints, own_models
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / 'README.md').read_text(encoding='utf-8')

@@ -12,8 +12,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from aa_models.models._pretrained import expected_sha256, own_checkpoints
 from aa_models.release.results import read_results
+from aa_models.zoo import expected_sha256, own_checkpoints
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / 'weights'

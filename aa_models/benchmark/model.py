@@ -23,8 +23,8 @@ from timm.data import resolve_data_config
 from torch import nn
 
 from aa_models.device import autocast
-from aa_models.models._pretrained import own_models
 from aa_models.models.create import build_model, num_classes_of
+from aa_models.zoo import own_models
 
 from . import options
 from .case import Case

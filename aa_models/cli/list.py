@@ -14,7 +14,7 @@ import fnmatch
 import timm
 from timm.models import split_model_name_tag
 
-from aa_models.models._pretrained import expected_sha256, own_checkpoints, own_models, registered_cfg
+from aa_models.zoo import expected_sha256, own_checkpoints, own_models, registered_cfg
 
 __all__ = ['add_arguments', 'run']
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from aa_models import __version__
-from aa_models.models._pretrained import WeightsError
+from aa_models.errors import WeightsError
 
 __all__ = ['main']
 

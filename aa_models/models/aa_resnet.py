@@ -14,9 +14,10 @@ from torch import nn
 
 from aa_models.data.cifar100 import CIFAR100_LABELS, CIFAR100_MEAN, CIFAR100_STD
 from aa_models.data.tiny_imagenet import TINY_IMAGENET_LABELS
+from aa_models.zoo import weights_cfg
 
 from ._augmented import augment_stages, checkpoint_filter_fn, materialize, rel_table_names, reset_parameters
-from ._pretrained import build, weights_cfg
+from .pretrained import build
 
 __all__ = ['AugmentedResNet']
 

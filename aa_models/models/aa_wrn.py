@@ -13,8 +13,8 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from ._augmented import augment_stages, checkpoint_filter_fn, materialize
-from ._pretrained import build
 from ._staged import StagedNet, cifar_cfg
+from .pretrained import build
 
 __all__ = ['WideResNet']
 

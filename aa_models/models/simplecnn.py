@@ -14,10 +14,11 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from aa_models.data.cifar100 import CIFAR100_LABELS
+from aa_models.zoo import weights_cfg
 
 from ._augmented import augment_stages, checkpoint_filter_fn, materialize
-from ._pretrained import build, weights_cfg
 from ._staged import StagedNet, cifar_cfg
+from .pretrained import build
 
 __all__ = ['SimpleCNN']
 

@@ -22,8 +22,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from aa_models import __version__
-from aa_models.models._pretrained import expected_sha256, local_folders, own_checkpoints, registered_cfg
 from aa_models.models.create import cfg_of
+from aa_models.models.pretrained import local_folders
+from aa_models.zoo import expected_sha256, own_checkpoints, registered_cfg
 
 from .card import ACCURACY, CARD
 from .folder import CONFIG, FILES, WEIGHTS

@@ -8,72 +8,27 @@ channels, `features_only`) stays timm's. The SHA-256 in the cfg decides whether 
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import timm
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
 from timm.models import PretrainedCfg, build_model_with_cfg, resolve_pretrained_cfg
 from torch import Tensor, nn
 
-__all__ = [
-    'WeightsError', 'build', 'expected_sha256', 'local_folders', 'locate', 'own_checkpoints', 'own_models',
-    'weights_cfg',
-]
+from aa_models.errors import WeightsError
+from aa_models.zoo import HUB_ORGANISATION, WEIGHTS_FILE, expected_sha256, own_models
 
-WEIGHTS_FILE = 'model.safetensors'
+__all__ = ['build', 'local_folders', 'locate']
+
 WEIGHTS_VARIABLE = 'AA_MODELS_WEIGHTS'
-HUB_ORGANISATION = 'aa-models'
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_HASH_NOTE = 'sha256:'
 _logger = logging.getLogger(__name__)
 
 StateDict = dict[str, Tensor]
 ModelT = TypeVar('ModelT', bound=nn.Module)
-
-
-class WeightsError(RuntimeError):
-    """There are no usable weights. A `RuntimeError`, because that is what timm raises for a model without weights."""
-
-
-def weights_cfg(name_tag: str, sha256: str) -> dict[str, Any]:
-    """Make the part of a cfg that says which weights `name_tag` has.
-
-    Args:
-        name_tag: Model name and tag, `'aa_resnet18.cifar100'`.
-        sha256: SHA-256 of `model.safetensors`, 64 hexadecimal digits.
-    """
-    # timm's cfg is a dataclass that takes no fields of our own; `notes` is the one that is free for text.
-    return dict(
-        hf_hub_id=f'{HUB_ORGANISATION}/{name_tag}',
-        hf_hub_filename=WEIGHTS_FILE,
-        notes=(f'{_HASH_NOTE}{sha256}',),
-    )
-
-
-def expected_sha256(cfg: PretrainedCfg) -> str | None:
-    """Read back the hash that `weights_cfg` put into a cfg."""
-    hashes = [note.removeprefix(_HASH_NOTE) for note in cfg.notes or () if note.startswith(_HASH_NOTE)]
-    return hashes[0] if hashes else None
-
-
-def registered_cfg(name: str) -> PretrainedCfg:
-    """The cfg of a model that is registered, with or without a tag."""
-    return cast(PretrainedCfg, timm.get_pretrained_cfg(name, allow_unregistered=False))
-
-
-def own_models(filter: str | Iterable[str] = '', pretrained: bool = False) -> list[str]:
-    """List this package's models as `timm.list_models` does; with `pretrained` each with the tag of its weights."""
-    names = timm.list_models(filter, pretrained=pretrained)
-    return [name for name in names if timm.model_entrypoint(name).__module__.startswith('aa_models.')]
-
-
-def own_checkpoints() -> list[str]:
-    """List the tags whose weights are this package's own, not made of other networks' weights on loading."""
-    return [name for name in own_models(pretrained=True) if expected_sha256(registered_cfg(name))]
 
 
 def locate(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Path:
