@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 
-from aa_models.release.runtimes import export
+from aa_models.release.runtimes import export_model
 from command import run_command
 from fake_weights import INPUT_SIZE, save_checkpoint
 from torch_faults import skip_where_pooling_has_one_size
@@ -40,7 +40,7 @@ def test_onnx_of_any_batch_and_size(name, tmp_path):
     model = timm.create_model(name, num_classes=7, **FAMILIES[name]).eval()
     size = FAMILIES[name].get('img_size', 16)
     file = tmp_path / 'model.onnx'
-    export(model, (1, 3, size, size), file, 'onnx', dynamic=True)
+    export_model(model, (1, 3, size, size), file, 'onnx', dynamic=True)
     for batch, height, width in SIZES[size]:
         x = torch.randn(batch, 3, height, width)
         torch.testing.assert_close(run_onnx(file, x), model(x), rtol=1e-4, atol=1e-4)
@@ -54,7 +54,7 @@ def test_program_of_any_batch_and_size(name, tmp_path):
     model = timm.create_model(name, num_classes=7, **FAMILIES[name]).eval()
     size = FAMILIES[name]['img_size']
     file = tmp_path / 'model.pt2'
-    export(model, (1, 3, size, size), file, 'torch-export', dynamic=True)
+    export_model(model, (1, 3, size, size), file, 'torch-export', dynamic=True)
     for batch, height, width in SIZES[size]:
         x = torch.randn(batch, 3, height, width)
         torch.testing.assert_close(run_program(file, x), model(x), rtol=1e-5, atol=1e-5)
@@ -87,10 +87,10 @@ def test_command(format, name, folder, tmp_path, monkeypatch, capsys):
     (['aa_resnet19', '--format', 'onnx'], 'aa_resnet19'),
     (['aa_resnet152', '--format', 'onnx'], 'has no pretrained weights'),
     (['aa_resnet18', '--format', 'tflite'], 'invalid choice'),
-    (['aa_resnet18', '--format', 'onnx', '-o', 'model.pt2'], '--output must be a .onnx file'),
-    (['aa_resnet18', '--format', 'torch-export', '-o', 'nowhere/a.pt2'], '--output must be a .pt2 file in a folder'),
-    (['aa_resnet18', '--format', 'onnx', '--batch-size', '0'], '--batch-size'),
-    (['aa_resnet18', '--format', 'onnx', '--img-size', '0', '3'], '--img-size'),
+    (['aa_resnet18', '--format', 'onnx', '-o', 'model.pt2'], "output = 'model.pt2' must be a .onnx file"),
+    (['aa_resnet18', '--format', 'torch-export', '-o', 'nowhere/a.pt2'], 'must be a .pt2 file in a folder that exists'),
+    (['aa_resnet18', '--format', 'onnx', '--batch-size', '0'], 'batch_size = 0 must be at least 1'),
+    (['aa_resnet18', '--format', 'onnx', '--img-size', '0', '3'], 'img_size = 0 3 must be at least 1'),
 ])
 def test_what_cannot_be_exported(words, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -107,5 +107,5 @@ def test_a_missing_package_is_named(monkeypatch, capsys):
 def test_nothing_half_written_is_left(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.export, 'save', lambda program, path: (path.write_bytes(b'half'), 1 / 0))
     with pytest.raises(ZeroDivisionError):
-        export(timm.create_model('simplecnn').eval(), (1, 3, 32, 32), tmp_path / 'model.pt2')
+        export_model(timm.create_model('simplecnn').eval(), (1, 3, 32, 32), tmp_path / 'model.pt2')
     assert not list(tmp_path.iterdir())

@@ -98,7 +98,10 @@ FAULTS = {
     'no licence': (replace_in('README.md', 'license: apache-2.0\n', ''), 'has no licence'),
     'no limits': (replace_in('README.md', '## Data, use and limits', '## Data'), "no section 'Data, use and limits'"),
     'no accuracy': (replace_in('README.md', '| top-1 |', '| top |'), 'has no accuracy'),
-    'other accuracy': (replace_in('results-cifar100.csv', f'{NAME_TAG},', f'{NAME_TAG},9'), 'README.md says ('),
+    'other accuracy': (
+        replace_in('results-cifar100.csv', f'{NAME_TAG},', f'{NAME_TAG},9'), 'README.md says 58.880 and 86.040, '),
+    'other accuracy in the metadata': (
+        replace_in('README.md', 'value: 86.04', 'value: 96.04'), 'model-index of README.md says 58.880 and 96.040, '),
     'no row': (replace_in('results-cifar100.csv', NAME_TAG, 'other'), f'no row of {NAME_TAG}'),
 }
 

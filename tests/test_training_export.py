@@ -12,8 +12,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from timm.models import load_checkpoint
 
-from aa_models.release import folder as exporting
-from training_runs import RECIPE, checkpoint_of, make_pictures, run_export, run_training, run_validation
+from aa_models.errors import DivergenceError
+from aa_models.release import folder as packing
+from training_runs import RECIPE, checkpoint_of, make_pictures, run_pack, run_training, run_validation
 
 
 @pytest.fixture(scope='module')
@@ -75,7 +76,7 @@ def test_folder_loads_with_the_logits_of_the_rounded_weights(finished, folder):
 
 
 def test_export_by_its_own_means(finished, tmp_path, capsys):
-    run_export(finished, '--tag', 'again', '--to', tmp_path, '--repo', 'someone/noise', '--machine', 'an abacus')
+    run_pack(finished, '--tag', 'again', '--to', tmp_path, '--repo', 'someone/noise', '--machine', 'an abacus')
     made = tmp_path / 'aa_simplecnn.again'
     assert capsys.readouterr().out.strip() == str(made)
     assert torch.equal(
@@ -117,37 +118,37 @@ def test_card_says_how_few_images_there_were(tmp_path, data):
 @pytest.mark.parametrize('tag', ['', 'a/b', 'a.b'])
 def test_impossible_tags_are_refused(finished, tag):
     with pytest.raises(ValueError, match=f'tag = {tag!r} must be made of letters, digits, _ and -'):
-        run_export(finished, '--tag', tag)
+        run_pack(finished, '--tag', tag)
 
 
 def test_only_a_finished_run_is_exported(finished, tmp_path):
     with pytest.raises(ValueError, match='holds no recipe.yaml'):
-        run_export(tmp_path)
+        run_pack(tmp_path)
     unfinished = tmp_path / 'run'
     unfinished.mkdir()
     shutil.copy(finished / 'recipe.yaml', unfinished)
     with pytest.raises(ValueError, match='is at 0 of 2 epochs'):
-        run_export(unfinished)
+        run_pack(unfinished)
     shutil.copy(finished / 'checkpoint-0.pth.tar', unfinished / 'last.pth.tar')
     with pytest.raises(ValueError, match='is at 1 of 2 epochs'):
-        run_export(unfinished)
+        run_pack(unfinished)
     assert len(list(unfinished.iterdir())) == 2
 
 
 def test_foreign_folder_is_left_alone(finished, tmp_path):
     (tmp_path / 'aa_simplecnn.noise').mkdir()
     (tmp_path / 'aa_simplecnn.noise' / 'thesis.tex').touch()
-    with pytest.raises(ValueError, match='holds more than an export'):
-        run_export(finished, '--tag', 'noise', '--to', tmp_path)
+    with pytest.raises(ValueError, match='holds more than a packed run'):
+        run_pack(finished, '--tag', 'noise', '--to', tmp_path)
 
 
 def test_failed_export_leaves_the_old_folder(finished, folder, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError('disk full')
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr(exporting, 'save_for_hf', fail)
+    monkeypatch.setattr(packing, 'save_for_hf', fail)
     with pytest.raises(OSError, match='disk full'):
-        run_export(finished, '--tag', 'noise', '--to', folder.parent)
+        run_pack(finished, '--tag', 'noise', '--to', folder.parent)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
@@ -160,8 +161,8 @@ def test_weights_that_float16_cannot_hold(finished, tmp_path, value):
     for path in run.glob('*.pth.tar'):
         path.unlink()
     torch.save(checkpoint, run / 'last.pth.tar')
-    with pytest.raises(OverflowError, match=f'head.fc.bias reaches {value:g}'):
-        run_export(run, '--tag', 'large')
+    with pytest.raises(DivergenceError, match=f'head.fc.bias reaches {value:g}'):
+        run_pack(run, '--tag', 'large')
     assert not (run / 'aa_simplecnn.large').exists()
 
 

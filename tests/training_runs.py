@@ -7,7 +7,7 @@ import torch
 import yaml
 from PIL import Image
 
-from aa_models.release import folder as export
+from aa_models.cli import pack
 from aa_models.training import run as train
 from aa_models.training import validation as validate
 
@@ -62,9 +62,9 @@ def run_validation(*words: object) -> None:
     run(validate, *words, '--workers', 0)
 
 
-def run_export(*words: object) -> None:
-    """Export a run that is finished."""
-    run(export, *words)
+def run_pack(*words: object) -> None:
+    """Make the folder of a run that is finished."""
+    run(pack, *words)
 
 
 def checkpoint_of(output: Path, name: str = 'last') -> dict:

@@ -17,11 +17,12 @@ __all__ = ['main']
 COMMANDS = {
     'attention': 'aa_models.cli.attention',
     'benchmark': 'aa_models.benchmark',
-    'export': 'aa_models.release.runtimes',
+    'export': 'aa_models.cli.export',
     'info': 'aa_models.analysis.layer_tables',
     'list': 'aa_models.cli.list',
+    'pack': 'aa_models.cli.pack',
     'predict': 'aa_models.analysis.prediction',
-    'publish': 'aa_models.release.publication',
+    'publish': 'aa_models.cli.publish',
     'train': 'aa_models.training.run',
     'validate': 'aa_models.training.validation',
 }

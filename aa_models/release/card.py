@@ -1,12 +1,13 @@
-"""The model card of an exported folder: what the model is, its figures, how to use it, how it was made, its limits.
+"""The model card of a folder: what the model is, its figures, how to use it, how it was made, its limits.
 
-An accuracy comes into a card in one way only: `aa-models validate --card` measures the folder and writes what it
-prints.
+`card_template.md` holds the text, `make_card` fills in what is known of a run. An accuracy comes into a card in one way
+only: `aa-models validate --card` measures the folder and writes what it prints.
 """
 import csv
 import re
 from pathlib import Path
-from typing import cast
+from string import Template
+from typing import Any, cast
 
 import timm
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -15,6 +16,7 @@ from torch import nn
 from aa_models.analysis.macs import count_macs, in_giga
 from aa_models.data.known_datasets import KnownDataset
 from aa_models.data.labels import describe_synsets
+from aa_models.errors import InputError
 from aa_models.layers import GridAttention
 from aa_models.layers.linear_attention import LinearAttention
 from aa_models.layers.softmax_attention import SoftmaxAttention
@@ -22,14 +24,14 @@ from aa_models.models.create import cfg_of, num_classes_of
 from aa_models.training.loaders import size_text
 from aa_models.training.recipe import Recipe
 
+__all__ = ['CARD', 'SECTIONS', 'load_card', 'make_card', 'stated_accuracy', 'write_accuracy']
+
 CARD = 'README.md'
+SECTIONS = ('Accuracy', 'Use', 'Training', 'Data, use and limits')
+TEMPLATE = Path(__file__).with_name('card_template.md')
 ACCURACY = re.compile('(<!-- accuracy -->\n).*(<!-- end of accuracy -->)', re.DOTALL)
 
-AUGMENTED = (
-    'It has attention-augmented convolutions: a part of their output channels is {kind} attention over the whole map '
-    '({heads} heads, {positions}), concatenated with those of a plain convolution.')
-POSITIONS = {
-    'rel': 'relative positions', 'sincos': 'sine/cosine positions', 'coord': 'coordinate channels', '': 'no positions'}
+POSITIONS = {'rel': 'relative positions', 'sincos': 'sine/cosine positions', 'coord': 'coordinate channels'}
 PAPERS: dict[type[GridAttention], tuple[str, str]] = {
     SoftmaxAttention: ('softmax', (
         '[Attention Augmented Convolutional Networks](https://arxiv.org/abs/1904.09925), Bello et al., 2019')),
@@ -37,68 +39,6 @@ PAPERS: dict[type[GridAttention], tuple[str, str]] = {
         '[Efficient Attention: Attention with Linear Complexities](https://arxiv.org/abs/1812.01243), Shen et al., '
         '2018')),
 }
-
-INTENDED = (
-    'Meant for research and teaching on attention in convolutional networks, and as a start for fine-tuning. It knows '
-    'nothing but the classes of {title}: a picture of anything else gets one of them all the same, and the '
-    'probabilities are not calibrated. Do not let it decide about people.')
-
-TEXT = '''
-# {name}
-
-{what}
-
-| | |
-|---|---|
-| parameters | {parameters:.2f} M |
-| multiply-accumulates of one image, attention counted in full | {gmacs} G |
-| input | {size} px, normalised as `config.json` says |
-| classes | {num_classes} |
-| weights | float16 |
-
-## Accuracy
-
-<!-- accuracy -->
-Not measured yet: `aa-models validate --model local-dir:{name} … --card` measures this very folder and writes it here.
-<!-- end of accuracy -->
-
-## Use
-
-```python
-{snippet}
-```
-
-As features (`features_only=True`), with another head (`num_classes=…`) or at another input size it works as every timm
-model does.
-
-## Training
-
-{training}
-
-All settings are in [recipe.yaml](recipe.yaml), the figures of every epoch in [log.csv](log.csv). The weights are those
-after the last epoch{averaged}: no epoch was chosen by its accuracy on the validation images.
-
-## Data, use and limits
-
-{data}
-
-{intended}
-
-{classes}
-'''
-
-SNIPPET = '''
-import timm
-import torch
-from PIL import Image
-{registers}
-model = timm.create_model('{source}', pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
-picture = Image.open('picture.jpg').convert('RGB')
-with torch.inference_mode():
-    probabilities = model(transform(picture)[None]).softmax(dim=-1)[0]
-print(probabilities.topk({top}))  # the classes' names are in model.pretrained_cfg['label_names']
-'''
 
 
 def make_card(
@@ -125,18 +65,22 @@ def make_card(
         machine: What it was trained on.
         repo: Repository on the Hub that the snippet loads; None for a local folder.
     """
-    text = TEXT.format(
+    own = timm.model_entrypoint(cfg_of(model)['architecture']).__module__.startswith('aa_models')
+    text = Template(TEMPLATE.read_text(encoding='utf-8')).substitute(
+        _training(recipe, dataset.title, log),
         name=name,
         what=_what(model, dataset.title),
-        parameters=sum(p.numel() for p in model.parameters()) / 1e6,
+        parameters=f'{sum(p.numel() for p in model.parameters()) / 1e6:.2f}',
         gmacs=in_giga(count_macs(model, input_size)),
         size=' × '.join(map(str, input_size[1:])),
+        train_size=size_text(input_size),
         num_classes=num_classes_of(model),
-        snippet=_snippet(model, f'hf-hub:{repo}' if repo else f'local-dir:{name}'),
-        training=_training(recipe, dataset.title, input_size, log, machine),
-        averaged=', as their moving average' if recipe.ema else '',
+        registers='\nimport aa_models  # registers the model with timm\n' if own else '',
+        source=f'hf-hub:{repo}' if repo else f'local-dir:{name}',
+        top=min(5, num_classes_of(model)),
+        machine=f' on {machine}' if machine else '',
         data=dataset.about,
-        intended=INTENDED.format(title=dataset.title),
+        dataset=dataset.title,
         classes=_classes(labels),
     )
     data = ModelCardData(
@@ -147,21 +91,21 @@ def make_card(
         datasets=[dataset.hub_name] if dataset.hub_name else None,
         metrics=['accuracy'],
     )
-    return ModelCard(f'---\n{data.to_yaml()}\n---\n{text.rstrip()}\n')
+    return ModelCard(f'---\n{data.to_yaml()}\n---\n\n{text.rstrip()}\n')
 
 
 def load_card(folder: Path) -> ModelCard:
     """Read a folder's card.
 
     Raises:
-        ValueError: There is none, or none with a place for the accuracy.
+        InputError: There is none, or none with a place for the accuracy.
     """
     path = folder / CARD
     if not path.is_file():
-        raise ValueError(f'{str(folder)!r} holds no {CARD} to write the accuracy into')
+        raise InputError(f'{str(folder)!r} holds no {CARD} to write the accuracy into')
     card = ModelCard.load(path)
     if not ACCURACY.search(card.text):
-        raise ValueError(f'{path} has no place for the accuracy, lines {ACCURACY.pattern.replace(".*", "…")!r}')
+        raise InputError(f'{path} has no place for the accuracy, lines {ACCURACY.pattern.replace(".*", "…")!r}')
     return card
 
 
@@ -208,6 +152,15 @@ def write_accuracy(
     card.save(folder / CARD)
 
 
+def stated_accuracy(card: ModelCard) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Top-1 and top-5 as `write_accuracy` put them into the card's text and into its metadata; empty where it did not.
+    """
+    block = ACCURACY.search(card.text)
+    figures = re.findall(r'^\| top-[15] \| ([\d.]+) % \|$', block[0] if block else '', re.MULTILINE)
+    results = cast(ModelCardData, card.data).eval_results or ()
+    return (tuple(figures) if len(figures) == 2 else ()), tuple(f'{result.metric_value:.3f}' for result in results)
+
+
 def _attention(model: nn.Module) -> list[GridAttention]:
     return [module for module in model.modules() if isinstance(module, GridAttention)]
 
@@ -218,10 +171,12 @@ def _what(model: nn.Module, title: str) -> str:
     attention = _attention(model)
     if not attention:
         return text
-    layer = attention[0]
-    kind, paper = PAPERS[type(layer)]
-    augmented = AUGMENTED.format(kind=kind, heads=layer.num_heads, positions=POSITIONS[layer.pos_embed])
-    return f'{text}\n{augmented}\n\nPaper: {paper}. Software: `aa_models`, a package of such networks for timm.'
+    kind, paper = PAPERS[type(attention[0])]
+    positions = POSITIONS.get(attention[0].pos_embed, 'no positions')
+    return (
+        f'{text}\nIt has attention-augmented convolutions: a part of their output channels is {kind} attention over '
+        f'the whole map ({attention[0].num_heads} heads, {positions}), concatenated with those of a plain convolution.'
+        f'\n\nPaper: {paper}. Software: `aa_models`, a package of such networks for timm.')
 
 
 def _classes(labels: list[str] | None) -> str:
@@ -235,22 +190,19 @@ def _classes(labels: list[str] | None) -> str:
     return f'The classes by the number of their output:\n\n{lines}'
 
 
-def _snippet(model: nn.Module, source: str) -> str:
-    own = timm.model_entrypoint(cfg_of(model)['architecture']).__module__.startswith('aa_models')
-    registers = '\nimport aa_models  # registers the model with timm\n' if own else ''
-    return SNIPPET.format(registers=registers, source=source, top=min(5, num_classes_of(model))).strip()
-
-
-def _training(recipe: Recipe, title: str, input_size: tuple[int, int, int], log: Path, machine: str | None) -> str:
-    """One paragraph: from what, with what, how long."""
+def _training(recipe: Recipe, title: str, log: Path) -> dict[str, Any]:
+    """What the section on training says of the recipe and of the hours it took."""
     with log.open(newline='', encoding='utf-8') as file:
-        rows = list(csv.DictReader(file))
-    hours = sum(float(row['train_seconds']) for row in rows) / 3600
-    start = f'fine-tuned from the weights of `{recipe.model}`' if recipe.pretrained else 'trained from scratch'
-    accumulation = f', {recipe.grad_accum_steps} of them an update' if recipe.grad_accum_steps > 1 else ''
-    where = f' on {machine}' if machine else ''
-    images = f'{recipe.train_images} images of {title}' if recipe.train_images else title
-    return (
-        f'By `aa-models train`, {start} on {images} at {size_text(input_size)} px: {recipe.epochs} epochs, batches of '
-        f'{recipe.batch_size} images a device{accumulation}, {recipe.opt} with a learning rate of {recipe.lr:g}. '
-        f'The epochs took {hours:.1f} hours{where}, validation not counted.')
+        seconds = sum(float(row['train_seconds']) for row in csv.DictReader(file))
+    accumulated = recipe.grad_accum_steps > 1
+    return dict(
+        start=f'fine-tuned from the weights of `{recipe.model}`' if recipe.pretrained else 'trained from scratch',
+        images=f'{recipe.train_images} images of {title}' if recipe.train_images else title,
+        epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        accumulation=f', gradients of {recipe.grad_accum_steps} batches added for an update' if accumulated else '',
+        opt=recipe.opt,
+        lr=f'{recipe.lr:g}',
+        hours=f'{seconds / 3600:.1f}',
+        averaged=', as their moving average' if recipe.ema else '',
+    )

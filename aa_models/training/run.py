@@ -25,7 +25,7 @@ from torch import nn
 
 from aa_models.device import machine_name, start_device
 from aa_models.models.create import build_model, num_classes_of
-from aa_models.release.folder import checked_tag, export, folder_of, is_export_of
+from aa_models.release.folder import checked_tag, pack_run
 
 from . import checkpoints
 from .loaders import (
@@ -134,7 +134,7 @@ def _train(recipe: Recipe, args: argparse.Namespace, place: argparse.Namespace, 
         _epoch(trainer, epoch, output, saver, stop)
     if saver is not None:
         with checkpoints.writing(output):
-            _finish(output, tag, model, saver)
+            _finish(output, tag, saver)
 
 
 def _open_datasets(recipe: Recipe, args: argparse.Namespace, place: argparse.Namespace) -> tuple[Images, Images]:
@@ -210,14 +210,11 @@ def _epoch(trainer: Trainer, epoch: int, output: Path, saver: CheckpointSaver | 
         f'in {figures["seconds"]:.0f} s, {figures["img_per_s"]:.1f} img/s')
 
 
-def _finish(output: Path, tag: str, model: nn.Module, saver: CheckpointSaver) -> None:
-    """Say how it went, and export unless this was done before."""
+def _finish(output: Path, tag: str, saver: CheckpointSaver) -> None:
+    """Say how it went, and pack the run unless this was done before."""
     if saver.best_metric is not None and saver.best_epoch is not None:
         _logger.info(f'best top-1 {saver.best_metric:.3f} after {saver.best_epoch + 1} epochs, in {output}')
-    folder = folder_of(output, model, tag)
-    if not is_export_of(folder, output):
-        export(output, tag)
-    _logger.info(f'the weights after the last epoch are in {folder}')
+    _logger.info(f'the weights after the last epoch are in {pack_run(output, tag, reuse=True)}')
 
 
 if __name__ == '__main__':
