@@ -98,6 +98,15 @@ def test_what_cannot_be_exported(words, message, tmp_path, monkeypatch, capsys):
     assert status == 2 and not out and message in err and not list(tmp_path.iterdir())
 
 
+def test_a_size_that_the_model_does_not_take(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = timm.create_model('vit_tiny_patch16_224', img_size=32, depth=1, num_classes=2)
+    timm.models.save_for_hf(model, tmp_path / 'vit', safe_serialization=True)
+    status, out, err = run_command(capsys, 'export', 'local-dir:vit', '--format', 'torch-export', '--img-size', 64, 80)
+    assert status == 2 and 'img_size = 64 80 is no size that the model takes' in err and len(err.splitlines()) == 1
+    assert not out and [path.name for path in tmp_path.iterdir()] == ['vit']
+
+
 def test_a_missing_package_is_named(monkeypatch, capsys):
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     status, _, err = run_command(capsys, 'export', 'aa_resnet18', '--format', 'onnx')

@@ -7,6 +7,10 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+from aa_models.data.known_datasets import known_dataset
+from aa_models.release.card import write_accuracy
+from aa_models.release.publication import faults_of
+from aa_models.release.results import read_results, update_results
 from command import run_command
 from hub_server import HubServer, send_client_to
 
@@ -111,6 +115,17 @@ def test_what_is_not_fit_is_not_sent(spoil, words, hub, folder, capsys):
     spoil(folder)
     status, out, err = run_command(capsys, 'publish', folder, '--repo-id', REPO_ID)
     assert status == 2 and words in err and not out and not hub.requests
+
+
+def test_an_accuracy_without_an_end_is_that_of_the_table(folder):
+    """The card has three decimals, the table four: 2 of 3 images right are 66.667 % and 66.6667 %."""
+    table, figures = folder.parent / 'results-cifar100.csv', dict(top1=200 / 3, top5=250 / 3)
+    row, = (row for row in read_results(table) if row['model'] == NAME_TAG)
+    update_results(table, {**row, **{column: round(value, 4) for column, value in figures.items()}})
+    faults = faults_of(folder, table, REPO_ID)
+    assert len(faults) == 2 and all('results-cifar100.csv 66.667 and 83.333' in fault for fault in faults)
+    write_accuracy(folder, figures, 12, known_dataset('torch/cifar100'), 'torch/cifar100', 'test', 'how', 'speed')
+    assert not faults_of(folder, table, REPO_ID)
 
 
 def test_another_repository_than_the_cards(hub, folder, capsys):

@@ -31,7 +31,7 @@ def finished(tmp_path_factory, data):
 
 @pytest.fixture
 def folder(finished, tmp_path):
-    """A copy of the exported folder, to change."""
+    """A copy of the packed folder, to change."""
     return shutil.copytree(finished / 'aa_simplecnn.noise', tmp_path / 'aa_simplecnn.noise')
 
 
@@ -75,7 +75,7 @@ def test_folder_loads_with_the_logits_of_the_rounded_weights(finished, folder):
     assert timm.create_model(f'local-dir:{folder}', pretrained=True, num_classes=2)(x).shape == (2, 2)
 
 
-def test_export_by_its_own_means(finished, tmp_path, capsys):
+def test_pack_by_its_own_means(finished, tmp_path, capsys):
     run_pack(finished, '--tag', 'again', '--to', tmp_path, '--repo', 'someone/noise', '--machine', 'an abacus')
     made = tmp_path / 'aa_simplecnn.again'
     assert capsys.readouterr().out.strip() == str(made)
@@ -84,6 +84,18 @@ def test_export_by_its_own_means(finished, tmp_path, capsys):
         load_file(finished / 'aa_simplecnn.noise' / 'model.safetensors')['head.fc.weight'])
     text = (made / 'README.md').read_text()
     assert "timm.create_model('hf-hub:someone/noise', pretrained=True)" in text and 'hours on an abacus' in text
+
+
+def test_only_the_folder_of_this_very_run_is_reused(finished, tmp_path):
+    """What `validate --card` wrote stays when the same run is packed again; the folder of another run is replaced."""
+    run = shutil.copytree(finished, tmp_path / 'run')
+    folder = run / 'aa_simplecnn.noise'
+    (folder / 'README.md').write_text('measured')
+    assert packing.pack_run(run, 'noise', reuse=True) == folder
+    assert (folder / 'README.md').read_text() == 'measured'
+    (folder / 'log.csv').write_text((folder / 'log.csv').read_text().replace('0', '1'))
+    packing.pack_run(run, 'noise', reuse=True)
+    assert (folder / 'README.md').read_text() == (finished / 'aa_simplecnn.noise' / 'README.md').read_text()
 
 
 def test_plain_timm_model_without_average(tmp_path, data):
@@ -121,7 +133,7 @@ def test_impossible_tags_are_refused(finished, tag):
         run_pack(finished, '--tag', tag)
 
 
-def test_only_a_finished_run_is_exported(finished, tmp_path):
+def test_only_a_finished_run_is_packed(finished, tmp_path):
     with pytest.raises(ValueError, match='holds no recipe.yaml'):
         run_pack(tmp_path)
     unfinished = tmp_path / 'run'
@@ -142,7 +154,7 @@ def test_foreign_folder_is_left_alone(finished, tmp_path):
         run_pack(finished, '--tag', 'noise', '--to', tmp_path)
 
 
-def test_failed_export_leaves_the_old_folder(finished, folder, monkeypatch):
+def test_failed_packing_leaves_the_old_folder(finished, folder, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError('disk full')
     before = {path.name: path.read_bytes() for path in folder.iterdir()}

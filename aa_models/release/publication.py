@@ -80,7 +80,7 @@ def find_folder(name: str) -> Path:
         if path.is_dir() and path.resolve().name.count('.'):
             return path.resolve()
     raise InputError(
-        f'NAME = {name!r} is neither a folder MODEL.TAG nor a checkpoint that is here ({", ".join(own_checkpoints())})')
+        f'name = {name!r} is neither a folder MODEL.TAG nor a checkpoint that is here ({", ".join(own_checkpoints())})')
 
 
 def faults_of(folder: Path, results: Path, repo_id: str) -> list[str]:

@@ -5,7 +5,10 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from aa_models.errors import InputError
 from aa_models.training.recipe import replace_text
+
+__all__ = ['COLUMNS', 'read_results', 'update_results']
 
 COLUMNS = (
     'model', 'top1', 'top1_err', 'top5', 'top5_err', 'param_count', 'img_size', 'crop_pct', 'interpolation')
@@ -18,22 +21,22 @@ def read_results(path: str | os.PathLike[str]) -> list[dict[str, str]]:
         Its rows; none where there is no such file yet.
 
     Raises:
-        ValueError: Its folder does not exist, or it is a file of another kind.
+        InputError: Its folder does not exist, or it is a file of another kind.
     """
     path = Path(path)
     if not path.absolute().parent.is_dir():
-        raise ValueError(f'results_file = {str(path)!r} is in a folder that does not exist')
+        raise InputError(f'results_file = {str(path)!r} is in a folder that does not exist')
     if not path.exists():
         return []
     try:
         with path.open(newline='', encoding='utf-8') as file:
             reader = csv.DictReader(file)
             columns, rows = tuple(reader.fieldnames or ()), list(reader)
-            [float(row['top1']) for row in rows]
+            [float(row[column]) for row in rows for column in ('top1', 'top5')]
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise ValueError(f'results_file = {str(path)!r} is no table of results: {error!r}') from error
+        raise InputError(f'results_file = {str(path)!r} is no table of results: {error!r}') from error
     if columns != COLUMNS:
-        raise ValueError(f'results_file = {str(path)!r} has the columns {list(columns)}, not {list(COLUMNS)}')
+        raise InputError(f'results_file = {str(path)!r} has the columns {list(columns)}, not {list(COLUMNS)}')
     return rows
 
 

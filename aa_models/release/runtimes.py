@@ -6,13 +6,12 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import timm
 import torch
 from timm.data import resolve_data_config
 from torch import nn
 
 from aa_models.errors import InputError
-from aa_models.models.create import check_name
+from aa_models.models.create import build_model
 
 __all__ = ['export_model', 'export_pretrained']
 
@@ -58,13 +57,23 @@ def export_pretrained(
     output = output or Path(f'{name.rstrip("/").rpartition("/")[2]}{SUFFIXES[format]}')
     if output.suffix != SUFFIXES[format] or not output.absolute().parent.is_dir():
         raise InputError(f'output = {str(output)!r} must be a {SUFFIXES[format]} file in a folder that exists')
-    check_name(name)
-    model = timm.create_model(name, pretrained=True, exportable=True).eval()
+    model = build_model(name, pretrained=True, exportable=True).eval()
     channels, height, width = resolve_data_config(model=model)['input_size']
     height, width = img_size or (height, width)
     shape = (batch_size, channels, height, width)
+    if img_size:
+        _check_size(model, shape)
     export_model(model, shape, output, format, dynamic)
     return output, shape
+
+
+@torch.no_grad()
+def _check_size(model: nn.Module, shape: Shape) -> None:
+    """Refuse a size that the model does not take; the exporters' own errors would bury the reason."""
+    try:
+        model(torch.zeros(1, *shape[1:]))
+    except Exception as error:  # each network says this in its own way
+        raise InputError(f'img_size = {shape[2]} {shape[3]} is no size that the model takes: {error}') from error
 
 
 @torch.no_grad()
