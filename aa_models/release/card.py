@@ -9,7 +9,6 @@ from pathlib import Path
 from string import Template
 from typing import Any, cast
 
-import timm
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from torch import nn
 
@@ -23,6 +22,7 @@ from aa_models.layers.softmax_attention import SoftmaxAttention
 from aa_models.models.create import cfg_of, num_classes_of
 from aa_models.training.loaders import size_text
 from aa_models.training.recipe import Recipe
+from aa_models.zoo import own_models
 
 __all__ = ['CARD', 'SECTIONS', 'load_card', 'make_card', 'stated_accuracy', 'write_accuracy']
 
@@ -52,7 +52,7 @@ def make_card(
         machine: str | None,
         repo: str | None,
 ) -> ModelCard:
-    """Write the card of a model, yet without an accuracy.
+    """Write the card of a model whose accuracy has not been measured yet.
 
     Args:
         name: `<model>.<tag>`, also the folder's name.
@@ -65,7 +65,7 @@ def make_card(
         machine: What it was trained on.
         repo: Repository on the Hub that the snippet loads; None for a local folder.
     """
-    own = timm.model_entrypoint(cfg_of(model)['architecture']).__module__.startswith('aa_models')
+    own = cfg_of(model)['architecture'] in own_models()
     text = Template(TEMPLATE.read_text(encoding='utf-8')).substitute(
         _training(recipe, dataset.title, log),
         name=name,
@@ -83,15 +83,7 @@ def make_card(
         dataset=dataset.title,
         classes=_classes(labels),
     )
-    data = ModelCardData(
-        license=cfg_of(model).get('license'),
-        library_name='timm',
-        pipeline_tag='image-classification',
-        tags=['image-classification', 'timm', *(['attention-augmented-convolution'] if _attention(model) else [])],
-        datasets=[dataset.hub_name] if dataset.hub_name else None,
-        metrics=['accuracy'],
-    )
-    return ModelCard(f'---\n{data.to_yaml()}\n---\n\n{text.rstrip()}\n')
+    return ModelCard(f'---\n{_metadata(model, dataset).to_yaml()}\n---\n\n{text.rstrip()}\n')
 
 
 def load_card(folder: Path) -> ModelCard:
@@ -153,12 +145,22 @@ def write_accuracy(
 
 
 def stated_accuracy(card: ModelCard) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Top-1 and top-5 as `write_accuracy` put them into the card's text and into its metadata; empty where it did not.
-    """
+    """Top-1 and top-5 as the card's text states them, then as its metadata do; empty where they do not."""
     block = ACCURACY.search(card.text)
     figures = re.findall(r'^\| top-[15] \| ([\d.]+) % \|$', block[0] if block else '', re.MULTILINE)
     results = cast(ModelCardData, card.data).eval_results or ()
     return (tuple(figures) if len(figures) == 2 else ()), tuple(f'{result.metric_value:.3f}' for result in results)
+
+
+def _metadata(model: nn.Module, dataset: KnownDataset) -> ModelCardData:
+    return ModelCardData(
+        license=cfg_of(model).get('license'),
+        library_name='timm',
+        pipeline_tag='image-classification',
+        tags=['image-classification', 'timm', *(['attention-augmented-convolution'] if _attention(model) else [])],
+        datasets=[dataset.hub_name] if dataset.hub_name else None,
+        metrics=['accuracy'],
+    )
 
 
 def _attention(model: nn.Module) -> list[GridAttention]:
@@ -166,7 +168,7 @@ def _attention(model: nn.Module) -> list[GridAttention]:
 
 
 def _what(model: nn.Module, title: str) -> str:
-    """One paragraph: the network, and what is special in it."""
+    """One or two paragraphs: the network and its attention."""
     text = f'`{cfg_of(model)["architecture"]}` for images of {num_classes_of(model)} classes, trained on {title}.'
     attention = _attention(model)
     if not attention:
@@ -180,7 +182,7 @@ def _what(model: nn.Module, title: str) -> str:
 
 
 def _classes(labels: list[str] | None) -> str:
-    """One paragraph, or a list where the names need words."""
+    """One paragraph of names, or a list where WordNet identifiers have to be explained."""
     if not labels:
         return ''
     descriptions = describe_synsets(labels)
