@@ -89,8 +89,9 @@ def faults_of(folder: Path, results: Path, repo_id: str) -> list[str]:
     faults = [f'{name} is missing' for name in sorted(FILES - found)]
     faults += [f'{name} does not belong there' for name in sorted(found - FILES)]
     if found >= FILES:
-        faults += [*_weights_faults(folder), *_card_faults(ModelCard.load(folder / CARD), repo_id)]
-        faults += _accuracy_faults(ModelCard.load(folder / CARD), folder.name, results)
+        card = ModelCard.load(folder / CARD)
+        faults += [*_weights_faults(folder), *_card_faults(card, repo_id)]
+        faults += _accuracy_faults(card, folder.name, results)
     return faults
 
 
