@@ -1,15 +1,11 @@
 """The worked examples: their task is what they say, their networks see what they may, attention learns it."""
 import re
-import shlex
-from pathlib import Path
 
 import pytest
 import torch
 
 from aa_models.examples import sequence
 from aa_models.examples.sequence import Recall, accuracy, equal_width, sequence_net, train
-
-README = (Path(__file__).parents[1] / 'README.md').read_text(encoding='utf-8')
 
 
 @pytest.mark.parametrize('causal', [True, False])
@@ -105,10 +101,3 @@ def test_bad_options(capsys, words, error):
         sequence.main(words.split())
     out = capsys.readouterr()
     assert stop.value.code == 2 and error in out.err and not out.out
-
-
-def test_commands_of_the_readme_are_understood():
-    commands = re.findall(r'^python -m aa_models\.examples\.sequence.*$', README, re.MULTILINE)
-    for command in commands:
-        sequence._parser().parse_args(shlex.split(command, comments=True)[3:])
-    assert commands

@@ -1,6 +1,10 @@
-"""The README tells the truth: its snippets run, its commands exist, its numbers are those of the models."""
+"""The README files tell the truth: snippets run, commands and links exist, numbers are those of the models."""
+import argparse
 import json
+import multiprocessing
+import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -12,54 +16,120 @@ from PIL import Image
 
 from aa_models.analysis.macs import count_macs, in_giga
 from aa_models.cli import main as cli
+from aa_models.release.results import read_results
 from aa_models.training.loaders import class_names, open_dataset
 from aa_models.training.recipe import recipe_names
 from aa_models.zoo import own_checkpoints, own_models
 
-REPOSITORY = Path(__file__).parents[1]
-README = (REPOSITORY / 'README.md').read_text(encoding='utf-8')
-SNIPPETS = re.findall(r'^```python\n(.*?)^```$', README, re.MULTILINE | re.DOTALL)
-BLOCKS = re.findall(r'^```bash\n(.*?)^```$', README, re.MULTILINE | re.DOTALL)
-LINES = [line for block in BLOCKS for line in block.replace('\\\n', ' ').splitlines()]
-COMMANDS = [line for line in LINES if line.startswith(('aa-models ', 'torchrun '))]
+ROOT = Path(__file__).parents[1]
+# of the project and of its rooms; the cards of checkpoints and the list of photographs have tests of their own
+FILES = [ROOT / 'README.md', ROOT / 'tests' / 'README.md', ROOT / 'weights' / 'README.md',
+         *sorted((ROOT / 'aa_models').glob('*/README.md'))]
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding='utf-8') for path in FILES}
+README, RESULTS = TEXTS['README.md'], TEXTS['weights/README.md']
 
 
-def test_there_is_something_to_test():
-    assert len(SNIPPETS) >= 6 and len(COMMANDS) >= 4
+def fenced(language):
+    """Each block of code in that language: the file's name, whether it is marked slow, and the code."""
+    pattern = rf'^(<!-- slow -->\n)?```{language}\n(.*?)^```$'
+    return [(name, bool(slow), code)
+            for name, text in TEXTS.items() for slow, code in re.findall(pattern, text, re.MULTILINE | re.DOTALL)]
 
 
-@pytest.mark.parametrize('snippet', SNIPPETS)
-def test_snippet_runs(snippet):
-    """In a process of its own, from the checkout, as a reader would paste it."""
-    result = subprocess.run([sys.executable, '-c', snippet], cwd=REPOSITORY, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+BLOCKS = fenced('bash')
+LINES = [(name, line) for name, _, block in BLOCKS for line in block.replace('\\\n', ' ').splitlines()]
+COMMANDS = [(name, line) for name, line in LINES if re.match(r'aa-models |torchrun |python -m aa_models', line)]
 
 
-@pytest.mark.parametrize('command', COMMANDS)
-def test_command_is_understood(command):
+def rows_of(text, title):
+    """The cells of the rows that begin with a name in backticks, by that name, from one section."""
+    section = text.partition(f'# {title}\n')[2].partition('\n#')[0]
+    table = [[cell.strip() for cell in line.strip('|').split('|')] for line in section.splitlines()]
+    names = [re.match(r'\[?`([^`]+)`', cells[0]) for cells in table]
+    return {name[1]: cells[1:] for name, cells in zip(names, table) if name}
+
+
+@pytest.fixture(scope='module')
+def fresh_process():
+    """Runs code in a process of its own that has imported torch and timm but nothing of this package."""
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['timm', 'torchvision'])
+    with context.Pool(1, initializer=os.chdir, initargs=(ROOT,), maxtasksperchild=1) as pool:
+        # a process that dies leaves no answer, hence the limit
+        yield lambda code: pool.apply_async(exec, (code, {'__name__': '__main__'})).get(300)
+
+
+@pytest.mark.parametrize('snippet', [
+    pytest.param(code, id=f'{name}-{i}', marks=[pytest.mark.slow] if slow else [])
+    for i, (name, slow, code) in enumerate(fenced('python'))])
+def test_snippet_runs(fresh_process, snippet):
+    """By itself, from the checkout, as a reader would paste it."""
+    fresh_process(snippet)
+
+
+class Parsed(BaseException):
+    """Stops a command once its words are understood; no program catches it."""
+
+
+@pytest.mark.parametrize('name, command', COMMANDS)
+def test_command_is_understood(name, command, monkeypatch):
     """Its options and recipe exist. Training runs are in test_training.py: these here would take hours."""
-    words = shlex.split(command, comments=True)
-    words = words[words.index('aa_models' if words[0] == 'torchrun' else 'aa-models') + 1:]
-    args = cli._parser().parse_args(words)
-    if args.command == 'train':
-        assert args.recipe in recipe_names()
+    parse_args = argparse.ArgumentParser.parse_args
+
+    def parse_and_stop(*args, **kwargs):
+        raise Parsed(parse_args(*args, **kwargs))
+
+    monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', parse_and_stop)
+    module, *words = shlex.split(re.sub('^aa-models|^.* -m aa_models', 'aa_models', command), comments=True)
+    monkeypatch.setattr('sys.argv', [module, *words])
+    if module != 'aa_models':
+        monkeypatch.delitem(sys.modules, module, raising=False)  # so that it runs from the start
+    with pytest.raises(Parsed) as parsed:
+        runpy.run_module(module, run_name='__main__')
+    args, = parsed.value.args
+    if words[:1] == ['train']:
+        assert args.recipe in (*recipe_names(), 'RECIPE')
+
+
+@pytest.mark.parametrize('name', TEXTS)
+def test_links(name):
+    """Links to files and to headings lead somewhere, from the folder the file is in."""
+    prose = re.sub(r'^```.*?^```$', '', TEXTS[name], flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r'\]\(([^)\s]+)\)', prose):
+        if re.match(r'https?:', target):
+            continue
+        file, _, heading = target.partition('#')
+        path = (ROOT / name).parent / file if file else ROOT / name
+        assert path.exists(), target
+        if heading:
+            headings = re.findall(r'^#+ (.*)$', path.read_text(encoding='utf-8'), re.MULTILINE)
+            assert heading in [re.sub(r'[^\w -]', '', title.lower()).replace(' ', '-') for title in headings], target
+
+
+def test_readme_is_short():
+    assert len(README.split()) <= 1800
 
 
 def test_predict_command_answers(capsys):
-    """What the first command does after installing."""
-    photographs = REPOSITORY / 'tests' / 'photographs'
+    """What the first command does after installing, and what README shows of its answers."""
+    photographs = ROOT / 'tests' / 'photographs'
     table = (photographs / 'README.md').read_text(encoding='utf-8')
     shown = dict(re.findall(r'^\| (\S+) \| (n\d{8}) ', table, re.MULTILINE))
     assert cli.main(['predict', str(photographs), '--json']) == 0
-    answers = json.loads(capsys.readouterr().out)
-    assert sorted(Path(answer['file']).name for answer in answers) == sorted(shown)
-    right = [
-        shown[Path(answer['file']).name] in {guess['label'] for guess in answer['predictions']} for answer in answers]
+    answers = {Path(answer['file']).name: answer['predictions'] for answer in json.loads(capsys.readouterr().out)}
+    assert sorted(answers) == sorted(shown)
+    right = [wnid in {guess['label'] for guess in answers[name]} for name, wnid in shown.items()]
     assert len(right) >= 4 and sum(right) > len(right) / 2
+    _, _, excerpt = README.partition('```text\ntests/photographs/')
+    name, *lines = excerpt.partition('\n```')[0].splitlines()
+    guesses = [line.split('%  ') for line in lines]
+    assert [words for _, words in guesses] == [guess['description'] for guess in answers[name][:len(guesses)]]
+    for (percent, _), guess in zip(guesses, answers[name]):
+        assert float(percent) == pytest.approx(100 * guess['probability'], abs=0.1)
 
 
 def test_tiny_imagenet_is_laid_out(tmp_path):
-    """The README's lines turn the official archive's layout into folders of classes."""
+    """The lines of weights/README.md turn the official archive's layout into folders of classes."""
     root = tmp_path / 'tiny-imagenet-200'
     (root / 'val' / 'images').mkdir(parents=True)
     annotations = []
@@ -70,7 +140,7 @@ def test_tiny_imagenet_is_laid_out(tmp_path):
             Image.new('RGB', (64, 64)).save(path)
         annotations.append(f'val_{i}.JPEG\t{wnid}\t0\t0\t62\t63\n')
     (root / 'val' / 'val_annotations.txt').write_text(''.join(annotations))
-    block, = (block for block in BLOCKS if 'val_annotations.txt' in block)
+    block, = (block for _, _, block in BLOCKS if 'val_annotations.txt' in block)
     subprocess.run(['bash', '-euo', 'pipefail', '-c', block], cwd=tmp_path, check=True)
     for split, expected in (('train', 'n01443537_0.JPEG n01629819_0.JPEG'), ('val', 'val_0.JPEG val_1.JPEG')):
         dataset = open_dataset('', str(root), split)
@@ -80,29 +150,41 @@ def test_tiny_imagenet_is_laid_out(tmp_path):
 
 
 def test_linked_tests_exist():
-    """The table of features links a test for each row."""
-    links = re.findall(r'`(test_\w+\.py)::(test_\w+)` \|$', README, re.MULTILINE)
-    assert len(links) > 20
+    """The tables of tests/README.md name a test in each row."""
+    links = re.findall(r'`(test_\w+\.py)::(test_\w+)` \|$', TEXTS['tests/README.md'], re.MULTILINE)
+    assert len(links) > 35
     for file, name in links:
-        assert f'\ndef {name}(' in (REPOSITORY / 'tests' / file).read_text(encoding='utf-8'), name
+        assert f'\ndef {name}(' in (ROOT / 'tests' / file).read_text(encoding='utf-8'), name
 
 
 def test_zoo_table():
-    """Every model stands in the table with its own figures, and a checkpoint with what its card and its file say."""
-    zoo = README.partition('## Zoo')[2].partition('\n##')[0]
-    table = [line.strip('|').split('|') for line in zoo.splitlines() if line.startswith('| `')]
-    rows = {cells[0].strip('` '): [cell.strip() for cell in cells] for cells in table}
-    checkpoints = own_checkpoints()
+    """Every model stands in the table with its own figures; a checkpoint's accuracy is that of its card."""
+    rows, checkpoints = rows_of(README, 'Zoo'), own_checkpoints()
     for name in own_models():
         for key in [tag for tag in checkpoints if tag.split('.')[0] == name] or [name]:
             model = timm.create_model(key, device='meta')
-            params = f'{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M'
-            figures = [params, f'{model.pretrained_cfg["input_size"][1]} px', in_giga(count_macs(model))]
-            assert rows[key][1:4] == figures, key
-            assert rows[key][4:6] == (_accuracy_and_size(key) if key in checkpoints else ['–', '–']), key
+            params = f'{sum(p.numel() for p in model.parameters()) / 1e6:.2f}'
+            macs = in_giga(count_macs(model))
+            top1 = f'{float(measured(key)["top1"]):.2f}' if key in checkpoints else '–'
+            assert rows[key] == [params, str(model.pretrained_cfg['input_size'][1]), macs, top1], key
 
 
-def _accuracy_and_size(name_tag):
-    folder = REPOSITORY / 'weights' / name_tag
-    top1 = re.search(r'\| top-1 \| ([\d.]+) % \|', (folder / 'README.md').read_text(encoding='utf-8'))
-    return [f'{float(top1[1]):.2f} %', f'{(folder / "model.safetensors").stat().st_size / 1e6:.1f} MB']
+def measured(name_tag):
+    """A checkpoint's row in the table of results, which its card agrees with (test_weights.py)."""
+    row, = (row for row in read_results(ROOT / 'weights' / f'results-{name_tag.partition(".")[2]}.csv')
+            if row['model'] == name_tag)
+    return row
+
+
+@pytest.mark.parametrize('name_tag', own_checkpoints())
+def test_table_of_checkpoints(name_tag):
+    row, size = measured(name_tag), (ROOT / 'weights' / name_tag / 'model.safetensors').stat().st_size / 1e6
+    travels = f"'weights/{name_tag}'" in (ROOT / 'pyproject.toml').read_text(encoding='utf-8')
+    assert rows_of(RESULTS, 'Weights and results')[name_tag] == [
+        f'{float(row["top1"]):.2f} %', f'{float(row["top5"]):.2f} %', f'{size:.1f} MB', 'yes' if travels else 'no']
+
+
+def test_figures_of_the_network_that_predicts():
+    row = measured('aa_resnet18.tiny_in')
+    for column in ('top1', 'top5'):
+        assert f'{float(row[column]):.2f} % (*top-{column[-1]}*)' in README.replace('\n', ' ')

@@ -1,4 +1,4 @@
-"""What stands under weights/ agrees: files, cards, table, logs, and what README says of them."""
+"""What stands under weights/ agrees: files, cards, tables, logs, and what its README says of them."""
 import csv
 import hashlib
 import json
@@ -18,7 +18,7 @@ from aa_models.zoo import expected_sha256, own_checkpoints
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / 'weights'
 OTHER_LOGS = sorted(WEIGHTS.glob('logs-*/*.csv'))  # of runs whose weights are not here
-README = (ROOT / 'README.md').read_text(encoding='utf-8')
+README = (WEIGHTS / 'README.md').read_text(encoding='utf-8')
 
 
 def read_log(path):
