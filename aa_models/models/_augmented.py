@@ -7,7 +7,7 @@ from torch import nn
 
 from aa_models.augmentation.conversion import augment
 from aa_models.augmentation.warm_start import plain_to_augmented
-from aa_models.layers import AugmentedConv2d
+from aa_models.layers import AugmentedConv2d, GridAttention
 from aa_models.layers.position import resize_rel_table
 
 
@@ -60,6 +60,16 @@ def reset_parameters(model: nn.Module) -> None:
     for module in model.modules():
         if reset := getattr(module, 'reset_parameters', None):
             reset()
+
+
+def reset_attention(model: nn.Module) -> None:
+    """Draw the weights of every attention anew, as the layer itself does.
+
+    To be called after a network's own rule for convolutions, which would treat the two projections as convolutions too.
+    """
+    for module in model.modules():
+        if isinstance(module, GridAttention):
+            module.reset_parameters()
 
 
 def rel_table_names(model: nn.Module) -> set[str]:

@@ -16,7 +16,9 @@ from aa_models.data.cifar100 import CIFAR100_LABELS, CIFAR100_MEAN, CIFAR100_STD
 from aa_models.data.tiny_imagenet import TINY_IMAGENET_LABELS
 from aa_models.zoo import weights_cfg
 
-from ._augmented import augment_stages, checkpoint_filter_fn, materialize, rel_table_names, reset_parameters
+from ._augmented import (
+    augment_stages, checkpoint_filter_fn, materialize, rel_table_names, reset_attention, reset_parameters,
+)
 from .pretrained import build
 
 __all__ = ['AugmentedResNet']
@@ -71,9 +73,10 @@ class AugmentedResNet(ResNet):
 
     @torch.jit.ignore
     def init_weights(self, zero_init_last: bool = True) -> None:
-        """Draw all weights anew, timm's way for the convolutions; fills a model after `to_empty` too."""
+        """Draw all weights anew, convolutions as timm's ResNet does; fills a model after `to_empty` too."""
         reset_parameters(self)
         super().init_weights(zero_init_last)
+        reset_attention(self)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
