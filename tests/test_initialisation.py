@@ -109,7 +109,7 @@ def test_attention_logits_at_the_start(case):
 
 @torch.no_grad()
 def test_logits_of_the_network_at_the_start(case):
-    """Its answers are no smaller than the plain network's; larger where a mean over the map is what the classifier reads.
+    """Answers no smaller than the plain network's, larger where the classifier reads means over the map.
 
     Pooled, a convolution's channels hardly tell one noise image from another; attention's means do.
     """

@@ -12,6 +12,7 @@ from timm.layers import trunc_normal_, use_fused_attn
 from torch import nn
 from torch.jit import Final
 
+from .attention_args import AttentionArgs
 from .blockwise import blockwise_attention
 from .grid_attention import GridAttention
 from .position import offset_table, rel_logits_h, rel_logits_w
@@ -176,7 +177,6 @@ class SoftmaxAttention(GridAttention):
     Args:
         feat_size: Lengths of the attended map's axes that the relative tables are made for; at other lengths they are
             interpolated (see `resize_rel_table`). Needed for `'rel'` alone.
-        pos_embed: `'rel'`, or as in `GridAttention`.
         causal: Let position i see positions 0 … i only (sequences).
 
     See `GridAttention` for the other arguments.
@@ -189,25 +189,23 @@ class SoftmaxAttention(GridAttention):
     def __init__(
             self,
             in_channels: int,
-            dk: int,
-            dv: int,
-            num_heads: int,
+            args: AttentionArgs,
             *,
             feat_size: Sequence[int] = (),
-            pos_embed: str | None = 'rel',
             causal: bool = False,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
             **kwargs: Any,
     ) -> None:
-        super().__init__(in_channels, dk, dv, num_heads, pos_embed=pos_embed, device=device, dtype=dtype, **kwargs)
+        super().__init__(in_channels, args, device=device, dtype=dtype, **kwargs)
         self.fused_attn = use_fused_attn()
         self.causal = causal
-        self.scale = (dk // num_heads) ** -0.5
+        dim = self.dk // self.num_heads
+        self.scale = dim ** -0.5
         # a sequence is a map of one row: it has columns only
-        lengths = dict(zip(('rel_w', 'rel_h'), reversed(feat_size))) if pos_embed == 'rel' else {}
+        lengths = dict(zip(('rel_w', 'rel_h'), reversed(feat_size))) if args.pos_embed == 'rel' else {}
         for name in ('rel_h', 'rel_w'):
-            shape = (2 * lengths[name] - 1, dk // num_heads) if name in lengths else None
+            shape = (2 * lengths[name] - 1, dim) if name in lengths else None
             self.register_parameter(name, shape and nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.reset_parameters()
 
