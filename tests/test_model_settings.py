@@ -66,11 +66,11 @@ VALUES = {
 }
 
 
-def test_layers_and_their_arguments_have_the_same_defaults():
+def test_everything_that_takes_them_shows_them_with_the_same_defaults():
     fields = {field.name: field.default for field in dataclasses.fields(AttentionArgs)}
     assert fields.keys() == VALUES.keys()
-    for layer in (AugmentedConv1d, AugmentedConv2d):
-        parameters = inspect.signature(layer).parameters
+    for function in (AugmentedConv1d, AugmentedConv2d, aa_models.augment):
+        parameters = inspect.signature(function).parameters
         assert {name: parameters[name].default for name in fields} == fields
 
 

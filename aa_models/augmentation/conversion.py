@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from aa_models.errors import InputError, InputTypeError, UserError
 from aa_models.layers import AttentionArgs, AugmentedConv2d
+from aa_models.layers.attention_args import names_attention_args
 from aa_models.layers.head_dims import is_int
 
 from .selection import Where, select
@@ -55,6 +56,7 @@ def trace_map_sizes(
     return sizes
 
 
+@names_attention_args
 def augment(
         model: nn.Module,
         *,

@@ -1,12 +1,16 @@
 """The arguments of the attention, one object on their way from `timm.create_model` and `augment` to the layer."""
 import dataclasses
-from typing import Any
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 from aa_models.errors import InputError, InputTypeError
 
 from .head_dims import is_int, is_number
 
 _POS_EMBED = {'softmax': ('rel', 'sincos', 'coord', None), 'linear': ('sincos', 'coord', None)}
+
+F = TypeVar('F', bound=Callable[..., Any])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,3 +56,12 @@ class AttentionArgs:
             if name not in names:
                 raise InputTypeError(f'unexpected argument {name!r}; those of the attention are {", ".join(names)}')
         return dataclasses.replace(self, **changes)
+
+
+def names_attention_args(function: F) -> F:
+    """Have `help` and completion name the fields of `AttentionArgs` in place of a function's `**kwargs`."""
+    signature = inspect.signature(function)
+    parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    fields = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(AttentionArgs).parameters.values()]
+    cast(Any, function).__signature__ = signature.replace(parameters=[*parameters, *fields])
+    return function
