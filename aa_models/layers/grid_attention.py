@@ -174,7 +174,7 @@ class GridAttention(nn.Module):
     def is_watched(self) -> bool:
         """Whether a hook on `attn_drop` waits for the weights, as those of `timm.utils.AttentionExtract` do.
 
-        Then, and only then, all weights pass through `attn_drop` whichever way is the fastest.
+        Then, and only then, all weights pass through `attn_drop`, whichever backend would be chosen otherwise.
         """
         return bool(self.attn_drop._forward_hooks or self.attn_drop._forward_pre_hooks)
 
