@@ -106,7 +106,9 @@ def augment(
     weights = plain_to_augmented(model.state_dict(), model, layers) if learned else None
     for name, layer in layers.items():
         model.set_submodule(name, layer)
-        _logger.info('augmented %s: %d of %d channels, map %s', name, layer.dv, layer.out_channels, sizes[name])
+        _logger.info(
+            'augmented %s: %d of %d channels, map %s%s', name, layer.dv, layer.out_channels, sizes[name],
+            '' if learned else ', drawn anew')
     if weights is not None:
         model.load_state_dict(weights)
     return model
