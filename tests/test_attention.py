@@ -1,4 +1,4 @@
-"""Properties of the attention: what the papers say of it, and the same numbers by every way."""
+"""Properties of the attention: what the papers say of it, and the same numbers by every implementation."""
 import pytest
 import torch
 from timm.layers import set_fused_attn

@@ -78,7 +78,12 @@ def test_grouped_and_strided_convolutions():
 def test_it_says_what_it_did(caplog):
     with caplog.at_level(logging.INFO, 'aa_models.augmentation'):
         aa_models.augment(resnet(), where='layer4.0.conv1', img_size=64, **SETTINGS)
-    assert caplog.messages == ['augmented layer4.0.conv1: 8 of 512 channels, map (2, 2)']
+        aa_models.augment(resnet(), where='layer4.0.conv2', img_size=64, warm_start=False, **SETTINGS)
+    assert caplog.messages == [
+        'layer4.0.conv1: 8 of 512 channels give way to attention, those whose loss changes the output of '
+        'layer4.0.conv2 least',
+        'augmented layer4.0.conv1: 8 of 512 channels, map (2, 2)',
+        'augmented layer4.0.conv2: 8 of 512 channels, map (2, 2), drawn anew']
 
 
 @pytest.mark.parametrize('kwargs,error,words', [
@@ -87,6 +92,11 @@ def test_it_says_what_it_did(caplog):
     (dict(where={'layer4.*': {}, 'nothing': {}}), ValueError, r"where=\['nothing'\] chooses none"),
     (dict(where=lambda name, conv: False), ValueError, 'chooses none'),
     (dict(where=3), TypeError, 'where must be a pattern, .* got 3'),
+    (dict(where=['layer4.*', 5]), TypeError, "where must be a pattern, .* got .'layer4.*', 5"),
+    (dict(where={'layer4.*': 5}), TypeError, "where.'layer4.*'. must be a mapping of arguments .* got 5"),
+    (dict(where={'layer4.*': dict(dkk=5)}), TypeError, "layer4.0.conv1 cannot be augmented: .*'dkk'.* are dk, dv, num"),
+    (dict(where='layer4.*', dkk=5), TypeError, "unexpected argument 'dkk'; those of the attention are dk, dv, num"),
+    (dict(where='layer4.*', attn_pool=0), ValueError, 'attn_pool must be .* got 0'),
     (dict(where='layer4.*', dv=1000), ValueError, 'layer4.0.conv1 cannot be augmented: dv=1000'),
     (dict(where='layer4.*', dk='x'), TypeError, 'layer4.0.conv1 cannot be augmented: dk must be'),
     (dict(where='layer4.*', img_size=0), ValueError, 'img_size must be .* got 0'),

@@ -1,10 +1,12 @@
 """The blockwise operator: the explicit numbers, however the map is cut into blocks, and a citizen of every tracer."""
+import itertools
+
 import pytest
 import torch
 
-from aa_models.layers import AugmentedConv2d, blockwise
+from aa_models.layers import AugmentedConv2d, blockwise, softmax_attention
 from aa_models.layers.blockwise import blockwise_attention
-from aa_models.layers.softmax_attention import attention_weights, fastest_way
+from aa_models.layers.softmax_attention import attention_weights, choose_backend
 from torch_faults import skip_where_compiling_is_called_exporting
 
 SHAPES = [  # batch, heads, H, W, dim_k, dim_v
@@ -32,7 +34,7 @@ def with_gradients(function, tensors, *args, grad):
 @pytest.mark.parametrize('shape', SHAPES)
 @pytest.mark.parametrize('block', [1, 40, 100, 2 ** 19], ids='block{}'.format)
 @pytest.mark.parametrize('rows,columns', [(True, True), (True, False), (False, True), (False, False)])
-def test_equals_the_explicit_way(monkeypatch, shape, block, rows, columns):
+def test_equals_explicit_attention(monkeypatch, shape, block, rows, columns):
     monkeypatch.setattr(blockwise, '_BLOCK', block)
     tensors, grad = inputs(shape, rows, columns), torch.randn(*shape[:4], shape[5], dtype=torch.float64)
     expected = with_gradients(explicit, tensors, 0.3, False, grad=grad)
@@ -42,7 +44,7 @@ def test_equals_the_explicit_way(monkeypatch, shape, block, rows, columns):
 
 @pytest.mark.parametrize('block', [1, 30, 2 ** 19], ids='block{}'.format)
 @pytest.mark.parametrize('columns', [True, False])
-def test_causal_equals_the_explicit_way(monkeypatch, block, columns):
+def test_causal_equals_explicit_attention(monkeypatch, block, columns):
     monkeypatch.setattr(blockwise, '_BLOCK', block)
     shape = (2, 2, 1, 11, 4, 3)
     tensors, grad = inputs(shape, False, columns), torch.randn(2, 2, 1, 11, 3, dtype=torch.float64)
@@ -106,10 +108,24 @@ def test_second_derivatives_are_refused():
         first.sum().backward()
 
 
-def test_the_choice_of_the_way():
-    assert fastest_way('cpu', 84, 0.) == fastest_way('cuda', 276, 0.) == 'blockwise'
-    assert fastest_way('cuda', 84, 0.) == fastest_way('cuda', 84, 0.1) == 'folded'
-    assert fastest_way('cpu', 84, 0.1) == 'explicit'
+def test_blockwise_on_cpus_alone():
+    assert choose_backend('cpu', 0.) == 'blockwise' and choose_backend('cpu', 0.1) == 'explicit'
+    for device, dropout_p in itertools.product(('cuda', 'mps', 'xpu', 'meta'), (0., 0.1)):
+        assert choose_backend(device, dropout_p) == 'folded'
+
+
+def test_the_layer_asks_for_its_device(monkeypatch):
+    """What runs on a device that is not there shows on meta: one fused call, no operator of ours."""
+    called = []
+    for name in ('blockwise_attention', 'fused_attention', 'attention_weights'):
+        function = getattr(softmax_attention, name)
+        monkeypatch.setattr(
+            softmax_attention, name, lambda *args, name=name, function=function: called.append(name) or function(*args))
+    for device, expected in (('meta', 'fused_attention'), ('cpu', 'blockwise_attention')):
+        layer = AugmentedConv2d(8, 16, 3, padding=1, dk=8, dv=8, num_heads=2, feat_size=6, device=device)
+        called.clear()
+        layer(torch.randn(2, 8, 6, 6, device=device))
+        assert called == [expected]
 
 
 def test_exported_programs_hold_no_operator_of_ours():

@@ -1,7 +1,10 @@
-"""What the models' arguments can ask for: positions, attention alone, stages that attend, ResNeXt and wide ResNets.
+"""What the models' arguments can ask for: positions, attention alone, augmented stages, ResNeXt and wide ResNets.
 
 Every figure is compared with a formula, every layer's output with the float64 definition.
 """
+import dataclasses
+import inspect
+
 import pytest
 import timm
 import torch
@@ -9,6 +12,8 @@ from torch import nn
 
 import aa_models
 import reference
+from aa_models.layers import AttentionArgs, AugmentedConv1d, AugmentedConv2d
+from aa_models.zoo import own_models
 from found import augmented
 
 # for each family a small form, and a layer of stride 1 in it
@@ -45,6 +50,75 @@ def parameters(plain, sides, depths, num_heads=8):
 
 def plain_of(name):
     return timm.create_model(name, device='meta')
+
+
+# the attention's arguments, one object from `timm.create_model` to the layer
+
+# a value for each that is nobody's default, and where it is found in a layer
+VALUES = {
+    'dk': (64, lambda layer: layer.attn.dk),
+    'dv': (24, lambda layer: layer.attn.dv),
+    'num_heads': (4, lambda layer: layer.attn.num_heads),
+    'attention': ('linear', lambda layer: type(layer.attn).__name__.removesuffix('Attention').lower()),
+    'pos_embed': ('coord', lambda layer: layer.attn.pos_embed),
+    'attn_pool': (3, lambda layer: layer.attn.attn_pool),
+    'attn_drop': (0.125, lambda layer: layer.attn.attn_drop.p),
+}
+
+
+def test_everything_that_takes_them_shows_them_with_the_same_defaults():
+    fields = {field.name: field.default for field in dataclasses.fields(AttentionArgs)}
+    assert fields.keys() == VALUES.keys()
+    for function in (AugmentedConv1d, AugmentedConv2d, aa_models.augment):
+        parameters = inspect.signature(function).parameters
+        assert {name: parameters[name].default for name in fields} == fields
+
+
+def assert_set(model):
+    """All augmented layers have the values above."""
+    layers = augmented(model)
+    assert layers
+    for layer in layers.values():
+        assert {argument: (value, found(layer)) for argument, (value, found) in VALUES.items()} == {
+            argument: (value, value) for argument, (value, _) in VALUES.items()}
+
+
+@pytest.mark.parametrize('name', own_models())
+def test_every_argument_of_the_attention_reaches_the_layers_of_a_model(name):
+    stages = 4 if 'resnet' in name else 2 if 'simple' in name else 3
+    values = {argument: value for argument, (value, _) in VALUES.items()}
+    values.update(attn_stages=(True,) * stages, attn_pool=(values['attn_pool'],) * stages)
+    assert_set(timm.create_model(name, device='meta', **values))
+
+
+def test_every_argument_of_the_attention_reaches_the_layers_of_a_converted_network():
+    values = {argument: value for argument, (value, _) in VALUES.items()}
+    assert_set(aa_models.augment(plain_of('resnet18'), where='layer4.*', **values))
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_saved_models_keep_their_arguments(name, tmp_path):
+    settings = dict(dk=16, dv=8, num_heads=4, pos_embed='none', attn_drop=0.25, **FAMILIES[name][0])
+    model = timm.create_model(name, num_classes=3, **settings).eval()
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    other = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+    assert {m.attn.attn_drop.p for m in augmented(other).values()} == {0.25}
+    x = torch.randn(1, 3, 32, 32)
+    assert torch.equal(model(x), other(x))
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+@pytest.mark.parametrize('kwargs, error, words', [
+    (dict(attn_dorp=0.1), TypeError, "unexpected .*'attn_dorp'"),
+    (dict(attn_drop=1.5), ValueError, 'attn_drop must be a probability.* got 1.5'),
+    (dict(attn_drop='0.1'), ValueError, "attn_drop must be a probability.* got '0.1'"),
+    (dict(attention='full'), ValueError, "attention must be one of .*'softmax', 'linear'.* got 'full'"),
+])
+def test_wrong_arguments_of_a_model(name, kwargs, error, words):
+    """Also where no layer is augmented."""
+    for stages in (None, (False,) * len(timm.create_model(name, device='meta').feature_info[1:])):
+        with pytest.raises(error, match=words):
+            timm.create_model(name, device='meta', attn_stages=stages, **kwargs)
 
 
 # positions
@@ -114,7 +188,7 @@ def test_parameters_of_attention_alone(name, plain, sides):
     assert count(model) == parameters(plain_of(plain), attended, lambda out: (max(out, 8 * 20), out))
 
 
-# stages that attend
+# stages that are augmented
 
 @pytest.mark.parametrize('depth, blocks, conv, attn_stages', [
     (18, (2, 2, 2, 2), 'conv1', (True, False, False, True)),
@@ -125,7 +199,7 @@ def test_parameters_of_attention_alone(name, plain, sides):
     (101, (3, 4, 23, 3), 'conv2', (False, False, False, True)),
     (152, (3, 8, 36, 3), 'conv2', (True, True, False, False)),
 ])
-def test_stages_that_attend(depth, blocks, conv, attn_stages):
+def test_augmented_stages(depth, blocks, conv, attn_stages):
     """The flags choose every block of a stage, in basic blocks and in bottlenecks, at any size."""
     model = timm.create_model(
         f'aa_resnet{depth}', device='meta', num_classes=1000, img_size=96, attn_stages=attn_stages, num_heads=4, dk=64,

@@ -1,6 +1,6 @@
 """Numbers under stress: inputs at the ends of their range, empty, odd in memory or broken, and models used in odd ways.
 
-Every layer by every way of computing it; a small net of each family.
+Every layer by every backend; a small net of each family.
 """
 import copy
 import itertools
@@ -22,7 +22,7 @@ SOFTMAX = [(axes, 'softmax', pos_embed) for axes in (1, 2) for pos_embed in ('re
 SOFTMAX += [(2, 'sagan', None)]
 LINEAR = [(axes, 'linear', pos_embed) for axes in (1, 2) for pos_embed in ('sincos', 'coord', None)]
 # blockwise and explicit on the machine at hand; folded is what GPUs and exported programs have
-CASES = [(*kind, way) for kind in SOFTMAX for way in ('blockwise', 'explicit', 'folded')]
+CASES = [(*kind, backend) for kind in SOFTMAX for backend in ('blockwise', 'explicit', 'folded')]
 CASES += [(*kind, 'linear') for kind in LINEAR]
 NETS = {
     'aa_resnet18': dict(channels=(16, 32, 64, 64)),
@@ -34,10 +34,10 @@ NETS = {
 
 @pytest.fixture(params=CASES, ids=lambda case: '-'.join(map(str, case)))
 def layer(request, monkeypatch):
-    """A layer in float64, computed the way of the case."""
-    axes, kind, pos_embed, way = request.param
-    set_fused_attn(way != 'explicit')
-    monkeypatch.setattr(attention, 'fastest_way', lambda *args: way)
+    """A layer in float64, computed by the backend of the case."""
+    axes, kind, pos_embed, backend = request.param
+    set_fused_attn(backend != 'explicit')
+    monkeypatch.setattr(attention, 'choose_backend', lambda *args: backend)
     args = dict(attention=kind, pos_embed=pos_embed, dk=8, dv=4, num_heads=2, feat_size=5, dtype=torch.float64)
     if kind == 'sagan':
         layer = SelfAttentionConv2d(4, 6, num_heads=2, dim_head=3, gamma=0.7, dtype=torch.float64)
@@ -45,7 +45,7 @@ def layer(request, monkeypatch):
         layer = AugmentedConv1d(4, 6, 3, padding=1, **args)
     else:
         layer = AugmentedConv2d(4, 6, 3, padding=1, attn_pool=1 + (kind == 'linear'), **args)
-    layer.axes, layer.way = axes, way
+    layer.axes, layer.backend = axes, backend
     yield layer
     set_fused_attn(True)
 
@@ -86,14 +86,14 @@ def test_large_logits_in_half_precision(layer, dtype, tolerance):
         q, k, v = (t.detach().requires_grad_() for t in (q * scale, k * scale, v))
         H, W = q.shape[2:4]
         exact = [t.detach().double().flatten(2, 3) for t in (q, k, v)]
-        if layer.way == 'linear':
+        if layer.backend == 'linear':
             weights = reference.linear_weights(*exact[:2])
         else:
             weights = reference.softmax_weights(rounded, *exact[:2], H, W)
         out = attn.attend(q, k, v)
         # where the two best are close, either may win: float32 knows logits of 1e6 to a tenth, and a bfloat16 table is
         # rounded again when it is interpolated
-        clear = weights.amax(-1) > (0 if layer.way == 'linear' else 0.999)
+        clear = weights.amax(-1) > (0 if layer.backend == 'linear' else 0.999)
         assert clear.float().mean() > 0.8
         torch.testing.assert_close(
             out.double().flatten(2, 3)[clear], (weights @ exact[2])[clear], rtol=tolerance, atol=tolerance)
@@ -143,10 +143,10 @@ def test_without_the_inputs_and_with_the_inputs_gradient_alone(layer):
 
 def test_second_derivatives(layer):
     x = image(layer, 1)[..., :2].requires_grad_()
-    if layer.way == 'blockwise':
+    if layer.backend == 'blockwise':
         with pytest.raises(RuntimeError, match='no gradient of its own.*set_fused_attn'):
             torch.autograd.gradgradcheck(layer, x)
-    elif layer.way != 'folded':  # the fused call is torch's, and so are its second derivatives
+    elif layer.backend != 'folded':  # the fused call is torch's, and so are its second derivatives
         assert torch.autograd.gradgradcheck(layer, x)
 
 

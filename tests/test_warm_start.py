@@ -1,6 +1,8 @@
 """A plain network's weights in its augmented form: what stays, what gives way, and that the function stays put."""
 import copy
+import logging
 import math
+import re
 
 import pytest
 import timm
@@ -9,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import aa_models
-from aa_models.augmentation import warm_start
+from aa_models.augmentation import channel_paths, warm_start
 from found import augmented
 from hub_server import HubServer, send_client_to
 
@@ -40,9 +42,9 @@ def trained(name, **kwargs):
 @torch.no_grad()
 def kill(model, names):
     """Make a quarter of the channels of some convolutions send nothing on; returns them by name."""
-    calls, dead = warm_start._trace(model), {}
+    calls, dead = channel_paths.trace_calls(model), {}
     for name in names:
-        conv, path = model.get_submodule(name), warm_start._follow(model, name, calls)
+        conv, path = model.get_submodule(name), channel_paths.follow_channels(model, name, calls)
         assert path.norm and path.reader, name
         per_group = conv.out_channels // conv.groups
         dead[name] = torch.cat([
@@ -121,6 +123,67 @@ def test_where_the_channels_lead_elsewhere_the_last_ones_give_way():
         before = model.get_submodule(conv).weight.clone()
         aa_models.augment(model, where=conv, dk=8, dv=8, num_heads=4, img_size=64)
         assert torch.equal(model.get_submodule(conv).conv.weight, before[:-8])
+
+
+class Untraceable(nn.Module):
+    """Its forward pass asks a tensor for a number."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 8, 3)
+
+    def forward(self, x):
+        return self.second(self.first(x if x.numel() > 0 else -x).relu())
+
+
+class Twice(nn.Module):
+    """One convolution called twice, and read by it."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3)
+
+    def forward(self, x):
+        return self.conv(self.conv(self.stem(x)))
+
+
+LAST = 'channels give way to attention, the last ones, as no convolution is known to be alone in reading them'
+
+
+@pytest.mark.parametrize('make, name, words', [
+    (lambda: trained('resnet10t'), 'layer3.0.conv1',
+     '8 of 256 channels give way to attention, those whose loss changes the output of layer3.0.conv2 least'),
+    (lambda: trained('resnet10t'), 'layer3.0.conv2', f'8 of 256 {LAST} (layer3.0.bn2 leads to add'),
+    (lambda: trained('densenet121'), 'features.denseblock4.denselayer1.conv2',
+     f'8 of 32 {LAST} (features.denseblock4.denselayer1.conv2 is read by cat'),
+    (Untraceable, 'first', f'8 of 16 {LAST} (the network cannot be traced)'),
+    (Twice, 'conv', f'8 of 16 {LAST} (conv is called 2 times)'),
+    (Twice, 'stem', f'8 of 16 {LAST} (stem leads to conv'),
+    (lambda: nn.Sequential(nn.Conv2d(3, 16, 3), nn.Flatten(), nn.Linear(1024, 2)), '0',
+     f'8 of 16 {LAST} (they lead to 1, a Flatten)'),
+    (lambda: nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU()), '0', f'8 of 16 {LAST} (1 leads to output)'),
+], ids=['read', 'added', 'dense', 'untraceable', 'twice', 'read twice', 'flattened', 'last'])
+@torch.no_grad()
+def test_the_log_says_which_channels_gave_way_and_why(caplog, make, name, words):
+    model = make()
+    with caplog.at_level(logging.INFO, 'aa_models.augmentation'):
+        img_size = 64 if hasattr(model, 'pretrained_cfg') else 10
+        aa_models.augment(model, where=name, dk=8, dv=8, num_heads=4, img_size=img_size)
+    assert f'{name}: {words}' in caplog.text
+    assert ('cannot be traced' in caplog.text) == isinstance(model, Untraceable)
+
+
+@torch.no_grad()
+def test_a_network_that_cannot_be_traced_is_a_warning(caplog):
+    """Once for the network, and the last channels give way: the filters kept are the first, in their order."""
+    model = Untraceable()
+    before = model.first.weight.clone(), model.second.weight.clone()
+    aa_models.augment(model, where=['first', 'second'], dk=4, dv=4, num_heads=2, img_size=10)
+    warning, = (record for record in caplog.records if record.levelno == logging.WARNING)
+    assert re.match(
+        r'Untraceable cannot be traced \(TraceError: .*\): in all its augmented layers the last channels give way',
+        warning.getMessage())
+    assert torch.equal(model.first.conv.weight, before[0][:12]) and torch.equal(model.second.conv.weight, before[1][:4])
 
 
 @torch.no_grad()
@@ -212,7 +275,7 @@ def test_tags_of_plain_weights(depth):
         assert not timm.get_pretrained_cfg(f'aa_resnet{depth}').has_weights
     plain = timm.create_model(f'resnet{depth}', device='meta')
     model = timm.create_model(f'aa_resnet{depth}', device='meta')
-    calls = warm_start._trace(model)
-    assert all(warm_start._follow(model, name, calls).reader for name in augmented(model))
+    calls = channel_paths.trace_calls(model)
+    assert all(channel_paths.follow_channels(model, name, calls).reader for name in augmented(model))
     kept = {name.replace('.conv.weight', '.weight') for name in model.state_dict() if '.attn.' not in name}
     assert kept == set(plain.state_dict())

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from aa_models.layers import AttentionArgs
 from aa_models.layers.softmax_attention import SoftmaxAttention
 
 from . import options
@@ -53,7 +54,7 @@ class AttentionCase(Case):
         dd = dict(device=device, dtype=getattr(torch, self.dtype))
         depths = (1, self.num_heads * self.dim_head, self.dv, self.num_heads)  # no channel in would be refused
         if self.name == 'aa':
-            return _Attend(SoftmaxAttention(*depths, feat_size=self.size, **dd))
+            return _Attend(SoftmaxAttention(1, AttentionArgs(*depths[1:]), feat_size=self.size, **dd))
         return _Attend(PlainAttention(*depths, **dd))
 
     def inputs(self) -> tuple[torch.Tensor, ...]:

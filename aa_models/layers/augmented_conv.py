@@ -10,12 +10,14 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_module, to_ntuple
 from torch import nn
 
+from aa_models.errors import InputError, InputTypeError
+
+from .attention_args import AttentionArgs
 from .grid_attention import CONV, GridAttention
 from .head_dims import is_int, resolve_depths
 from .linear_attention import LinearAttention
 from .softmax_attention import SoftmaxAttention
 
-_POS_EMBED = {'softmax': ('rel', 'sincos', 'coord', None), 'linear': ('sincos', 'coord', None)}
 _DEFAULT_FEAT_SIZE = 32
 
 
@@ -72,13 +74,14 @@ class _AugmentedConv(nn.Module):
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
-        pos_embed = None if pos_embed == 'none' else pos_embed  # timm's create_model passes no None on
         if causal:
             self._check_causal(attention, pos_embed, attn_pool, padding)
-        self._check_attention(attention, pos_embed, attn_pool, in_channels)
+        args = AttentionArgs(dk, dv, num_heads, attention, pos_embed, attn_pool, attn_drop)
         for name, value in (('in_channels', in_channels), ('out_channels', out_channels), ('groups', groups)):
             if not is_int(value) or value < 1:
-                raise ValueError(f'{name} must be an int, at least 1, got {value!r}')
+                raise InputError(f'{name} must be an int, at least 1, got {value!r}')
+        if args.pos_embed == 'sincos' and in_channels < 2 * self.ndim:
+            raise InputError(f"pos_embed='sincos' needs in_channels of at least {2 * self.ndim}, got {in_channels}")
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = self._per_axis('kernel_size', kernel_size)
@@ -95,34 +98,33 @@ class _AugmentedConv(nn.Module):
         self.attn: GridAttention | None = None
         if self.dv == 0:
             return
-        attn_args: dict[str, Any] = dict(
+        args = args.replace(dk=self.dk, dv=self.dv)
+        reading: dict[str, Any] = dict(
             stride=self.stride,
-            # a causal kernel ends at the present, so there q, k and v are read
+            # a causal kernel ends at the present, so q, k and v are read there
             sample_pad=[0, 0] if causal else centre_pad(self.kernel_size, self.padding, self.dilation),
-            pos_embed=pos_embed,
-            attn_pool=attn_pool,
-            attn_drop=attn_drop,
             bias=bias,
         )
-        if attention == 'linear':
-            self.attn = LinearAttention(in_channels, self.dk, self.dv, num_heads, **attn_args, **dd)
-        else:
-            self.attn = SoftmaxAttention(
-                in_channels, self.dk, self.dv, num_heads, feat_size=lengths, causal=causal, **attn_args, **dd)
+        self.attn = (
+            LinearAttention(in_channels, args, **reading, **dd) if attention == 'linear' else
+            SoftmaxAttention(in_channels, args, feat_size=lengths, causal=causal, **reading, **dd))
 
     def _make_conv(self, bias: bool, dd: dict[str, Any]) -> nn.Conv1d | nn.Conv2d | None:
         """The convolution, None where attention makes all channels."""
         channels = self.out_channels - self.dv
         if channels % self.groups:
             depthwise = self.groups == self.in_channels
-            raise ValueError(
+            raise InputError(
                 f'groups={self.groups} must divide the channels of the convolution, '
                 f'out_channels - dv = {self.out_channels} - {self.dv} = {channels}'
                 f'{" (a depthwise one cannot be split: augment the 1×1 before or after it)" if depthwise else ""}')
-        # made even where nothing of it is kept: its constructor checks the arguments
-        conv = CONV[self.ndim](
-            self.in_channels, channels or self.groups, self.kernel_size, self.stride, self.padding, self.dilation,
-            self.groups, bias, **(dd if channels else {'device': 'meta'}))
+        try:
+            # where no channel is left to it, it is made all the same, without memory, to have the arguments checked
+            conv = CONV[self.ndim](
+                self.in_channels, channels or self.groups, self.kernel_size, self.stride, self.padding, self.dilation,
+                self.groups, bias, **(dd if channels else {'device': 'meta'}))
+        except ValueError as error:
+            raise InputError(str(error)) from error
         return conv if channels else None
 
     def _per_axis(self, name: str, value: int | Sequence[int], minimum: int = 1) -> tuple[int, ...]:
@@ -130,41 +132,32 @@ class _AugmentedConv(nn.Module):
         ints = [is_int(v) and v >= minimum for v in values]
         if len(values) != self.ndim or not all(ints):
             what = 'an int' if self.ndim == 1 else 'an int or a pair of them'
-            raise ValueError(f'{name} must be {what}, at least {minimum}, got {value!r}')
+            raise InputError(f'{name} must be {what}, at least {minimum}, got {value!r}')
         return tuple(int(v) for v in values)
 
-    def _check_attention(self, attention: str, pos_embed: str | None, attn_pool: int, in_channels: int) -> None:
-        if not isinstance(attention, str) or attention not in _POS_EMBED:
-            raise ValueError(f'attention must be one of {tuple(_POS_EMBED)}, got {attention!r}')
-        if pos_embed not in _POS_EMBED[attention]:
-            raise ValueError(
-                f'pos_embed with attention={attention!r} must be one of {_POS_EMBED[attention]}, got {pos_embed!r}')
-        if not is_int(attn_pool) or attn_pool < 1:
-            raise ValueError(f'attn_pool must be an int, at least 1 (no pooling), got {attn_pool!r}')
-        if pos_embed == 'sincos' and in_channels < 2 * self.ndim:
-            raise ValueError(f"pos_embed='sincos' needs in_channels of at least {2 * self.ndim}, got {in_channels}")
-
-    @staticmethod
     def _check_causal(
+            self,
             attention: str,
             pos_embed: str | None,
             attn_pool: int,
             padding: str | int | Sequence[int],
     ) -> None:
+        if self.ndim > 1:
+            raise InputTypeError('causal=True is for sequences: AugmentedConv1d has it')
         if attention == 'linear':
-            raise ValueError("causal=True needs attention='softmax': linear attention has no logits to mask")
+            raise InputError("causal=True needs attention='softmax': linear attention has no logits to mask")
         if pos_embed == 'coord':
-            raise ValueError(
+            raise InputError(
                 "causal=True needs pos_embed 'rel', 'sincos' or None: coordinates depend on the length, got 'coord'")
         if attn_pool != 1:
-            raise ValueError(f'causal=True needs attn_pool=1, got {attn_pool}: a pooled position sees later inputs')
+            raise InputError(f'causal=True needs attn_pool=1, got {attn_pool}: a pooled position sees later inputs')
         if padding not in (0, (0,), [0]):
-            raise ValueError(f'causal=True pads on the left by itself and needs padding=0, got {padding!r}')
+            raise InputError(f'causal=True pads on the left by itself and needs padding=0, got {padding!r}')
 
     def _check_input(self, x: torch.Tensor) -> None:
         if x.dim() != self.ndim + 2 or x.shape[1] != self.in_channels:
             axes = 'L' if self.ndim == 1 else 'H, W'
-            raise ValueError(
+            raise InputError(
                 f'{type(self).__name__} takes an input of shape (B, {self.in_channels}, {axes}), got {tuple(x.shape)}')
         if self.padding == 'same' or self.left_pad:
             return
@@ -172,7 +165,7 @@ class _AugmentedConv(nn.Module):
             padding = 0 if isinstance(self.padding, str) else self.padding[axis]
             needed = self.dilation[axis] * (self.kernel_size[axis] - 1) + 1 - 2 * padding
             if needed > 1 and size < needed:
-                raise ValueError(
+                raise InputError(
                     f'{type(self).__name__} needs at least {needed} pixels along axis {axis + 2} for '
                     f'kernel_size={self.kernel_size}, padding={self.padding}, dilation={self.dilation}, '
                     f'got an input of shape {tuple(x.shape)}')
@@ -239,39 +232,13 @@ class AugmentedConv2d(_AugmentedConv):
         attn_pool: Attend on the map averaged over (2p - 1)² windows at every p-th pixel, and bring the result back
             bilinearly; 1 for none.
         attn_drop: Dropout probability of the attention weights.
+        causal: For sequences only, see `AugmentedConv1d`.
 
     Raises:
         ValueError: An argument is impossible, or an input has the wrong rank or channels or is smaller than the kernel.
-        TypeError: `dk`, `dv` or `num_heads` is no number of the right kind.
+        TypeError: `dk`, `dv` or `num_heads` is no number of the right kind, or `causal` is asked for.
     """
     ndim = 2
-
-    def __init__(
-            self,
-            in_channels: int,
-            out_channels: int,
-            kernel_size: int | Sequence[int],
-            stride: int | Sequence[int] = 1,
-            padding: str | int | Sequence[int] = 0,
-            dilation: int | Sequence[int] = 1,
-            groups: int = 1,
-            bias: bool = True,
-            *,
-            dk: int | float = 0.2,
-            dv: int | float = 0.1,
-            num_heads: int = 8,
-            attention: str = 'softmax',
-            pos_embed: str | None = 'rel',
-            feat_size: int | Sequence[int] | None = None,
-            attn_pool: int = 1,
-            attn_drop: float = 0.,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, dk=dk, dv=dv,
-            num_heads=num_heads, attention=attention, pos_embed=pos_embed, feat_size=feat_size, attn_pool=attn_pool,
-            attn_drop=attn_drop, device=device, dtype=dtype)
 
 
 @register_notrace_module

@@ -4,13 +4,16 @@ Attention Augmented Convolutional Networks (arXiv 1904.09925), section 3: one 1Ã
 heads attend over all positions of the map, and a second 1Ã—1 convolution mixes their concatenation.
 """
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import nn
 
+from aa_models.errors import InputError
+
+from .attention_args import AttentionArgs
 from .position import add_sincos, append_coords
 
 CONV: dict[int, Callable[..., nn.Conv1d | nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}
@@ -28,15 +31,10 @@ class GridAttention(nn.Module):
 
     Args:
         in_channels: Channels of the input.
-        dk: Channels of the queries (and of the keys), all heads together.
-        dv: Channels of the values, all heads together.
-        num_heads: Number of heads; divides `dk` and `dv`.
+        args: The attention's arguments, with `dk` and `dv` as channels that `num_heads` divides.
         stride: Step between the positions read, one for each axis.
         sample_pad: Zeros to add around the map before reading, as `torch.nn.functional.pad` takes them (last axis
             first); negative ones crop.
-        pos_embed: `'sincos'`, `'coord'`, or None; what a subclass offers beside is its own.
-        attn_pool: Step of the average pooling, 1 for none. Windows at the border average only what is inside the map.
-        attn_drop: Dropout probability of the attention weights.
         bias: Learn biases in both projections.
         out_channels: Channels of the output, by default `dv`.
     """
@@ -44,15 +42,10 @@ class GridAttention(nn.Module):
     def __init__(
             self,
             in_channels: int,
-            dk: int,
-            dv: int,
-            num_heads: int,
+            args: AttentionArgs,
             *,
             stride: Sequence[int] = (1, 1),
             sample_pad: Sequence[int] = (0, 0, 0, 0),
-            pos_embed: str | None = None,
-            attn_pool: int = 1,
-            attn_drop: float = 0.,
             bias: bool = True,
             out_channels: int | None = None,
             device: torch.device | str | None = None,
@@ -62,20 +55,20 @@ class GridAttention(nn.Module):
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         ndim = len(stride)
         self.in_channels = in_channels
-        self.dk = dk
-        self.dv = dv
-        self.num_heads = num_heads
+        self.dk, self.dv = int(args.dk), int(args.dv)
+        self.num_heads = args.num_heads
         self.stride: list[int] = list(stride)
         self.sample_pad: list[int] = list(sample_pad)
-        self.attn_pool = attn_pool
-        self.pos_embed = pos_embed or ''
+        self.attn_pool = args.attn_pool
+        self.pos_embed = cast(str, args.pos_embed)  # None has become '' there
 
-        extra = ndim + 1 if pos_embed == 'coord' else 0
-        self.pool = nn.Identity() if attn_pool == 1 else _POOL[ndim](
-            2 * attn_pool - 1, attn_pool, attn_pool - 1, count_include_pad=False)
-        self.qkv = CONV[ndim](in_channels + extra, 2 * dk + dv, 1, bias=bias, **dd)
-        self.proj = CONV[ndim](dv, out_channels or dv, 1, bias=bias, **dd)
-        self.attn_drop = nn.Dropout(attn_drop)
+        extra = ndim + 1 if args.pos_embed == 'coord' else 0
+        # windows at the border average what is inside the map only
+        self.pool = nn.Identity() if args.attn_pool == 1 else _POOL[ndim](
+            2 * args.attn_pool - 1, args.attn_pool, args.attn_pool - 1, count_include_pad=False)
+        self.qkv = CONV[ndim](in_channels + extra, 2 * self.dk + self.dv, 1, bias=bias, **dd)
+        self.proj = CONV[ndim](self.dv, out_channels or self.dv, 1, bias=bias, **dd)
+        self.attn_drop = nn.Dropout(args.attn_drop)
 
     def reset_parameters(self) -> None:
         """Draw all weights anew."""
@@ -153,7 +146,7 @@ class GridAttention(nn.Module):
         """Refuse an input of the wrong rank or channels."""
         if x.dim() != len(self.stride) + 2 or x.shape[1] != self.in_channels:
             axes = 'L' if len(self.stride) == 1 else 'H, W'
-            raise ValueError(f'x must have the shape (B, {self.in_channels}, {axes}), got {tuple(x.shape)}')
+            raise InputError(f'x must have the shape (B, {self.in_channels}, {axes}), got {tuple(x.shape)}')
 
     def attention_map(self, x: torch.Tensor) -> torch.Tensor:
         """The attention weights of an input, in full.
@@ -181,7 +174,7 @@ class GridAttention(nn.Module):
     def is_watched(self) -> bool:
         """Whether a hook on `attn_drop` waits for the weights, as those of `timm.utils.AttentionExtract` do.
 
-        Then, and only then, all weights pass through `attn_drop` whichever way is the fastest.
+        Then, and only then, all weights pass through `attn_drop`, whichever backend would be chosen otherwise.
         """
         return bool(self.attn_drop._forward_hooks or self.attn_drop._forward_pre_hooks)
 

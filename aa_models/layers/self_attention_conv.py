@@ -9,6 +9,9 @@ import torch
 from timm.layers import LayerType, create_act_layer, register_notrace_module
 from torch import nn
 
+from aa_models.errors import InputError, InputTypeError
+
+from .attention_args import AttentionArgs
 from .head_dims import is_int, is_number
 from .softmax_attention import SoftmaxAttention
 
@@ -18,9 +21,9 @@ def _make_act(act_layer: LayerType | None) -> nn.Module:
     try:
         act = create_act_layer(act_layer)
     except KeyError:
-        raise ValueError(f"act_layer must be a name that timm knows, such as 'relu', got {act_layer!r}") from None
+        raise InputError(f"act_layer must be a name that timm knows, such as 'relu', got {act_layer!r}") from None
     except TypeError as e:  # a function, or a module that exists already
-        raise TypeError(
+        raise InputTypeError(
             f"act_layer must be a name such as 'relu', a class of modules or None, got {act_layer!r}") from e
     return nn.Identity() if act is None else act
 
@@ -78,18 +81,17 @@ class SelfAttentionConv2d(nn.Module):
             if value is None and name in ('out_channels', 'dim_head'):
                 continue
             if not is_int(value) or value < 1:
-                raise ValueError(f'{name} must be an int, at least 1, got {value!r}')
+                raise InputError(f'{name} must be an int, at least 1, got {value!r}')
         if not is_number(gamma):
-            raise TypeError(f'gamma must be a number, got {gamma!r}')
+            raise InputTypeError(f'gamma must be a number, got {gamma!r}')
         self.in_channels = in_channels
         self.out_channels = in_channels if out_channels is None else out_channels
         self.num_heads = num_heads
         self.dim_head = max(1, in_channels // 8) if dim_head is None else dim_head
         self.init_gamma = float(gamma)
         depth = num_heads * self.dim_head
-        self.attn = SoftmaxAttention(
-            in_channels, depth, depth, num_heads, pos_embed=None, attn_drop=attn_drop, bias=bias,
-            out_channels=self.out_channels, **dd)
+        args = AttentionArgs(depth, depth, num_heads, pos_embed=None, attn_drop=attn_drop)
+        self.attn = SoftmaxAttention(in_channels, args, bias=bias, out_channels=self.out_channels, **dd)
         self.shortcut = nn.Identity() if self.out_channels == in_channels else nn.Conv2d(
             in_channels, self.out_channels, 1, bias=bias, **dd)
         # one axis, because FSDP shards no parameter without

@@ -1,4 +1,4 @@
-"""Softmax attention over a map, with relative positions: three ways to the same numbers, and which is taken when.
+"""Softmax attention over a map, with relative positions: three implementations of equal results, and which runs when.
 
 Attention Augmented Convolutional Networks (arXiv 1904.09925), section 3.1:
 logit(i, j) = q_i / sqrt(dk / num_heads) · (k_j + r_w[j_x - i_x] + r_h[j_y - i_y]).
@@ -12,12 +12,10 @@ from timm.layers import trunc_normal_, use_fused_attn
 from torch import nn
 from torch.jit import Final
 
+from .attention_args import AttentionArgs
 from .blockwise import blockwise_attention
 from .grid_attention import GridAttention
 from .position import offset_table, rel_logits_h, rel_logits_w
-
-# The largest head dim of CUDA's flash attention
-_FLASH_HEAD_DIM = 256
 
 
 def fold_rel_pos(
@@ -142,28 +140,30 @@ def _attention_weights(
     return logits.softmax(dim=-1).to(dtype)
 
 
-def fastest_way(device: str, folded_dim: int, dropout_p: float) -> str:
-    """Choose between equal ways; `aa-models benchmark attention` measures what is said here of time.
+def choose_backend(device: str, dropout_p: float) -> str:
+    """Choose among implementations of equal results.
 
     Args:
         device: Type of the device, e.g. `'cpu'`.
-        folded_dim: Head dim of the queries that `fold_rel_pos` returns.
         dropout_p: Dropout probability of the weights.
 
     Returns:
         `'folded'`: one fused call on lengthened q and k.
-        `'blockwise'`: our operator.
+        `'blockwise'`: the operator of this package.
         `'explicit'`: all weights at once, (H * W)² for each head.
     """
     if torch.jit.is_tracing() or torch.compiler.is_exporting():
         return 'folded'  # what is recorded may run without this package, so it has operators of every runtime only
-    if device == 'cuda' and folded_dim <= _FLASH_HEAD_DIM:
-        return 'folded'  # flash attention, which drops weights inside the kernel, too
+    if device != 'cpu':
+        # On CUDA, fused calls take head dims beyond flash attention's limit of 256 (maps of more than about 118 × 118,
+        # as H + W are added) by the memory-efficient kernel, which has none. The operator's loop over blocks is written
+        # for the caches of a CPU and was never run elsewhere.
+        return 'folded'
     if dropout_p > 0:
         return 'explicit'  # blocks would have to draw the same numbers again in the backward pass
-    # CPUs at every map size and dtype: the folded product is H + W longer, and values are padded to its length (2 to 4
-    # times the time at 16×16 and beyond); bfloat16's fused backward is slow on small maps (3 to 6 times); the explicit
-    # way is as fast up to 14×14, but then limited by memory (2 to 5 times). Maps beyond flash attention's limit.
+    # At every map size and dtype: the folded product is H + W longer, and values are padded to its length (2 to 4 times
+    # the time at 16×16 and beyond); bfloat16's fused backward is slow on small maps (3 to 6 times); explicit weights
+    # are as fast up to 14×14, but then limited by memory (2 to 5 times). `aa-models benchmark attention` measures it.
     return 'blockwise'
 
 
@@ -171,12 +171,11 @@ class SoftmaxAttention(GridAttention):
     """Multi-head softmax attention over a map or a sequence, by default with relative positions.
 
     `timm.layers.use_fused_attn()` (environment variable TIMM_FUSED_ATTN) decides at construction between the explicit
-    way, which holds all (H * W)² weights, and whichever is the fastest (`fastest_way`), which does not.
+    implementation, which holds all (H * W)² weights, and the one that suits the device (`choose_backend`).
 
     Args:
         feat_size: Lengths of the attended map's axes that the relative tables are made for; at other lengths they are
             interpolated (see `resize_rel_table`). Needed for `'rel'` alone.
-        pos_embed: `'rel'`, or as in `GridAttention`.
         causal: Let position i see positions 0 … i only (sequences).
 
     See `GridAttention` for the other arguments.
@@ -189,25 +188,23 @@ class SoftmaxAttention(GridAttention):
     def __init__(
             self,
             in_channels: int,
-            dk: int,
-            dv: int,
-            num_heads: int,
+            args: AttentionArgs,
             *,
             feat_size: Sequence[int] = (),
-            pos_embed: str | None = 'rel',
             causal: bool = False,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
             **kwargs: Any,
     ) -> None:
-        super().__init__(in_channels, dk, dv, num_heads, pos_embed=pos_embed, device=device, dtype=dtype, **kwargs)
+        super().__init__(in_channels, args, device=device, dtype=dtype, **kwargs)
         self.fused_attn = use_fused_attn()
         self.causal = causal
-        self.scale = (dk // num_heads) ** -0.5
+        dim = self.dk // self.num_heads
+        self.scale = dim ** -0.5
         # a sequence is a map of one row: it has columns only
-        lengths = dict(zip(('rel_w', 'rel_h'), reversed(feat_size))) if pos_embed == 'rel' else {}
+        lengths = dict(zip(('rel_w', 'rel_h'), reversed(feat_size))) if args.pos_embed == 'rel' else {}
         for name in ('rel_h', 'rel_w'):
-            shape = (2 * lengths[name] - 1, dk // num_heads) if name in lengths else None
+            shape = (2 * lengths[name] - 1, dim) if name in lengths else None
             self.register_parameter(name, shape and nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.reset_parameters()
 
@@ -222,25 +219,21 @@ class SoftmaxAttention(GridAttention):
         """Weigh the values; shapes as in `GridAttention.attend`."""
         dropout_p = self.attn_drop.p if self.training else 0.
         if torch.jit.is_scripting():
-            way = 'folded' if self.fused_attn else 'explicit'  # a script, too, runs without this package
-        else:
-            way = self._way(q, dropout_p)
-            if way == 'blockwise':
+            backend = 'folded' if self.fused_attn else 'explicit'  # a script, too, runs without this package
+        elif self.fused_attn and not self.is_watched():
+            backend = choose_backend(q.device.type, dropout_p)
+            if backend == 'blockwise':
                 return self._attend_blockwise(q, k, v)
+        else:
+            backend = 'explicit'
         H, W = v.shape[2], v.shape[3]
         v = v.flatten(2, 3)
-        if way == 'folded':
+        if backend == 'folded':
             q, k = fold_rel_pos(q, k, self.rel_h, self.rel_w, self.causal)
             out = fused_attention(q, k, v, self.scale, dropout_p, self.causal)
         else:
             out = self.attn_drop(self.weights(q, k)) @ v
         return out.unflatten(2, [H, W])
-
-    def _way(self, q: torch.Tensor, dropout_p: float) -> str:
-        if self.is_watched() or not self.fused_attn:
-            return 'explicit'
-        lengths = [n for n, table in zip(q.shape[2:4], (self.rel_h, self.rel_w)) if table is not None]
-        return fastest_way(q.device.type, q.shape[4] + sum(lengths), dropout_p)
 
     def _attend_blockwise(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         rel_h = None if self.rel_h is None else offset_table(self.rel_h, q.shape[2])

@@ -1,4 +1,5 @@
-"""What the augmented networks of every family share: stages that attend, initialisation, weights for another size."""
+"""What augmented networks share: augmentation by stages, initialisation, weights for another size."""
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -7,37 +8,44 @@ from torch import nn
 
 from aa_models.augmentation.conversion import augment
 from aa_models.augmentation.warm_start import plain_to_augmented
-from aa_models.layers import AugmentedConv2d
+from aa_models.errors import InputError
+from aa_models.layers import AttentionArgs, AugmentedConv2d, GridAttention
 from aa_models.layers.position import resize_rel_table
+
+
+def take_attention_args(kwargs: dict[str, Any]) -> AttentionArgs:
+    """Remove the attention's arguments from those of a network, which are otherwise for timm's own constructor."""
+    names = [field.name for field in dataclasses.fields(AttentionArgs) if field.name in kwargs]
+    return AttentionArgs(**{name: kwargs.pop(name) for name in names})
 
 
 def augment_stages(
         model: nn.Module,
         patterns: Sequence[str],
+        args: AttentionArgs,
         *,
         attn_stages: Sequence[bool],
         attn_pool: Sequence[int],
         img_size: int | tuple[int, int],
-        **attn_args: Any,
 ) -> None:
-    """Augment the convolutions of the stages that attend.
+    """Augment the convolutions of the stages chosen.
 
     Args:
         model: Network to change in place.
         patterns: For each stage, the names of its convolutions that can be augmented.
-        attn_stages: For each stage, whether it attends.
+        args: The attention's arguments but for its pooling.
+        attn_stages: For each stage, whether it is augmented.
         attn_pool: For each stage, the pooling of its attention branch.
         img_size: Height and width of the input that the relative tables are made for, pixels.
-        **attn_args: For `augment`.
     """
     for name, values in (('attn_stages', attn_stages), ('attn_pool', attn_pool)):
         if isinstance(values, (str, int)) or len(values) != len(patterns):
-            raise ValueError(f'{name} must have one value for each of the {len(patterns)} stages, got {values!r}')
-    if not all(attends in (False, True) for attends in attn_stages):
-        raise ValueError(f'attn_stages must hold bools, got {attn_stages!r}')
-    where = {p: dict(attn_pool=pool) for p, attends, pool in zip(patterns, attn_stages, attn_pool) if attends}
+            raise InputError(f'{name} must have one value for each of the {len(patterns)} stages, got {values!r}')
+    if not all(chosen in (False, True) for chosen in attn_stages):
+        raise InputError(f'attn_stages must hold bools, got {attn_stages!r}')
+    where = {p: dict(attn_pool=pool) for p, chosen, pool in zip(patterns, attn_stages, attn_pool) if chosen}
     if where:
-        augment(model, where=where, img_size=img_size, **attn_args)
+        augment(model, where=where, img_size=img_size, **dataclasses.asdict(args))
 
 
 def materialize(model: nn.Module, device: str | torch.device | None, **init_args: Any) -> None:
@@ -60,6 +68,16 @@ def reset_parameters(model: nn.Module) -> None:
     for module in model.modules():
         if reset := getattr(module, 'reset_parameters', None):
             reset()
+
+
+def reset_attention(model: nn.Module) -> None:
+    """Draw the weights of every attention anew, as the layer itself does.
+
+    To be called after a network's own rule for convolutions, which would treat the two projections as convolutions too.
+    """
+    for module in model.modules():
+        if isinstance(module, GridAttention):
+            module.reset_parameters()
 
 
 def rel_table_names(model: nn.Module) -> set[str]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from aa_models.data.cifar100 import CIFAR100_MEAN, CIFAR100_STD
 
-from ._augmented import rel_table_names, reset_parameters
+from ._augmented import rel_table_names, reset_attention, reset_parameters
 
 
 class StagedNet(nn.Module):
@@ -65,11 +65,12 @@ class StagedNet(nn.Module):
 
     @torch.jit.ignore
     def init_weights(self) -> None:
-        """Draw all weights anew, the convolutions as in timm's ResNet; fills a model after `to_empty` too."""
+        """Draw all weights anew, convolutions as timm's ResNet does; fills a model after `to_empty` too."""
         reset_parameters(self)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+        reset_attention(self)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

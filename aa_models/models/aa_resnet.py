@@ -16,7 +16,15 @@ from aa_models.data.cifar100 import CIFAR100_LABELS, CIFAR100_MEAN, CIFAR100_STD
 from aa_models.data.tiny_imagenet import TINY_IMAGENET_LABELS
 from aa_models.zoo import weights_cfg
 
-from ._augmented import augment_stages, checkpoint_filter_fn, materialize, rel_table_names, reset_parameters
+from ._augmented import (
+    augment_stages,
+    checkpoint_filter_fn,
+    materialize,
+    rel_table_names,
+    reset_attention,
+    reset_parameters,
+    take_attention_args,
+)
 from .pretrained import build
 
 __all__ = ['AugmentedResNet']
@@ -30,16 +38,12 @@ class AugmentedResNet(ResNet):
     Args:
         block: timm's `BasicBlock` or `Bottleneck`.
         layers: Number of blocks of each stage.
-        dk: Depth of the keys, see `AugmentedConv2d`.
-        dv: Depth of the values, see `AugmentedConv2d`.
-        num_heads: Number of heads.
-        attention: `'softmax'` or `'linear'`.
-        pos_embed: `'rel'`, `'sincos'`, `'coord'` or None; `'none'` through `timm.create_model`, which drops None.
-        attn_stages: For each of the four stages, whether it attends.
+        attn_stages: For each of the four stages, whether it is augmented.
         attn_pool: For each of the four stages, the pooling of its attention branch.
         img_size: Height and width of the input that the relative tables are made for, pixels; any size can be fed.
         zero_init_last: Start every block as the identity, as timm's `ResNet` does.
-        **kwargs: For `timm.models.resnet.ResNet`.
+        **kwargs: The attention's other arguments (`dk`, `dv`, …), see `AugmentedConv2d`, and those of
+            `timm.models.resnet.ResNet`.
     """
 
     def __init__(
@@ -47,11 +51,6 @@ class AugmentedResNet(ResNet):
             block: type[nn.Module],
             layers: tuple[int, ...],
             *,
-            dk: int | float = 0.2,
-            dv: int | float = 0.1,
-            num_heads: int = 8,
-            attention: str = 'softmax',
-            pos_embed: str | None = 'rel',
             attn_stages: Sequence[bool] = (False, True, True, True),
             attn_pool: Sequence[int] = (1, 2, 1, 1),
             img_size: int | tuple[int, int] = 224,
@@ -60,20 +59,22 @@ class AugmentedResNet(ResNet):
             dtype: torch.dtype | None = None,
             **kwargs: Any,
     ) -> None:
+        args = take_attention_args(kwargs)
         super().__init__(
             block,  # type: ignore[arg-type]  # timm means the classes, not blocks that are made
             layers, zero_init_last=zero_init_last, device='meta', dtype=dtype, **kwargs)
         conv = 'conv1' if block is BasicBlock else 'conv2'
         augment_stages(
-            self, [f'layer{stage}.*.{conv}' for stage in range(1, 5)], dk=dk, dv=dv, num_heads=num_heads,
-            attention=attention, pos_embed=pos_embed, attn_stages=attn_stages, attn_pool=attn_pool, img_size=img_size)
+            self, [f'layer{stage}.*.{conv}' for stage in range(1, 5)], args, attn_stages=attn_stages,
+            attn_pool=attn_pool, img_size=img_size)
         materialize(self, device, zero_init_last=zero_init_last)
 
     @torch.jit.ignore
     def init_weights(self, zero_init_last: bool = True) -> None:
-        """Draw all weights anew, timm's way for the convolutions; fills a model after `to_empty` too."""
+        """Draw all weights anew, convolutions as timm's ResNet does; fills a model after `to_empty` too."""
         reset_parameters(self)
         super().init_weights(zero_init_last)
+        reset_attention(self)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

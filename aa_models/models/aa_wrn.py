@@ -12,6 +12,9 @@ from timm.layers import BatchNormAct2d, DropPath, calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
+from aa_models.errors import InputError
+from aa_models.layers import AttentionArgs
+
 from ._augmented import augment_stages, checkpoint_filter_fn, materialize
 from ._staged import StagedNet, cifar_cfg
 from .pretrained import build
@@ -58,16 +61,12 @@ class WideResNet(StagedNet):
         num_classes: Number of classes, 0 for none.
         in_chans: Channels of the input.
         global_pool: Pooling before the classifier.
-        dk: Depth of the keys, see `AugmentedConv2d`.
-        dv: Depth of the values, see `AugmentedConv2d`.
-        num_heads: Number of heads.
-        attention: `'softmax'` or `'linear'`.
-        pos_embed: `'rel'`, `'sincos'`, `'coord'` or None; `'none'` through `timm.create_model`, which drops None.
-        attn_stages: For each of the three stages, whether it attends.
+        attn_stages: For each of the three stages, whether it is augmented.
         attn_pool: For each of the three stages, the pooling of its attention branch.
         img_size: Height and width of the input that the relative tables are made for, pixels; any size can be fed.
         drop_rate: Dropout probability before the classifier.
         drop_path_rate: Stochastic depth of the last block, growing linearly from 0.
+        **attn_args: The attention's other arguments (`dk`, `dv`, …), see `AugmentedConv2d`.
     """
 
     def __init__(
@@ -77,11 +76,6 @@ class WideResNet(StagedNet):
             num_classes: int = 100,
             in_chans: int = 3,
             global_pool: str = 'avg',
-            dk: int | float = 0.2,
-            dv: int | float = 0.1,
-            num_heads: int = 8,
-            attention: str = 'softmax',
-            pos_embed: str | None = 'rel',
             attn_stages: Sequence[bool] = (False, False, False),
             attn_pool: Sequence[int] = (1, 1, 1),
             img_size: int | tuple[int, int] = 32,
@@ -89,9 +83,11 @@ class WideResNet(StagedNet):
             drop_path_rate: float = 0.,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
+            **attn_args: Any,
     ) -> None:
+        args = AttentionArgs().replace(**attn_args)
         if depth < 10 or (depth - 4) % 6:
-            raise ValueError(f'depth must be 6n + 4 for blocks of two convolutions, got {depth}')
+            raise InputError(f'depth must be 6n + 4 for blocks of two convolutions, got {depth}')
         meta: dict[str, Any] = {'device': 'meta', 'dtype': dtype}
         num_blocks = (depth - 4) // 6
         channels = (16, 16 * width, 32 * width, 64 * width)
@@ -115,8 +111,8 @@ class WideResNet(StagedNet):
             dtype=dtype,
         )
         augment_stages(
-            self, [f'stages.{i}.*.conv1' for i in range(3)], dk=dk, dv=dv, num_heads=num_heads, attention=attention,
-            pos_embed=pos_embed, attn_stages=attn_stages, attn_pool=attn_pool, img_size=img_size)
+            self, [f'stages.{i}.*.conv1' for i in range(3)], args, attn_stages=attn_stages, attn_pool=attn_pool,
+            img_size=img_size)
         materialize(self, device)
 
 

@@ -14,6 +14,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from aa_models.data.cifar100 import CIFAR100_LABELS
+from aa_models.layers import AttentionArgs
 from aa_models.zoo import weights_cfg
 
 from ._augmented import augment_stages, checkpoint_filter_fn, materialize
@@ -33,15 +34,11 @@ class SimpleCNN(StagedNet):
         num_classes: Number of classes, 0 for none.
         in_chans: Channels of the input.
         global_pool: Pooling before the classifier.
-        dk: Depth of the keys, see `AugmentedConv2d`.
-        dv: Depth of the values, see `AugmentedConv2d`.
-        num_heads: Number of heads.
-        attention: `'softmax'` or `'linear'`.
-        pos_embed: `'rel'`, `'sincos'`, `'coord'` or None; `'none'` through `timm.create_model`, which drops None.
-        attn_stages: For each of the two stages, whether it attends.
+        attn_stages: For each of the two stages, whether it is augmented.
         attn_pool: For each of the two stages, the pooling of its attention branch.
         img_size: Height and width of the input that the relative tables are made for, pixels; any size can be fed.
         drop_rate: Dropout probability before the classifier.
+        **attn_args: The attention's other arguments (`dk`, `dv`, …), see `AugmentedConv2d`.
     """
 
     def __init__(
@@ -50,18 +47,15 @@ class SimpleCNN(StagedNet):
             num_classes: int = 100,
             in_chans: int = 3,
             global_pool: str = 'avg',
-            dk: int | float = 0.5,
-            dv: int | float = 0.5,
-            num_heads: int = 8,
-            attention: str = 'softmax',
-            pos_embed: str | None = 'rel',
             attn_stages: Sequence[bool] = (False, False),
             attn_pool: Sequence[int] = (1, 1),
             img_size: int | tuple[int, int] = 32,
             drop_rate: float = 0.,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
+            **attn_args: Any,
     ) -> None:
+        args = AttentionArgs(dk=0.5, dv=0.5).replace(**attn_args)
         ins, strides = (in_chans, *channels[:-1]), (1, 2, 1, 2, 1)
         stem, *convs = [
             ConvNormAct(i, o, 3, stride=s, device='meta', dtype=dtype) for i, o, s in zip(ins, channels, strides)]
@@ -78,8 +72,8 @@ class SimpleCNN(StagedNet):
             dtype=dtype,
         )
         augment_stages(
-            self, ['stages.0.1.conv', 'stages.1.1.conv'], dk=dk, dv=dv, num_heads=num_heads, attention=attention,
-            pos_embed=pos_embed, attn_stages=attn_stages, attn_pool=attn_pool, img_size=img_size)
+            self, ['stages.0.1.conv', 'stages.1.1.conv'], args, attn_stages=attn_stages, attn_pool=attn_pool,
+            img_size=img_size)
         materialize(self, device)
 
 
