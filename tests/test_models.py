@@ -1,192 +1,99 @@
-"""The registered models: parameters by the papers' rule, timm's interface, the same numbers by every compiler."""
+"""What every model of this package must do: each registered name, in its small form, passes the same checks."""
 import copy
-import fnmatch
+import re
 
 import pytest
 import timm
 import torch
 from timm.layers import set_fused_attn, set_scriptable
-from timm.models import create_feature_extractor, get_graph_node_names
+from timm.models import create_feature_extractor, get_graph_node_names, group_parameters
 from timm.optim import create_optimizer_v2
+from torch import nn
 
-import aa_models  # noqa: F401, registers the models
-from aa_models.models.simplecnn import checkpoint_filter_fn
 from found import augmented
+from our_models import NAMES, NETWORKS, create, evaluating, images
 from torch_faults import skip_where_pooling_has_one_size
 
-RESNETS = ['aa_resnet18', 'aa_resnet34', 'aa_resnet50', 'aa_resnet101', 'aa_resnet152', 'laa_resnet18', 'laa_resnet50']
-WRNS = [prefix + name for name in ('wrn28_10', 'wrn16_8') for prefix in ('', 'aa_', 'laa_')]
-SHALLOW = ['simplecnn', 'aa_simplecnn', 'laa_simplecnn']
-ALL = RESNETS + WRNS + SHALLOW
-FAMILIES = ['aa_resnet18', 'laa_resnet18', 'aa_wrn16_8', 'laa_wrn16_8', 'aa_simplecnn', 'laa_simplecnn']
-# small ones for tests that are not about size
-SMALL = {
-    'aa_resnet18': dict(img_size=64), 'laa_resnet18': dict(img_size=64),
-    'aa_wrn16_8': dict(depth=10, width=1, img_size=16), 'laa_wrn16_8': dict(depth=10, width=1, img_size=16),
-    'aa_simplecnn': dict(img_size=16), 'laa_simplecnn': dict(img_size=16),
-}
-SMALL['aa_wrn16_8'].update(dk=8, dv=8)
-SMALL['laa_wrn16_8'].update(dk=8, dv=8)
+every_network = pytest.mark.parametrize('name', NETWORKS)  # where the work is long and the name alone matters little
 
 
-def small(name, **kwargs):
-    """A model and images for it, evaluating, with batch norms that are not the identity."""
-    model = timm.create_model(name, num_classes=7, **{**SMALL[name], **kwargs}).eval()
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.2, 0.2)
-            module.weight.data.uniform_(0.5, 1.5)
-    side = SMALL[name]['img_size']
-    return model, torch.randn(2, 3, side, side)
+@pytest.fixture(params=NAMES)
+def name(request):
+    return request.param
 
 
-def count(name, **kwargs):
-    return sum(p.numel() for p in timm.create_model(name, device='meta', **kwargs).parameters())
+@pytest.fixture
+def model(name):
+    return evaluating(name)
 
 
-def test_every_model_is_registered():
-    ours = [n for n in timm.list_models() if timm.model_entrypoint(n).__module__.startswith('aa_models.')]
-    assert sorted(ours) == sorted(ALL)
+@pytest.fixture
+def x(name):
+    return images(name)
 
 
-@pytest.mark.parametrize('name,kwargs,expected', [
-    ('aa_resnet34', {}, 20_745_072),
-    ('aa_resnet50', {}, 25_809_392),
-    ('aa_resnet50', dict(dk=0.25, dv=0.25), 24_303_728),
-    ('aa_resnet34', dict(attn_stages=(False,) * 4), 21_797_672),
-    ('aa_resnet50', dict(attn_stages=(False,) * 4), 25_557_032),
-    ('wrn28_10', {}, 36_536_884),
-    ('aa_wrn28_10', {}, 36_312_660),
-])
-def test_parameters_of_the_papers_tables(name, kwargs, expected):
-    assert count(name, **kwargs, **(dict(num_classes=1000, img_size=224) if 'resnet' in name else {})) == expected
+def count_stages(name):
+    with pytest.raises(ValueError, match='attn_stages must have one value for each of the') as error:
+        create(name, device='meta', attn_stages=())
+    return int(re.search(r'each of the (\d+) stages', str(error.value))[1])
 
 
-def resnet_parameters(plain, bottleneck, layers, kappa, upsilon):
-    """The paper's rule, written out: what each augmented 3×3 has more or less than the plain one."""
+def count(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_the_contracts_names_are_registered():
+    assert set(NAMES) >= {
+        'aa_resnet18', 'aa_resnet34', 'aa_resnet50', 'aa_resnet101', 'aa_resnet152', 'laa_resnet18', 'laa_resnet50',
+        *(prefix + net for net in ('wrn28_10', 'wrn16_8', 'simplecnn') for prefix in ('', 'aa_', 'laa_'))}
+
+
+# how it is made
+
+def test_full_size(name):
+    """What attention adds to the network without it and takes from it, by the layer's formula."""
+    model = timm.create_model(name, device='meta')
+    cfg = model.pretrained_cfg
+    assert all(t.is_meta for t in [*model.parameters(), *model.buffers()])
+    assert model.num_classes == cfg['num_classes'] and model.in_chans == cfg['input_size'][0]
+    if not cfg.get('hf_hub_id'):
+        assert cfg['num_classes'] == (100 if cfg['input_size'] == (3, 32, 32) else 1000) and not cfg.get('file')
+    plain = timm.create_model(name, device='meta', attn_stages=[False] * count_stages(name))
     total = count(plain)
-    map_size = {1: 14, 2: 14, 3: 7}  # attended at 224 px: 28 pooled to 14, 14, 7
-    for stage in (1, 2, 3):
-        width = 64 * 2 ** stage
-        dk = max(20 * 8, int(kappa * width / 8) * 8)
-        dv = int(upsilon * width / 8) * 8
-        for block in range(layers[stage]):
-            fan_in = width // 2 if not bottleneck and block == 0 else width
-            attention = fan_in * (2 * dk + dv) + dv * dv + 2 * (2 * map_size[stage] - 1) * dk // 8
-            total += attention - 9 * fan_in * dv
-    return total
+    for layer_name, layer in augmented(model).items():
+        conv, dk, dv = plain.get_submodule(layer_name), layer.dk, layer.dv
+        tables = sum(p.numel() for p in (layer.attn.rel_h, layer.attn.rel_w)) if layer.attn.pos_embed == 'rel' else 0
+        total += conv.in_channels * (2 * dk + dv) + dv * dv + tables - conv.weight[0].numel() * dv
+    assert count(model) == total and bool(augmented(model)) == name.startswith(('aa_', 'laa_'))
 
 
-@pytest.mark.parametrize('kappa,upsilon', [(None, None), (0.25, 0.25), (0.5, 0.5), (0.75, 0.75), (1.0, 1.0)])
-@pytest.mark.parametrize('depth,layers', [
-    (18, (2, 2, 2, 2)), (34, (3, 4, 6, 3)), (50, (3, 4, 6, 3)), (101, (3, 4, 23, 3)), (152, (3, 8, 36, 3))])
-def test_parameters_by_the_rule(depth, layers, kappa, upsilon):
-    bottleneck = depth >= 50
-    kwargs = {} if kappa is None else dict(dk=kappa, dv=upsilon)
-    if kappa is None:
-        kappa, upsilon = (0.2, 0.1) if bottleneck else (0.25, 0.25)
-    expected = resnet_parameters(f'resnet{depth}', bottleneck, layers, kappa, upsilon)
-    assert count(f'aa_resnet{depth}', num_classes=1000, img_size=224, **kwargs) == expected
-
-
-def test_what_is_augmented():
-    layers = augmented(timm.create_model('aa_resnet50', device='meta', img_size=224))
-    assert [fnmatch.fnmatch(n, 'layer[234].*.conv2') for n in layers].count(True) == len(layers) == 4 + 6 + 3
-    sizes = {n: ((m.attn.rel_h.shape[0] + 1) // 2, m.attn.attn_pool) for n, m in layers.items()}
-    assert [sizes[f'layer{i}.0.conv2'] for i in (2, 3, 4)] == [(14, 2), (14, 1), (7, 1)]
-    layers = augmented(timm.create_model('aa_resnet18', device='meta'))
-    assert all(n.endswith('conv1') for n in layers) and len(layers) == 6
-    layers = augmented(timm.create_model('aa_wrn28_10', device='meta'))
-    assert {(m.dk, m.dv, (m.attn.rel_w.shape[0] + 1) // 2) for m in layers.values()} == {
-        (160, 16, 32), (160, 32, 16), (160, 64, 8)}
-    assert len(layers) == 12 and all(n.endswith('conv1') for n in layers)
-    assert not augmented(timm.create_model('wrn28_10', device='meta'))
-
-
-@pytest.mark.parametrize('name', ['laa_resnet18', 'laa_wrn16_8', 'laa_simplecnn'])
-def test_laa_is_linear_attention_with_waves(name):
-    layers = augmented(timm.create_model(name, device='meta'))
-    assert layers and all(type(m.attn).__name__ == 'LinearAttention' for m in layers.values())
-    assert {m.attn.pos_embed for m in layers.values()} == {'sincos'}
-
-
-def test_default_classes():
-    for name in ALL:
-        cfg = timm.get_pretrained_cfg(name)
-        if not cfg.has_weights:
-            assert cfg.num_classes == (1000 if 'resnet' in name else 100)
-            assert not cfg.file and not cfg.hf_hub_id
-
-
-@pytest.mark.parametrize('name', FAMILIES)
 def test_arguments_reach_the_layers(name):
-    stages = {'aa_resnet18': 4, 'laa_resnet18': 4, 'aa_simplecnn': 2, 'laa_simplecnn': 2}.get(name, 3)
+    stages = count_stages(name)
     only_last = [False] * (stages - 1) + [True]
-    model = timm.create_model(
-        name, device='meta', dk=16, dv=12, num_heads=4, pos_embed='coord', attn_stages=only_last,
-        attn_pool=[1] * (stages - 1) + [2], img_size=(64, 96))
-    layers = augmented(model)
-    last = f'layer{stages}' if 'resnet' in name else f'stages.{stages - 1}'
-    assert layers and all(n.startswith(last) for n in layers)
+    args = dict(dk=16, dv=12, num_heads=4, pos_embed='coord', attn_pool=[1] * (stages - 1) + [2], img_size=(64, 96))
+    layers = augmented(create(name, device='meta', attn_stages=only_last, **args))
+    everywhere = augmented(create(name, device='meta', attn_stages=[True] * stages, **args))
+    assert layers and list(layers) == list(everywhere)[-len(layers):] and len(everywhere) >= stages
     for m in layers.values():
         assert (m.dk, m.dv, m.num_heads, m.attn.pos_embed, m.attn.attn_pool) == (16, 12, 4, 'coord', 2)
-    with pytest.raises(ValueError, match=f'attn_stages must have one value for each of the {stages} stages'):
-        timm.create_model(name, device='meta', attn_stages=[True] * (stages + 1))
-    with pytest.raises(TypeError, match='unheard_of'):
-        timm.create_model(name, device='meta', unheard_of=1)
-    with pytest.raises(ValueError, match='cannot be augmented: dv=7'):
-        timm.create_model(name, device='meta', dk=16, dv=7)
+    for args, error, words in (
+            (dict(attn_stages=[True] * (stages + 1)), ValueError, f'one value for each of the {stages} stages'),
+            (dict(dv=7), ValueError, 'cannot be augmented: dv=7'),
+            (dict(img_size=(3, 64, 64)), ValueError, 'img_size must be an int or a pair'),
+            (dict(unheard_of=1), TypeError, 'unheard_of')):
+        with pytest.raises(error, match=words):
+            create(name, device='meta', **{'attn_stages': only_last, **args})
 
 
-@pytest.mark.parametrize('name', FAMILIES)
 def test_no_positions(name):
     """timm drops arguments that are None, so 'none' says it."""
-    layers = augmented(timm.create_model(name, device='meta', pos_embed='none'))
-    assert layers and {m.attn.pos_embed for m in layers.values()} == {''}
+    layers = augmented(create(name, device='meta', pos_embed='none'))
+    assert {m.attn.pos_embed for m in layers.values()} <= {''}
     assert not any('rel_' in n for m in layers.values() for n, _ in m.named_parameters())
 
 
-@pytest.mark.parametrize('img_size', [0, -5, 1.5, 'a', (96,), (3, 224, 224)])
-def test_bad_img_size(img_size):
-    with pytest.raises(ValueError, match='img_size must be an int or a pair'):
-        timm.create_model('aa_simplecnn', img_size=img_size)
-
-
-def test_zero_init_last():
-    for zero in (True, False):
-        model = timm.create_model('aa_resnet18', zero_init_last=zero)
-        assert bool(model.layer2[0].bn2.weight.any()) != zero
-
-
-@pytest.mark.parametrize('name', FAMILIES)
-@torch.no_grad()
-def test_any_size(name):
-    model, _ = small(name)
-    for size in ((64, 64), (65, 33), (40, 97)):
-        assert model(torch.randn(1, 3, *size)).shape == (1, 7)
-
-
-def test_tables_are_made_for_img_size():
-    layers = augmented(timm.create_model('aa_resnet18', device='meta', img_size=(96, 160)))
-    lengths = {n: (m.attn.rel_h.shape[0], m.attn.rel_w.shape[0]) for n, m in layers.items()}
-    assert lengths['layer2.0.conv1'] == (11, 19) and lengths['layer4.1.conv1'] == (5, 9)  # 6 × 10 pooled, 3 × 5
-
-
-@torch.no_grad()
-def test_checkpoints_load_at_another_size():
-    model, _ = small('aa_simplecnn')
-    other = timm.create_model('aa_simplecnn', num_classes=7, img_size=24)
-    native = model.state_dict()
-    assert all(torch.equal(v, native[k]) for k, v in checkpoint_filter_fn(dict(native), model).items())
-    other.load_state_dict(checkpoint_filter_fn(dict(native), other))
-    table, resized = model.stages[0][1].conv.attn.rel_h, other.stages[0][1].conv.attn.rel_h
-    assert resized.shape[0] == 23
-    torch.testing.assert_close(resized[11], table[7])
-
-
-@pytest.mark.parametrize('name', FAMILIES)
 def test_fills_empty_memory(name):
-    model = timm.create_model(name, num_classes=7, device='meta', dtype=torch.float64, **SMALL[name])
+    model = create(name, device='meta', dtype=torch.float64)
     assert all(t.is_meta for t in [*model.parameters(), *model.buffers()])
     model = model.to_empty(device='cpu')
     with torch.no_grad():
@@ -195,14 +102,114 @@ def test_fills_empty_memory(name):
                 t.fill_(float('nan'))
     model.init_weights()
     assert all(t.isfinite().all() for t in [*model.parameters(), *model.buffers()])
-    assert model.eval()(torch.randn(1, 3, 32, 32, dtype=torch.float64)).isfinite().all()
+    assert model.eval()(images(name, dtype=torch.float64)).isfinite().all()
 
 
-@pytest.mark.parametrize('name', FAMILIES)
+# what it computes
+
+@torch.no_grad()
+def test_any_size(model):
+    for size in ((64, 64), (65, 33), (40, 97)):
+        y = model(torch.randn(1, 3, *size))
+        assert y.shape == (1, 7) and y.isfinite().all()
+    assert model(torch.randn(0, 3, 64, 64)).shape == (0, 7)
+
+
+@torch.no_grad()
+def test_other_channels(name):
+    for in_chans in (1, 5):
+        model = create(name, in_chans=in_chans)
+        assert model(images(name, in_chans=in_chans)).shape == (2, 7) and model.in_chans == in_chans
+
+
+@torch.no_grad()
+def test_classifier_is_replaced(model, x):
+    model.double()
+    x = x.double()
+    features = model.forward_features(x)
+    pooled = model.forward_head(features, pre_logits=True)
+    assert pooled.shape == (2, model.head_hidden_size) and features.shape[1] == model.num_features
+    for num_classes, pool, shape in ((3, None, (3,)), (3, 'max', (3,)), (0, None, pooled.shape[1:])):
+        model.reset_classifier(num_classes, pool)
+        y = model(x)
+        assert y.shape == (2, *shape) and y.dtype == torch.float64 and model.num_classes == num_classes
+    assert isinstance(model.get_classifier(), nn.Identity)
+    model.reset_classifier(0, '')
+    assert torch.equal(model(x), features)
+
+
+@torch.no_grad()
+def test_features(name, model, x):
+    """By `forward_intermediates` with all its options, by `features_only`, and from a pruned model."""
+    final, maps = model.forward_intermediates(x)
+    torch.testing.assert_close(final, model.forward_features(x))
+    assert [m.shape[1] for m in maps] == [info['num_chs'] for info in model.feature_info]
+    assert [x.shape[3] // m.shape[3] for m in maps] == [info['reduction'] for info in model.feature_info]
+    for options in ({}, dict(stop_early=True)):
+        torch.testing.assert_close(model.forward_intermediates(
+            x, indices=[0, 2], intermediates_only=True, **options), [maps[0], maps[2]])
+    torch.testing.assert_close(model.forward_intermediates(x, 2, norm=True)[1][0], maps[-2])
+
+    torch.manual_seed(1)
+    features = create(name, features_only=True).eval()
+    torch.manual_seed(1)
+    torch.testing.assert_close(features(x), create(name).eval().forward_intermediates(x, intermediates_only=True))
+    assert features.feature_info.channels() == [m.shape[1] for m in maps]
+
+    pruned = copy.deepcopy(model)
+    assert pruned.prune_intermediate_layers([1]) == [1] and count(pruned) < count(model)
+    torch.testing.assert_close(pruned.forward_intermediates(x, [1])[1], maps[1:2])
+
+
+def test_saved_and_loaded(name, model, x, tmp_path):
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    torch.save(model, tmp_path / 'model.pt')
+    others = [
+        copy.deepcopy(model), torch.load(tmp_path / 'model.pt', weights_only=False),
+        timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()]
+    with torch.inference_mode():
+        for other in others:
+            assert torch.equal(other(x), model(x))
+
+
+@torch.no_grad()
+def test_channels_last_and_low_precision(model, x):
+    expected = model(x)
+    model = model.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(model(x.to(memory_format=torch.channels_last)), expected, rtol=1e-4, atol=1e-5)
+    with torch.autocast('cpu', torch.bfloat16):
+        result = model(x)
+    torch.testing.assert_close(result.float(), expected, rtol=0.1, atol=0.1 * expected.abs().max().item())
+
+
+# how it learns
+
+def test_gradients_with_checkpointing_and_without(model, x):
+    """They reach every parameter, and are the same."""
+    model.train()
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+
+    def step():
+        model.load_state_dict(state)
+        model.zero_grad()
+        out = model(x)
+        out.square().sum().backward()
+        return out.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    plain = step()
+    assert [name for name, grad in plain[1].items() if not (grad.isfinite().all() and grad.any())] == []
+    model.set_grad_checkpointing()
+    torch.testing.assert_close(step(), plain)
+
+
 def test_weight_decay_and_layer_decay(name):
-    model = timm.create_model(name, **SMALL[name])
+    model = create(name)
     tables = {n for n, _ in model.named_parameters() if 'rel_' in n}
-    assert model.no_weight_decay() == tables and bool(tables) == (not name.startswith('laa'))
+    assert model.no_weight_decay() == tables and bool(tables) == name.startswith('aa')
+    for coarse in (False, True):
+        groups = group_parameters(model, model.group_matcher(coarse=coarse))
+        assert len(groups) > 2 and sorted(n for names in groups.values() for n in names) == sorted(
+            n for n, _ in model.named_parameters())
     optimizer = create_optimizer_v2(model, 'sgd', lr=1., weight_decay=0.1, layer_decay=0.5)
     scales = {group['lr_scale'] for group in optimizer.param_groups}
     assert len(scales) >= 4 and max(scales) == 1.
@@ -210,24 +217,58 @@ def test_weight_decay_and_layer_decay(name):
     assert all(id(p) in exempt for n, p in model.named_parameters() if n in tables)
 
 
-@pytest.mark.parametrize('name', FAMILIES)
+# what torch makes of it
+
+@every_network
 @torch.no_grad()
-def test_compile_fullgraph(name):
-    model, x = small(name)
+def test_fx_features(name, model, x):
+    features = model.forward_features(x)
+    names = get_graph_node_names(model)[1]
+    node = [n for n in names if n.startswith('layer4' if 'resnet' in name else 'norm')][-1]
+    torch.testing.assert_close(create_feature_extractor(model, [node])(x)[node], features)
+
+
+@every_network
+@torch.no_grad()
+def test_compile_fullgraph(model, x):
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
-    torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
-    other = torch.randn(2, 3, 48, 80)
-    torch.testing.assert_close(compiled(other), model(other), rtol=1e-4, atol=1e-5)
+    for other in (x, torch.randn(2, 3, 48, 80)):
+        torch.testing.assert_close(compiled(other), model(other), rtol=1e-4, atol=1e-5)
+
+
+@every_network
+@torch.no_grad()
+def test_export(name, model, x):
+    if 'resnet' in name:
+        skip_where_pooling_has_one_size()
+    smallest = 33 if 'resnet' in name else 16  # a last map of one pixel would be a special case to torch.export
+    height, width = (torch.export.Dim(n, min=smallest, max=512) for n in ('height', 'width'))
+    dynamic_shapes = ({0: torch.export.Dim('batch', max=64), 2: height, 3: width},)
+    program = torch.export.export(model, (x,), dynamic_shapes=dynamic_shapes)
+    for shape in ((2, 3, *x.shape[2:]), (3, 3, 48, 80)):
+        other = torch.randn(shape)
+        torch.testing.assert_close(program.module()(other), model(other), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings('ignore:.*torch.jit.*deprecated')
+@every_network
+@torch.no_grad()
+def test_script(name, x):
+    with set_scriptable(True):
+        model = evaluating(name)
+    scripted = torch.jit.script(model)
+    for other in (x, torch.randn(1, 3, 40, 56)):
+        torch.testing.assert_close(scripted(other), model(other), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.filterwarnings('ignore:.*torch.jit.*deprecated')
 @torch.no_grad()
 def test_explicit_attention_compiles_exports_and_scripts():
-    fused, x = small('aa_simplecnn')
+    fused, x = evaluating('aa_simplecnn'), images('aa_simplecnn')
     set_fused_attn(False)
     try:
-        model = timm.create_model('aa_simplecnn', num_classes=7, **SMALL['aa_simplecnn']).eval()
+        model = create('aa_simplecnn').eval()
     finally:
         set_fused_attn(True)
     model.load_state_dict(fused.state_dict())
@@ -241,19 +282,9 @@ def test_explicit_attention_compiles_exports_and_scripts():
         torch.testing.assert_close(way(x), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('name', FAMILIES)
-@torch.no_grad()
-def test_copies(name, tmp_path):
-    model, x = small(name)
-    torch.save(model, tmp_path / 'model.pt')
-    for other in (copy.deepcopy(model), torch.load(tmp_path / 'model.pt', weights_only=False)):
-        assert torch.equal(other(x), model(x))
-    assert model(x[:0]).shape == (0, 7)
-
-
+@pytest.mark.slow  # inductor calls a C++ compiler
 @pytest.mark.parametrize('name', ['aa_simplecnn', 'laa_simplecnn'])
-def test_compile_inductor_trains(name):
-    model, x = small(name)
+def test_compile_inductor_trains(model, x):
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True)
     compiled(x).square().sum().backward()
@@ -262,69 +293,3 @@ def test_compile_inductor_trains(name):
     model(x).square().sum().backward()
     for n, p in model.named_parameters():
         torch.testing.assert_close(gradients[n], p.grad, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize('name', FAMILIES)
-@torch.no_grad()
-def test_export(name):
-    if 'resnet' in name:
-        skip_where_pooling_has_one_size()
-    model, x = small(name)
-    smallest = 33 if 'resnet' in name else 16  # a last map of one pixel would be a special case to torch.export
-    height, width = (torch.export.Dim(n, min=smallest, max=512) for n in ('height', 'width'))
-    dynamic_shapes = ({0: torch.export.Dim('batch', max=64), 2: height, 3: width},)
-    program = torch.export.export(model, (x,), dynamic_shapes=dynamic_shapes)
-    for shape in ((2, 3, *x.shape[2:]), (3, 3, 48, 80)):
-        other = torch.randn(shape)
-        torch.testing.assert_close(program.module()(other), model(other), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.filterwarnings('ignore:.*torch.jit.*deprecated')
-@pytest.mark.parametrize('name', FAMILIES)
-@torch.no_grad()
-def test_script(name):
-    with set_scriptable(True):
-        model, x = small(name)
-    scripted = torch.jit.script(model)
-    for other in (x, torch.randn(1, 3, 40, 56)):
-        torch.testing.assert_close(scripted(other), model(other), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize('name', FAMILIES)
-@torch.no_grad()
-def test_fx_features(name):
-    model, x = small(name)
-    node = 'layer4' if 'resnet' in name else 'norm'
-    nodes = [n for n in get_graph_node_names(model)[1] if n.startswith(node)]
-    features, = create_feature_extractor(model, nodes[-1:])(x).values()
-    torch.testing.assert_close(features, model.forward_features(x))
-
-
-@pytest.mark.parametrize('name', FAMILIES)
-def test_gradient_checkpointing(name):
-    model, x = small(name)
-    model.train()
-    state = {k: v.clone() for k, v in model.state_dict().items()}
-
-    def step():
-        model.load_state_dict(state)
-        model.zero_grad()
-        out = model(x)
-        out.square().sum().backward()
-        return out.detach(), [p.grad.clone() for p in model.parameters()]
-
-    plain = step()
-    model.set_grad_checkpointing()
-    torch.testing.assert_close(step(), plain)
-
-
-@pytest.mark.parametrize('name', FAMILIES)
-@torch.no_grad()
-def test_channels_last_and_low_precision(name):
-    model, x = small(name)
-    expected = model(x)
-    model = model.to(memory_format=torch.channels_last)
-    torch.testing.assert_close(model(x.to(memory_format=torch.channels_last)), expected, rtol=1e-4, atol=1e-5)
-    with torch.autocast('cpu', torch.bfloat16):
-        result = model(x)
-    torch.testing.assert_close(result.float(), expected, rtol=0.1, atol=0.1 * expected.abs().max().item())

@@ -1,0 +1,53 @@
+"""The models of this package in a small form, for tests that are not about size.
+
+A model that is registered later is found by itself; `SMALL` takes one line if it is large.
+"""
+from fnmatch import fnmatch
+
+import timm
+import torch
+
+import aa_models  # noqa: F401, registers the models
+from aa_models.zoo import own_models
+
+NAMES = own_models()
+SMALL = {  # the arguments that make a model small, by a pattern of its name
+    '*resnet*': dict(layers=(1, 1, 1, 1), channels=(16, 32, 32, 32), img_size=64),
+    '*wrn*': dict(depth=10, width=1, img_size=16),
+    '*simplecnn': dict(channels=(8, 8, 16, 16, 16), img_size=16),
+}
+
+
+def create(name, **kwargs):
+    """The small form of a model; arguments override it."""
+    small = next((args for pattern, args in SMALL.items() if fnmatch(name, pattern)), {})
+    return timm.create_model(name, **{**dict(num_classes=7, dk=16, dv=8, num_heads=2), **small, **kwargs})
+
+
+def evaluating(name, **kwargs):
+    """The small form in evaluation mode, with batch norms that are not the identity and let every gradient through."""
+    model = create(name, **kwargs).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.2, 0.2)
+            module.weight.data.uniform_(0.5, 1.5)
+    return model
+
+
+def images(name, batch=2, in_chans=3, **kwargs):
+    """Noise of the size that the small form is made for."""
+    size = next((args['img_size'] for pattern, args in SMALL.items() if fnmatch(name, pattern)), None)
+    height, width = (size, size) if size else timm.get_pretrained_cfg(name).input_size[1:]
+    return torch.randn(batch, in_chans, height, width, **kwargs)
+
+
+def _networks():
+    """A name for each different small network: `aa_resnet18` and `aa_resnet34` are the same at one block a stage."""
+    found = {}
+    for name in NAMES:
+        model = create(name, device='meta')
+        found.setdefault((repr(model), *((n, t.shape) for n, t in model.state_dict().items())), name)
+    return list(found.values())
+
+
+NETWORKS = _networks()
