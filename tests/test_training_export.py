@@ -263,7 +263,7 @@ def test_checkpoint_is_validated_with_its_own_recipe(finished, data, capsys):
     (('--model', 'local-dir:{folder}', '--num-classes', 2), 'num_classes = 2, but the images have labels to 6'),
     (('--model', 'local-dir:{folder}', '--results-file', '/nowhere/results.csv'), 'a folder that does not exist'),
     (('--checkpoint', '{folder}/README.md'), 'is no training checkpoint'),
-    (('--model', 'local-dir:{folder}', '--device', 'gpu'), "device = 'gpu' is unknown"),
+    (('--model', 'local-dir:{folder}', '--device', 'gpu'), "--device 'gpu' is not on this machine; possible are cpu"),
 ])
 def test_impossible_validations_are_refused(folder, data, words, message):
     with pytest.raises(ValueError, match=message):

@@ -30,7 +30,7 @@ def lose_rank(how, died, *words):
     """
     def lost(trainer, *args):
         seen.append(args)
-        if trainer.place.rank == 1 and len(seen) == 2:
+        if trainer.process.rank == 1 and len(seen) == 2:
             Path(died).touch()
             if how == 'killed':
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -1,5 +1,4 @@
 """The training loop: a model, what changes it, and one epoch at a time."""
-import argparse
 import math
 from typing import Any, cast
 
@@ -12,7 +11,7 @@ from timm.task import ClassificationTask, create_classification_loss
 from timm.utils import NativeScaler, dispatch_clip_grad, distribute_bn, random_seed, reduce_tensor
 from torch import nn
 
-from aa_models.device import autocast
+from aa_models.device import Process, autocast
 
 from .evaluate import evaluate
 from .progress import Progress
@@ -80,7 +79,7 @@ class Trainer:
     Args:
         recipe: What to do.
         model: On its device and in its memory format.
-        place: Device and processes, as made by `start_device`.
+        process: What `start_device` found.
         train_loader: Batches (B, 3, H, W) and labels (B,).
         eval_loader: The same, to validate.
         log_seconds: Time between two lines of the log.
@@ -90,17 +89,17 @@ class Trainer:
             self,
             recipe: Recipe,
             model: nn.Module,
-            place: argparse.Namespace,
+            process: Process,
             train_loader: Any,
             eval_loader: Any,
             log_seconds: float = 30.0,
     ) -> None:
-        self.recipe, self.place, self.log_seconds = recipe, place, log_seconds
+        self.recipe, self.process, self.log_seconds = recipe, process, log_seconds
         self.train_loader, self.eval_loader = train_loader, eval_loader
         self.updates_per_epoch = math.ceil(len(train_loader) / recipe.grad_accum_steps)
-        self.autocast = autocast(place.device, recipe.amp, recipe.amp_dtype)
+        self.autocast = autocast(process.device, recipe.amp, recipe.amp_dtype)
         half = recipe.amp and recipe.amp_dtype == 'float16'
-        self.scaler = NativeScaler(device=place.device.type) if half else None  # bfloat16 has float32's range
+        self.scaler = NativeScaler(device=process.device.type) if half else None  # bfloat16 has float32's range
         self.optimizer = create_optimizer_v2(
             model, recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum,
             layer_decay=recipe.layer_decay, **recipe.opt_kwargs)
@@ -116,7 +115,7 @@ class Trainer:
                 mixup_alpha=recipe.mixup, cutmix_alpha=recipe.cutmix, prob=recipe.mixup_prob,
                 label_smoothing=recipe.smoothing, num_classes=model.num_classes)
         criterion = create_classification_loss(smoothing=recipe.smoothing, soft_targets=recipe.mixing)
-        self.task = ClassificationTask(model, Float32Loss(criterion), device=place.device, verbose=False)
+        self.task = ClassificationTask(model, Float32Loss(criterion), device=process.device, verbose=False)
         if recipe.ema:
             self.task.setup_ema(decay=recipe.ema_decay, use_warmup=recipe.ema_warmup)
 
@@ -126,8 +125,8 @@ class Trainer:
         self.scheduler.step(epoch)
         if self.recipe.compile:
             self.task.compile(mode=self.recipe.compile_mode)
-        if self.place.distributed:
-            ids = [self.place.device] if self.place.device.type == 'cuda' else None
+        if self.process.distributed:
+            ids = [self.process.device] if self.process.device.type == 'cuda' else None
             self.task.prepare_distributed(device_ids=ids)
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
@@ -140,7 +139,7 @@ class Trainer:
             FloatingPointError: The loss or, after the last update, a weight is infinite or not a number.
         """
         recipe, batches = self.recipe, len(self.train_loader)
-        seed_epoch(recipe.seed, epoch, self.place.rank)
+        seed_epoch(recipe.seed, epoch, self.process.rank)
         for part in (self.train_loader.dataset, self.train_loader.sampler):
             if hasattr(part, 'set_epoch'):
                 part.set_epoch(epoch)
@@ -150,7 +149,7 @@ class Trainer:
         meter = LossMeter(epoch)
         progress = Progress(
             f'epoch {epoch + 1}/{recipe.epochs}', batches, after=(recipe.epochs - epoch - 1) * batches,
-            every=self.log_seconds, show=self.place.rank == 0)
+            every=self.log_seconds, show=self.process.rank == 0)
         updates = epoch * self.updates_per_epoch
         for step, (images, labels) in enumerate(self.train_loader):
             group_start = step - step % recipe.grad_accum_steps
@@ -162,16 +161,16 @@ class Trainer:
                 updates += 1
                 self.task.update_ema(step=updates)
                 self.scheduler.step_update(updates)
-            progress.step(len(images) * self.place.world_size, **meter.latest, lr=lr)
+            progress.step(len(images) * self.process.world_size, **meter.latest, lr=lr)
         meter.settle()
         self._check_weights(epoch)
         progress.close()
         self.scheduler.step(epoch + 1)
         loss = meter.mean
-        if self.place.distributed:
+        if self.process.distributed:
             for ema in (False, True) if self.recipe.ema else (False,):
-                distribute_bn(self.task.get_trainable_module(ema), self.place.world_size, reduce=True)
-            loss = reduce_tensor(torch.tensor(loss, device=self.place.device), self.place.world_size).item()
+                distribute_bn(self.task.get_trainable_module(ema), self.process.world_size, reduce=True)
+            loss = reduce_tensor(torch.tensor(loss, device=self.process.device), self.process.world_size).item()
         return dict(loss=loss, lr=lr, seconds=progress.seconds, img_per_s=progress.speed)
 
     def _check_weights(self, epoch: int) -> None:
@@ -216,8 +215,8 @@ class Trainer:
 
     def validate(self) -> dict[str, float]:
         """Measure the model, or its moving average where the recipe keeps one."""
-        progress = Progress('validation', len(self.eval_loader), every=self.log_seconds, show=self.place.rank == 0)
+        progress = Progress('validation', len(self.eval_loader), every=self.log_seconds, show=self.process.rank == 0)
         model = cast(nn.Module, self.task.get_eval_model(ema=self.recipe.ema))
         return evaluate(
             model, self.eval_loader, self.task.create_evaluator, self.autocast, progress, self.recipe.channels_last,
-            self.place.distributed)
+            self.process.distributed)

@@ -23,7 +23,7 @@ import torch
 from timm.utils import CheckpointSaver, random_seed, setup_default_logging, update_summary
 from torch import nn
 
-from aa_models.device import machine_name, start_device
+from aa_models.device import Process, machine_name, start_device
 from aa_models.models.create import build_model, num_classes_of
 from aa_models.release.folder import checked_tag, pack_run
 
@@ -75,26 +75,26 @@ def run(args: argparse.Namespace) -> int:
         OSError: The output directory cannot be written to. Its last checkpoint is kept.
     """
     recipe = load_recipe(args.recipe, **recipe_overrides(args))
-    place = start_device(args.device)
+    process = start_device(args.device)
     if not logging.root.handlers:
-        setup_default_logging(logging.INFO if place.rank == 0 else logging.ERROR)
+        setup_default_logging(logging.INFO if process.rank == 0 else logging.ERROR)
     logging.getLogger('timm.utils.checkpoint_saver').setLevel(logging.WARNING)  # lists its files at every epoch
     with StopSignals() as stop:
         try:
-            _train(recipe, args, place, stop)
+            _train(recipe, args, process, stop)
         except (Stopped, Exception) as error:
             stop.only_note()  # a launcher that lost one process stops the others, which are failing by themselves
-            if place.distributed:
+            if process.distributed:
                 leave_within(LEAVE_SECONDS)
             if not stop.raised:
                 raise
             # any other exception follows from it: loader's workers and other processes were told to stop as well
             _logger.debug('stopped here', exc_info=error)
-            if place.rank == 0:
+            if process.rank == 0:
                 _logger.warning(f'stopped by {stop.received[-1].name}: {_what_is_saved(Path(args.output), recipe)}')
             return stop.status
         finally:
-            if place.distributed:
+            if process.distributed:
                 torch.distributed.destroy_process_group()
     return 0
 
@@ -106,17 +106,17 @@ def _what_is_saved(output: Path, recipe: Recipe) -> str:
     return f'{done} of {recipe.epochs} epochs are saved in {str(output)!r}, the same command goes on with {rest}'
 
 
-def _train(recipe: Recipe, args: argparse.Namespace, place: argparse.Namespace, stop: StopSignals) -> None:
+def _train(recipe: Recipe, args: argparse.Namespace, process: Process, stop: StopSignals) -> None:
     output = Path(args.output)
     tag = checked_tag(args.tag, recipe, output)
-    train_set, eval_set = _open_datasets(recipe, args, place)
+    train_set, eval_set = _open_datasets(recipe, args, process)
     classes = class_names(train_set)
     if recipe.num_classes is None and classes:
         recipe = dataclasses.replace(recipe, num_classes=len(classes))
-    trainer, model = _make_trainer(recipe, args, place, train_set, eval_set)
-    checkpoint = _prepare(output, recipe, args.overwrite, place, classes)
+    trainer, model = _make_trainer(recipe, args, process, train_set, eval_set)
+    checkpoint = _prepare(output, recipe, args.overwrite, process, classes)
     saver = None
-    if place.rank == 0:
+    if process.rank == 0:
         settings = argparse.Namespace(**dataclasses.asdict(recipe))
         saver = CheckpointSaver(
             model, trainer.optimizer, args=settings, amp_scaler=trainer.scaler, checkpoint_dir=str(output),
@@ -137,13 +137,13 @@ def _train(recipe: Recipe, args: argparse.Namespace, place: argparse.Namespace, 
             _finish(output, tag, saver)
 
 
-def _open_datasets(recipe: Recipe, args: argparse.Namespace, place: argparse.Namespace) -> tuple[Images, Images]:
+def _open_datasets(recipe: Recipe, args: argparse.Namespace, process: Process) -> tuple[Images, Images]:
     """Open both parts; where they are to be fetched, one process of a machine does it and the others wait."""
-    waits = place.distributed and args.dataset_download
-    if waits and place.local_rank != 0:
+    waits = process.distributed and args.dataset_download
+    if waits and process.local_rank != 0:
         torch.distributed.barrier()
     datasets = open_datasets(recipe, args.data_dir, args.dataset_download)
-    if waits and place.local_rank == 0:
+    if waits and process.local_rank == 0:
         torch.distributed.barrier()
     return datasets
 
@@ -151,43 +151,43 @@ def _open_datasets(recipe: Recipe, args: argparse.Namespace, place: argparse.Nam
 def _make_trainer(
         recipe: Recipe,
         args: argparse.Namespace,
-        place: argparse.Namespace,
+        process: Process,
         train_set: Images,
         eval_set: Images,
 ) -> tuple[Trainer, nn.Module]:
     """Everything that can fail because of what the user gave, before anything is written."""
-    if place.device.type == 'cuda':
+    if process.device.type == 'cuda':
         torch.use_deterministic_algorithms(True, warn_only=True)
     random_seed(recipe.seed)
     model = build_model(
         recipe.model, pretrained=recipe.pretrained, num_classes=recipe.num_classes, drop_rate=recipe.drop or None,
         drop_path_rate=recipe.drop_path or None, **recipe.model_kwargs)
-    model.to(device=place.device)
+    model.to(device=process.device)
     if recipe.channels_last:
         model.to(memory_format=torch.channels_last)
     for dataset in (train_set, eval_set):
         check_labels(dataset, num_classes_of(model))
     config = data_config_of(model, vars(recipe))
-    train_loader = make_train_loader(train_set, recipe, config, place.device, place.distributed)
+    train_loader = make_train_loader(train_set, recipe, config, process.device, process.distributed)
     eval_loader = make_eval_loader(
-        eval_set, config, recipe.batch_size, recipe.workers, place.device, place.distributed)
+        eval_set, config, recipe.batch_size, recipe.workers, process.device, process.distributed)
     _logger.info(
         f'{recipe.model}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(train_set)} images to train, '
         f'{len(eval_set)} to validate, {config}')
-    return Trainer(recipe, model, place, train_loader, eval_loader, args.log_seconds), model
+    return Trainer(recipe, model, process, train_loader, eval_loader, args.log_seconds), model
 
 
 def _prepare(
         output: Path,
         recipe: Recipe,
         overwrite: bool,
-        place: argparse.Namespace,
+        process: Process,
         classes: list[str] | None,
 ) -> Path | None:
     """The first process tidies the directory and tells the others where to go on."""
-    facts = dict(classes=classes, machine=machine_name(place))
-    answer = [checkpoints.prepare(output, recipe, overwrite, facts) if place.rank == 0 else None]
-    if place.distributed:
+    facts = dict(classes=classes, machine=machine_name(process))
+    answer = [checkpoints.prepare(output, recipe, overwrite, facts) if process.rank == 0 else None]
+    if process.distributed:
         torch.distributed.broadcast_object_list(answer, src=0)
     return answer[0]
 

@@ -82,19 +82,19 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f'input_size = {args.input_size} must be at least 1 each, and without img_size')
     settings = _settings(args)
     folder = _card_folder(args)
-    place = start_device(args.device)
-    model = _load_model(args, settings).to(place.device)
+    process = start_device(args.device)
+    model = _load_model(args, settings).to(process.device)
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
     config = data_config_of(model, settings)
     dataset = open_dataset(
         args.dataset, args.data_dir, args.split, download=args.dataset_download, batch_size=args.batch_size)
     check_labels(dataset, num_classes_of(model))
-    loader = make_eval_loader(dataset, config, args.batch_size, args.workers, place.device)
+    loader = make_eval_loader(dataset, config, args.batch_size, args.workers, process.device)
     progress = Progress('validation', len(loader))
     figures = evaluate(
-        model, loader, partial(ClassificationEvaluator, place.device),
-        autocast(place.device, args.amp, args.amp_dtype), progress, args.channels_last)
+        model, loader, partial(ClassificationEvaluator, process.device),
+        autocast(process.device, args.amp, args.amp_dtype), progress, args.channels_last)
     name = settings['model']
     print(f'{name}: top-1 {figures["top1"]:.3f} % top-5 {figures["top5"]:.3f} % of {progress.images} images '
           f'in {progress.seconds:.1f} s')
@@ -105,9 +105,9 @@ def run(args: argparse.Namespace) -> int:
         write_accuracy(
             folder, figures, progress.images, known_dataset(args.dataset, class_names(dataset)), args.dataset,
             args.split,
-            f'{precision} on {place.device.type}, input {size_text(config["input_size"])} px, '
+            f'{precision} on {process.device.type}, input {size_text(config["input_size"])} px, '
             f'crop {config["crop_pct"]:g}',
-            f'{progress.speed:.0f} images a second on {machine_name(place)}, loading included')
+            f'{progress.speed:.0f} images a second on {machine_name(process)}, loading included')
     return 0
 
 
