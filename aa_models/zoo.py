@@ -1,21 +1,44 @@
 """The models of this package and the checkpoints they have.
 
-A checkpoint is named `<model>.<tag>` and known by the SHA-256 of its weights, which stands in the tag's cfg.
+A checkpoint is named `<model>.<tag>` and known by the SHA-256 of its weights, which stands in the tag's cfg. `zoo.csv`
+holds what a table of the models needs, so that reading it takes no torch; `analysis/zoo_table.py` writes it.
 """
+import csv
 from collections.abc import Iterable
-from typing import Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-import timm
-from timm.models import PretrainedCfg
+if TYPE_CHECKING:
+    from timm.models import PretrainedCfg
 
 __all__ = [
-    'HUB_ORGANISATION', 'WEIGHTS_FILE', 'expected_sha256', 'own_checkpoints', 'own_models', 'registered_cfg',
-    'weights_cfg',
+    'HUB_ORGANISATION', 'WEIGHTS_FILE', 'ZOO_FILE', 'ZooRow', 'expected_sha256', 'own_checkpoints', 'own_models',
+    'read_zoo', 'registered_cfg', 'weights_cfg',
 ]
 
 WEIGHTS_FILE = 'model.safetensors'
 HUB_ORGANISATION = 'aa-models'
+ZOO_FILE = Path(__file__).with_suffix('.csv')
 _HASH_NOTE = 'sha256:'
+
+
+class ZooRow(NamedTuple):
+    """A checkpoint or, where a model has none, the model."""
+    name: str  # with the tag
+    params: int
+    input_size: str  # channels, height and width, '3x224x224'
+    num_classes: int
+    gmacs: str  # 10⁹ multiply-accumulates of one image of that size
+    weights: str  # 'yes' for this package's own, 'start' for a plain network's, converted on loading, '-' for none
+
+
+def read_zoo() -> list[ZooRow]:
+    """Read the table of all models."""
+    with ZOO_FILE.open(encoding='utf-8', newline='') as file:
+        _, *rows = csv.reader(file)
+    return [
+        ZooRow(name, int(params), input_size, int(num_classes), gmacs, weights)
+        for name, params, input_size, num_classes, gmacs, weights in rows]
 
 
 def weights_cfg(name_tag: str, sha256: str) -> dict[str, Any]:
@@ -33,19 +56,25 @@ def weights_cfg(name_tag: str, sha256: str) -> dict[str, Any]:
     )
 
 
-def expected_sha256(cfg: PretrainedCfg) -> str | None:
+def expected_sha256(cfg: 'PretrainedCfg') -> str | None:
     """Read back the hash that `weights_cfg` put into a cfg."""
     hashes = [note.removeprefix(_HASH_NOTE) for note in cfg.notes or () if note.startswith(_HASH_NOTE)]
     return hashes[0] if hashes else None
 
 
-def registered_cfg(name: str) -> PretrainedCfg:
+def registered_cfg(name: str) -> 'PretrainedCfg':
     """The cfg of a model that is registered, with or without a tag."""
-    return cast(PretrainedCfg, timm.get_pretrained_cfg(name, allow_unregistered=False))
+    import timm
+
+    return cast('PretrainedCfg', timm.get_pretrained_cfg(name, allow_unregistered=False))
 
 
 def own_models(filter: str | Iterable[str] = '', pretrained: bool = False) -> list[str]:
     """List this package's models as `timm.list_models` does; with `pretrained` each with the tag of its weights."""
+    import timm
+
+    from . import models  # noqa: F401, registers them: a process of the command line does not by itself
+
     names = timm.list_models(filter, pretrained=pretrained)
     return [name for name in names if timm.model_entrypoint(name).__module__.startswith('aa_models.')]
 
