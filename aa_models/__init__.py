@@ -1,7 +1,22 @@
 """Attention-augmented convolutional networks for timm: importing this package registers its models."""
-from . import models
-from .analysis.maps import attention_maps
-from .augmentation.conversion import augment
+from typing import TYPE_CHECKING, Any
+
+from .cli import is_command_line
 
 __all__ = ['attention_maps', 'augment']
 __version__ = '0.1.0'
+
+if TYPE_CHECKING or not is_command_line():
+    from . import models
+    from .analysis.maps import attention_maps
+    from .augmentation.conversion import augment
+else:
+    # `aa-models --help` need not wait for torch: the commands import what they use, and with it the models.
+    def __getattr__(name: str) -> Any:
+        """Import a public function when it is first asked for."""
+        if name not in __all__:
+            raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+        from . import models
+        from .analysis.maps import attention_maps
+        from .augmentation.conversion import augment
+        return {'attention_maps': attention_maps, 'augment': augment}[name]

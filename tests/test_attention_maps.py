@@ -17,7 +17,7 @@ import reference
 from aa_models import attention_maps
 from aa_models.analysis.figures import draw
 from aa_models.analysis.maps import attention_map_sizes
-from aa_models.cli.attention import seen_from
+from aa_models.analysis.queries import attention_from
 from aa_models.layers import AugmentedConv1d, AugmentedConv2d
 from command import run_command
 from fake_weights import save_checkpoint
@@ -191,15 +191,15 @@ def test_object_is_found_where_it_is(red, green):
     torch.testing.assert_close(weights[0], torch.full((12, 16, 12, 16), 1 / 192))
     # a picture of other size than is fed, of which a pixel in the red cell is asked for
     picture, query = red_and_green(red, green, cell=5), (5 * red[1] + 4, 5 * red[0])
-    seen = seen_from(FromRedToGreen().train(), picture, query)['conv.attn']
+    seen = attention_from(FromRedToGreen().train(), picture, query)['conv.attn']
     assert seen.shape == (2, 12, 16) and seen[(0, *green)] > 0.99
     beside = (query[0] + (1 if red[1] < 15 else -5), query[1])
-    torch.testing.assert_close(seen_from(FromRedToGreen(), picture, beside)['conv.attn'][0], seen[1])
+    torch.testing.assert_close(attention_from(FromRedToGreen(), picture, beside)['conv.attn'][0], seen[1])
 
 
 def test_whole_picture_is_fed_in_its_proportions():
     def shape(size, **kwargs):
-        return tuple(seen_from(FromRedToGreen(), Image.new('RGB', size), (0, 0), **kwargs)['conv.attn'].shape[1:])
+        return tuple(attention_from(FromRedToGreen(), Image.new('RGB', size), (0, 0), **kwargs)['conv.attn'].shape[1:])
 
     assert shape((160, 120)) == (12, 16) and shape((120, 160)) == (16, 12)
     assert shape((300, 100), img_size=30) == (17, 52) and shape((1000, 1)) == (1, 438)
@@ -209,7 +209,7 @@ def test_whole_picture_is_fed_in_its_proportions():
 def test_drawn_where_it_is(red, green):
     """Read from the figure's pixels: the brightest part of the panel lies on the object, the frame on the query."""
     picture, query = red_and_green(red, green, cell=10), (10 * red[1] + 7, 10 * red[0] + 2)
-    seen = seen_from(FromRedToGreen(), picture, query)['conv.attn']
+    seen = attention_from(FromRedToGreen(), picture, query)['conv.attn']
     figure = draw(picture, query, {'looks': seen[0], 'even': seen[1]}, 'title')
     assert [axes.get_title().split('\n')[0] for axes in figure.axes] == ['picture', 'looks', 'even']
     figure.set_dpi(200)

@@ -1,1 +1,1 @@
-"""What one finds out about a network: its answers, attention maps, parameters and multiply-adds."""
+"""What can be found out about a network: its answers, attention maps, parameters and multiply-adds."""

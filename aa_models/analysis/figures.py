@@ -11,18 +11,18 @@ from PIL import Image
 _COLUMNS = 5
 _PANEL = 2.0  # longer side of a panel, inches
 _HEADING = 1.5  # the width that a panel's heading needs, inches
-_SHOWN = 1024  # longer side of a picture, pixels: more of them are not seen
+_SHOWN = 1024  # longer side of a picture as drawn, pixels: no more can be seen in a panel
 
 
 def draw(picture: Image.Image, query: tuple[int, int], panels: Mapping[str, torch.Tensor], title: str) -> Figure:
-    """Draw the picture, and once more for each map with the map stretched over it.
+    """Draw the picture, and again for each map with the map stretched over it.
 
-    All axes count the picture's pixels, so a point lies at the same place in each panel.
+    All axes count the picture's pixels, so a point has the same coordinates in each panel.
 
     Args:
         picture: The picture.
-        query: Column and row of the pixel whose attention it is; a cross marks it, a frame its cell of the map.
-        panels: For each heading the weights (H, W) of the parts of the picture.
+        query: Column and row of the pixel whose attention is drawn; a cross marks it, a frame its cell of the map.
+        panels: For each heading the attention weights (H, W).
         title: Printed above.
     """
     rows = math.ceil((len(panels) + 1) / _COLUMNS)

@@ -1,4 +1,4 @@
-"""Read the attention weights of a whole network: what every position of every layer looks at.
+"""Read the attention weights of every attention layer of a network.
 
 The names of layers are those of the `GridAttention` modules, as `model.named_modules()` has them.
 """
@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from aa_models.errors import InputError, InputTypeError
 from aa_models.layers import GridAttention
 
 __all__ = ['attention_layers', 'attention_map_sizes', 'attention_maps', 'read_attention']
@@ -19,25 +20,25 @@ T = TypeVar('T')
 def attention_maps(model: nn.Module, x: torch.Tensor, layers: str | Sequence[str] = '*') -> dict[str, torch.Tensor]:
     """The attention weights of every layer for an input, softmax attention or linear.
 
-    The model runs once in eval mode, eagerly and without gradients, and is left as it was. A map holds (H * W)² weights
-    for each head and image: on large maps choose `layers`, or give one image (`x[:1]`).
+    The model runs once in eval mode, eagerly and without gradients; its state is restored. Each head and image needs
+    (H * W)² weights: on large maps choose `layers`, or give one image (`x[:1]`).
 
     `timm.utils.AttentionExtract(model, method='hook')(x)` gives the same under the names of the `attn_drop` modules.
-    Its method `'fx'` sees nothing inside an augmented convolution.
+    Its method `'fx'` does not find what is inside an augmented convolution.
 
     Args:
-        model: Any network with attention of this package in it.
-        x: What the model takes, for the usual ones images (B, C, H, W).
+        model: Any network with attention layers of this package.
+        x: Input of the model, usually images (B, C, H, W).
         layers: Pattern of the layers' names, as in a shell, or several.
 
     Returns:
-        For the name of each layer chosen, in the order they run in, its weights (B, num_heads, H * W, H * W): rows are
-        queries and sum to 1; positions are in row-major order. `attention_map_sizes` gives each (H, W), which need not
-        be the input's.
+        For the name of each layer chosen, in the order in which they run, its weights (B, num_heads, H * W, H * W):
+        rows are queries and sum to 1; positions are in row-major order. `attention_map_sizes` gives the (H, W) of each,
+        which may be smaller than the input's.
 
     Raises:
-        ValueError: The model has no attention, or a pattern chooses none of it.
-        TypeError: `layers` is no pattern.
+        InputError: The model has no attention layer, or a pattern matches none.
+        InputTypeError: `layers` is no pattern.
     """
     return read_attention(model, x, GridAttention.attention_map, layers)
 
@@ -47,7 +48,7 @@ def attention_map_sizes(
         x: torch.Tensor,
         layers: str | Sequence[str] = '*',
 ) -> dict[str, tuple[int, int]]:
-    """Height and width of the map that each layer attends over; arguments and errors as in `attention_maps`.
+    """Height and width of the map on which each layer computes attention; arguments and errors as in `attention_maps`.
 
     With these `maps[name].unflatten(3, size).unflatten(2, size)` is (B, num_heads, H, W, H, W): the query's row and
     column, then the key's.
@@ -61,9 +62,9 @@ def read_attention(
         read: Callable[[GridAttention, torch.Tensor], T],
         layers: str | Sequence[str] = '*',
 ) -> dict[str, T]:
-    """Run a model and call `read(layer, input)` for each attention layer when it has run.
+    """Run a model and call `read(layer, input)` for each attention layer after its forward pass.
 
-    What `read` makes of a map is all that stays in memory. See `attention_maps` for the other arguments and the errors.
+    Only what `read` returns stays in memory. See `attention_maps` for the other arguments and the errors.
 
     Returns:
         For the name of each layer what `read` returned, at its last call if the model runs it several times.
@@ -77,13 +78,13 @@ def read_attention(
     ]
     try:
         model.eval()
-        # a compiled program may have been made for a model without hooks, and calls none
+        # a model compiled before the hooks were registered would not call them
         with torch.no_grad(), torch.compiler.set_stance('force_eager'):
             model(x)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes:  # each its own: parts of a network may be frozen in eval mode
+        for module, training in modes:  # not `model.train()`: parts of a network may be frozen in eval mode
             module.training = training
     return results
 
@@ -96,17 +97,17 @@ def attention_layers(model: nn.Module, layers: str | Sequence[str] = '*') -> dic
         layers: Pattern of the names, as in a shell, or several.
 
     Raises:
-        ValueError: There is none, or one of the patterns matches none.
-        TypeError: `layers` is no pattern.
+        InputError: There is none, or one of the patterns matches none.
+        InputTypeError: `layers` is no pattern.
     """
     patterns = [layers] if isinstance(layers, str) else layers
     if not isinstance(patterns, Sequence) or not all(isinstance(pattern, str) for pattern in patterns):
-        raise TypeError(f'layers must be a pattern of names or several, got {layers!r}')
+        raise InputTypeError(f'layers must be a pattern of names or several, got {layers!r}')
     found = {name: module for name, module in model.named_modules() if isinstance(module, GridAttention)}
     if not found:
-        raise ValueError(f'{type(model).__name__} has no attention layer of this package')
+        raise InputError(f'{type(model).__name__} has no attention layer of this package')
     chosen = {pattern: [name for name in found if fnmatch.fnmatchcase(name, pattern)] for pattern in patterns}
     missed = [pattern for pattern, names in chosen.items() if not names]
     if missed or not chosen:
-        raise ValueError(f'layers={(missed or layers)!r} chooses none of: {", ".join(found)}')
+        raise InputError(f'layers={(missed or layers)!r} chooses none of: {", ".join(found)}')
     return {name: found[name] for name in found if any(name in names for names in chosen.values())}

@@ -1,20 +1,40 @@
-"""What every picture drawn with matplotlib, an optional package, needs before any work is done."""
+"""Pictures drawn with matplotlib, an optional package: check before any work whether they can be, and save them."""
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aa_models.errors import InputError, NoSuchFileError, WriteError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ['check_plot', 'save_plot']
 
 
 def check_plot(path: str) -> None:
     """Make sure that a picture can be drawn.
 
     Raises:
-        ValueError: matplotlib is missing, or cannot write such a file.
-        FileNotFoundError: The folder does not exist.
+        InputError: matplotlib is missing, or cannot write such a file.
+        NoSuchFileError: The folder does not exist.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ValueError(f"output = {path!r} needs matplotlib: pip install 'aa-models[plot]'") from error
+        raise InputError(f"output = {path!r} needs matplotlib: pip install 'aa-models[plot]'") from error
     known = Figure().canvas.get_supported_filetypes()
     if Path(path).suffix[1:].lower() not in known:
-        raise ValueError(f'output = {path!r} must end in one of .{", .".join(known)}')
+        raise InputError(f'output = {path!r} must end in one of .{", .".join(known)}')
     if not Path(path).parent.is_dir():
-        raise FileNotFoundError(f'output = {path!r}: the folder {Path(path).parent} does not exist')
+        raise NoSuchFileError(f'output = {path!r}: the folder {Path(path).parent} does not exist')
+
+
+def save_plot(figure: 'Figure', path: str) -> None:
+    """Write a picture whose path `check_plot` has seen.
+
+    Raises:
+        WriteError: The disk is full, or the file may not be written.
+    """
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise WriteError(f'output = {path!r} cannot be written: {error}') from error

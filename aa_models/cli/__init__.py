@@ -1,1 +1,24 @@
-"""The command line `aa-models`: one file a command, and `main` that chooses between them."""
+"""The command line `aa-models`: one module for each command, and `main`, which chooses among them.
+
+A command is a module `aa_models/cli/<command>.py` that parses, calls a function of the library and prints. It has
+
+- a docstring, which is the command's description and whose first line stands in the list of commands,
+- `add_arguments(parser)`,
+- `run(args) -> int`, which returns the exit status,
+- `USAGE`, where argparse's list of all options would be too long.
+
+`aa-models --help` imports every command, so what is slow to import (torch, timm, numpy, PIL, matplotlib) is left to
+`run`.
+"""
+import os
+import sys
+
+__all__ = ['is_command_line']
+
+
+def is_command_line() -> bool:
+    """Whether this process was started as `aa-models` or as `python -m aa_models`."""
+    argv = getattr(sys, 'argv', None) or ['']  # Python inside another program may have none
+    if argv[0] == '-m':  # what stands there until the module to run is found
+        return sys.orig_argv[-len(argv)] in ('aa_models', '-maa_models')
+    return os.path.basename(argv[0]) in ('aa-models', 'aa-models.exe')

@@ -11,12 +11,10 @@ Examples:
 import argparse
 import fnmatch
 
-import timm
-from timm.models import split_model_name_tag
+from aa_models.errors import InputError
+from aa_models.zoo import read_zoo
 
-from aa_models.zoo import expected_sha256, own_checkpoints, own_models, registered_cfg
-
-__all__ = ['add_arguments', 'run']
+from .tables import print_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,41 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table."""
-    names = _names(args.filter, args.pretrained)
-    rows = [('model', 'params', 'input', 'classes', 'weights'), *(_row(name) for name in names)]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for name, *figures in rows:
-        print('  '.join([name.ljust(widths[0]), *(f.rjust(w) for f, w in zip(figures, widths[1:]))]))
+    pattern = args.filter if set(args.filter) & set('*?[') else f'*{args.filter}*'
+    rows = [
+        row for row in read_zoo() if (row.weights != '-' or not args.pretrained)
+        and any(fnmatch.fnmatch(name, pattern) for name in (row.name, row.name.partition('.')[0]))]
+    if not rows:
+        with_weights = ' with weights' if args.pretrained else ''
+        raise InputError(f'no model{with_weights} matches FILTER {args.filter!r}; `aa-models list` shows all')
+    print_table([
+        ('model', 'params', 'input', 'classes', 'weights'),
+        *((row.name, f'{row.params / 1e6:.2f} M', row.input_size, str(row.num_classes), row.weights) for row in rows)])
     return 0
-
-
-def _names(pattern: str, pretrained: bool) -> list[str]:
-    """Find the names that match: `name.tag` for every tag with weights, the bare name of a model without its own."""
-    tagged = own_models(pretrained=True)
-    complete = {split_model_name_tag(tag)[0] for tag in own_checkpoints()}
-    names = []
-    for name in own_models():
-        names += [] if pretrained or name in complete else [name]
-        names += [tag for tag in tagged if split_model_name_tag(tag)[0] == name]
-    if pattern:
-        wildcard = pattern if set(pattern) & set('*?[') else f'*{pattern}*'
-        names = [n for n in names if any(fnmatch.fnmatch(m, wildcard) for m in (n, split_model_name_tag(n)[0]))]
-    if not names:
-        raise ValueError(
-            f'no model{" with weights" if pretrained else ""} matches FILTER {pattern!r}; `aa-models list` shows all'
-        )
-    return names
-
-
-def _row(name: str) -> tuple[str, ...]:
-    """Make one line of the table. On the meta device a model costs neither memory nor a random start."""
-    model = timm.create_model(name, device='meta')
-    cfg = registered_cfg(name)
-    params = sum(parameter.numel() for parameter in model.parameters())
-    return (
-        name,
-        f'{params / 1e6:.2f} M',
-        'x'.join(map(str, cfg.input_size)),
-        str(cfg.num_classes),
-        'yes' if expected_sha256(cfg) else 'start' if cfg.has_weights else '-',
-    )

@@ -1,35 +1,28 @@
-"""The command `aa-models`. Each subcommand is a module with `add_arguments(parser)` and `run(args) -> int`."""
+"""The command `aa-models`."""
 import argparse
 import importlib
 import inspect
 import os
 import sys
 from collections.abc import Sequence
-from types import ModuleType
 
 from aa_models import __version__
-from aa_models.errors import WeightsError
+from aa_models.errors import UserError, WorkError
 
 __all__ = ['main']
 
-# The first line of a module's docstring is the subcommand's help, the rest its description; `USAGE`, where it has one,
-# replaces argparse's list of all options.
 COMMANDS = {
     'attention': 'aa_models.cli.attention',
     'benchmark': 'aa_models.benchmark',
     'export': 'aa_models.cli.export',
-    'info': 'aa_models.analysis.layer_tables',
+    'info': 'aa_models.cli.info',
     'list': 'aa_models.cli.list',
     'pack': 'aa_models.cli.pack',
-    'predict': 'aa_models.analysis.prediction',
+    'predict': 'aa_models.cli.predict',
     'publish': 'aa_models.cli.publish',
     'train': 'aa_models.training.run',
     'validate': 'aa_models.training.validation',
 }
-# What the user can put right: exit status 2, as argparse has it for a wrong option.
-USER_ERRORS = (ValueError, TypeError, FileNotFoundError, WeightsError)
-# What went wrong in the work itself: exit status 1. Any other exception is a fault of ours and keeps its traceback.
-FAILURES = (RuntimeError, OSError, ArithmeticError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; by default those of the process.
 
     Returns:
-        Exit status: 0, 1 where the work failed, 2 where the user asked for what cannot be, 130 when interrupted.
+        Exit status: 0; 1 where the work failed; 2 for a request that cannot be met, as argparse has it for a wrong
+        option; 130 when interrupted. An exception that is none of these is a fault of this package and is passed on.
     """
     args = _parser().parse_args(argv)
     try:
@@ -51,10 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return 130
-    except USER_ERRORS as error:
-        return _complain(args.command, error, 2)
-    except FAILURES as error:
-        return _complain(args.command, error, 1)
+    except (UserError, WorkError) as error:
+        print(f'aa-models {args.command}: error: {error}', file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,25 +60,14 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
     for name, module_name in COMMANDS.items():
         module = importlib.import_module(module_name)
-        summary, text = _help(module)
+        description = inspect.getdoc(module) or ''
         command = commands.add_parser(
             name,
-            help=summary,
-            description=text,
+            help=description.partition('\n')[0],
+            description=description,
             usage=getattr(module, 'USAGE', None),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     return parser
-
-
-def _help(module: ModuleType) -> tuple[str, str]:
-    """Return the first line of a module's docstring, and all of it."""
-    text = inspect.getdoc(module) or ''
-    return text.partition('\n')[0], text
-
-
-def _complain(command: str, error: BaseException, status: int) -> int:
-    print(f'aa-models {command}: error: {error or type(error).__name__}', file=sys.stderr)
-    return status

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from aa_models.errors import InputError, NoSuchFileError
+
 __all__ = ['find_pictures', 'picture_mode', 'read_picture']
 
 
@@ -13,18 +15,18 @@ def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
     In a folder only files with a picture's suffix count; a file named by itself counts whatever it is called.
 
     Raises:
-        FileNotFoundError: A path does not exist.
-        ValueError: A folder holds no picture.
+        NoSuchFileError: A path does not exist.
+        InputError: A folder holds no picture.
     """
     found = []
     for path in map(Path, paths):
         if not path.exists():
-            raise FileNotFoundError(f'{path} does not exist')
+            raise NoSuchFileError(f'{path} does not exist')
         pictures = [path]
         if path.is_dir():
             pictures = sorted(p for p in path.rglob('*') if _looks_like_picture(p))
         if not pictures:
-            raise ValueError(f'the folder {path} holds no picture')
+            raise InputError(f'the folder {path} holds no picture')
         found += pictures
     return found
 
@@ -37,7 +39,7 @@ def read_picture(path: str | Path, mode: str = 'RGB') -> Image.Image:
         mode: Pillow's mode of the result, `'RGB'` or `'L'` (grey).
 
     Raises:
-        ValueError: The file is no picture, or not a whole one.
+        InputError: The file is no picture, or not a whole one.
     """
     try:
         with Image.open(path) as picture:
@@ -45,19 +47,19 @@ def read_picture(path: str | Path, mode: str = 'RGB') -> Image.Image:
             picture = ImageOps.exif_transpose(picture)
             return _plain(picture).convert(mode)
     except Image.UnidentifiedImageError:
-        raise ValueError(f'{path} is no picture that can be read') from None
+        raise InputError(f'{path} is no picture that can be read') from None
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f'{path} cannot be read as a picture: {error}') from error
+        raise InputError(f'{path} cannot be read as a picture: {error}') from error
 
 
 def picture_mode(channels: int) -> str:
     """Pillow's mode of pictures with so many channels.
 
     Raises:
-        ValueError: Pictures have no such number of channels.
+        InputError: Pictures have no such number of channels.
     """
     if channels not in (1, 3):
-        raise ValueError(f'the model reads {channels} channels, and pictures have 1 or 3')
+        raise InputError(f'the model reads {channels} channels, and pictures have 1 or 3')
     return 'RGB' if channels == 3 else 'L'
 
 

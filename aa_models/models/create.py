@@ -1,42 +1,79 @@
-"""The model that a command line names, with errors that say what is possible."""
-import argparse
+"""The model that a user names, with errors that say what is possible."""
 import difflib
-from collections.abc import Sequence
+import json
+from pathlib import Path
 from typing import Any, cast
 
 import timm
-from timm.models import parse_model_name, split_model_name_tag
-from timm.utils import ParseKwargs
+from timm.models import load_model_config_from_hf, parse_model_name, split_model_name_tag
 from torch import nn
 
+from aa_models.cli.options import ParseKeyValues  # noqa: F401, until the rooms that import it from here have moved
+from aa_models.errors import HubError, InputError, NoSuchFileError, UserError, WeightsError, WorkError
 
-class ParseKeyValues(ParseKwargs):
-    """KEY=VALUE words as timm reads them; a word without `=` is a wrong option, not a traceback."""
-
-    def __call__(
-            self,
-            parser: argparse.ArgumentParser,
-            namespace: argparse.Namespace,
-            values: str | Sequence[Any] | None,
-            option_string: str | None = None,
-    ) -> None:
-        if wrong := [value for value in values or () if '=' not in value]:
-            raise argparse.ArgumentError(self, f'{wrong[0]!r} is not of the form KEY=VALUE')
-        super().__call__(parser, namespace, values, option_string)
+__all__ = ['build_model', 'cfg_of', 'check_name', 'is_own', 'num_classes_of']
 
 
-def build_model(name: str, **options: Any) -> nn.Module:
-    """`timm.create_model` with errors that say what is possible. Options that are None are left to the model.
+def build_model(name: str, /, **options: Any) -> nn.Module:
+    """`timm.create_model` with errors that say what is possible.
+
+    Args:
+        name: As timm has it: model, model and tag, `local-dir:FOLDER` or `hf-hub:OWNER/NAME`.
+        **options: For `timm.create_model`; those that are None are left to the model.
 
     Raises:
-        ValueError: No such model or tag, or arguments that it does not take.
+        InputError: No such model or tag, or arguments that it does not take.
+        NoSuchFileError: The folder or its config does not exist.
+        WeightsError: With `pretrained=True`, there are no weights that can be loaded.
+        HubError: The config of a repository on the Hub cannot be read.
     """
-    check_name(name)
+    architecture = check_name(name)
     try:
         return timm.create_model(name, **options)
-    except TypeError as error:
-        given = ', '.join(f'{k}={v!r}' for k, v in options.items() if v is not None)
-        raise ValueError(f'model {name!r} cannot be made with {given}: {error}') from error
+    except (UserError, WorkError):
+        raise
+    except Exception as error:  # what timm and torch raise for wrong arguments and files has no class in common
+        given = {key: value for key, value in options.items() if value is not None and key != 'device'}
+        weights_only = given == dict(pretrained=True)
+        if ':' not in name and _is_own(architecture) and (weights_only or not given):
+            raise  # a fault of this package: no argument or file of the user had a part in it
+        kind = WeightsError if weights_only else InputError
+        arguments = ', '.join(f'{key}={value!r}' for key, value in given.items())
+        raise kind(
+            f'model {name!r} cannot be made{arguments and f" with {arguments}"}: {type(error).__name__}: {error}'
+        ) from error
+
+
+def is_own(name: str) -> bool:
+    """Whether a model is one of this package; errors as in `check_name`."""
+    return _is_own(check_name(name))
+
+
+def check_name(name: str) -> str:
+    """Refuse a name or tag that no model has, and a folder or repository without a config.
+
+    Returns:
+        The model's name without a tag.
+
+    Raises:
+        InputError: No such model or tag, or a config that names none.
+        NoSuchFileError: The folder or its config does not exist.
+        HubError: The config of a repository on the Hub cannot be read.
+    """
+    try:
+        source, name_tag = parse_model_name(name)
+    except ValueError as error:
+        raise InputError(f'model = {name!r}: {error}') from error
+    if source:
+        name_tag = _architecture_of(name, source, name_tag)
+    architecture, tag = split_model_name_tag(name_tag)
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        hint = f'did you mean {" or ".join(near)}? ' if near else ''
+        raise InputError(f'model = {name!r} is unknown: {hint}`aa-models list` shows the models of this package')
+    if tag and name_tag not in (tags := timm.list_models(f'{architecture}.*', include_tags=True)):
+        raise InputError(f'model = {name!r} is unknown; the tags of {architecture} are {", ".join(tags) or "none"}')
+    return architecture
 
 
 def cfg_of(model: nn.Module) -> dict[str, Any]:
@@ -49,19 +86,21 @@ def num_classes_of(model: nn.Module) -> int:
     return cast(int, model.num_classes)
 
 
-def check_name(name: str) -> None:
-    """Refuse a name or tag that no model has; a folder or a repository is left to timm.
+def _is_own(architecture: str) -> bool:
+    return timm.model_entrypoint(architecture).__module__.startswith('aa_models.')
 
-    Raises:
-        ValueError: No such model or tag.
-    """
-    source, name_tag = parse_model_name(name)
-    if source:
-        return
-    architecture, tag = split_model_name_tag(name_tag)
-    if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        hint = f'did you mean {" or ".join(near)}? ' if near else ''
-        raise ValueError(f'model = {name!r} is unknown: {hint}`aa-models list` shows the models of this package')
-    if tag and name_tag not in (tags := timm.list_models(f'{architecture}.*', include_tags=True)):
-        raise ValueError(f'model = {name!r} is unknown; the tags of {architecture} are {", ".join(tags) or "none"}')
+
+def _architecture_of(name: str, source: str, model_id: str) -> str:
+    """The model that the config in a folder or a repository names."""
+    if source == 'hf-hub':
+        try:
+            return cast(str, load_model_config_from_hf(model_id)[1])
+        except Exception as error:  # the client's HTTP library has changed before, its errors have no base in common
+            raise HubError(f'model = {name!r}: its config cannot be read: {type(error).__name__}: {error}') from error
+    config = Path(model_id, 'config.json')
+    if not config.is_file():
+        raise NoSuchFileError(f'model = {name!r}: {config} does not exist')
+    try:
+        return cast(str, json.loads(config.read_text(encoding='utf-8'))['architecture'])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f'model = {name!r}: {config} cannot be used: {type(error).__name__}: {error}') from error

@@ -1,0 +1,69 @@
+"""The attention of one pixel of a picture."""
+import math
+
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_data_config
+from torch import nn
+
+from aa_models.data.pictures import picture_mode
+from aa_models.layers import GridAttention
+
+from .maps import read_attention
+
+__all__ = ['attention_from', 'cell_of']
+
+
+def attention_from(
+        model: nn.Module,
+        picture: Image.Image,
+        query: tuple[int, int],
+        layers: str = '*',
+        img_size: int | None = None,
+) -> dict[str, torch.Tensor]:
+    """The attention weights of the query in which one pixel of a picture lies.
+
+    Args:
+        model: Network that takes pictures.
+        picture: The picture, of any size and mode.
+        query: Column and row of the pixel.
+        layers: Pattern of the layers' names.
+        img_size: Side of a square that has as many pixels as the picture is resized to, which keeps its proportions;
+            by default as many as the model was trained at.
+
+    Returns:
+        For the name of each layer (num_heads, H, W), each head's weights summing to 1, on the CPU.
+
+    Raises:
+        InputError: The model takes something else than pictures, or has no such layer.
+    """
+    config = resolve_data_config(model=model)
+    channels, height, width = config['input_size']
+    area = img_size ** 2 if img_size else height * width
+    scale = math.sqrt(area / (picture.width * picture.height))
+    size = [max(1, round(side * scale)) for side in (picture.height, picture.width)]
+    # `crop_mode='squash'` resizes to just this size and crops nothing
+    transform = create_transform(
+        **{**config, 'input_size': (channels, *size), 'crop_pct': 1., 'crop_mode': 'squash'})
+    parameter = next(model.parameters())
+    x = transform(picture.convert(picture_mode(channels)))[None].to(parameter.device, parameter.dtype)  # (1, C, H, W)
+
+    def row_of_query(layer: GridAttention, x: torch.Tensor) -> torch.Tensor:
+        map_size = layer.map_size(x)
+        row, column = cell_of(query, picture.size, map_size)
+        weights = layer.attention_map(x)[0, :, row * map_size[1] + column]  # (num_heads, H * W)
+        return weights.unflatten(1, map_size).float().cpu()
+
+    return read_attention(model, x, row_of_query, layers)
+
+
+def cell_of(query: tuple[int, int], picture_size: tuple[int, int], map_size: tuple[int, int]) -> tuple[int, int]:
+    """Row and column of the map's cell in which a pixel (x, y) lies when the map is stretched over the picture.
+
+    Args:
+        query: Column and row of the pixel.
+        picture_size: Width and height of the picture.
+        map_size: Height and width of the map.
+    """
+    (x, y), (width, height), (H, W) = query, picture_size, map_size
+    return y * H // height, x * W // width
