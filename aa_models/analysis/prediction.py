@@ -1,9 +1,10 @@
 """The most probable classes of pictures."""
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torch import nn
 
@@ -12,7 +13,7 @@ from aa_models.data.pictures import picture_mode, read_picture
 from aa_models.errors import InputError
 from aa_models.models.create import cfg_of, num_classes_of
 
-__all__ = ['predict']
+__all__ = ['make_transform', 'predict']
 
 
 @torch.inference_mode()
@@ -31,11 +32,10 @@ def predict(model: nn.Module, paths: Iterable[str | Path], top: int = 5) -> Iter
     Raises:
         InputError: A model without classes or for other input than pictures, or a file that is no picture.
     """
-    config = resolve_data_config(model=model)
-    mode = picture_mode(config['input_size'][0])
+    mode = picture_mode(resolve_data_config(model=model)['input_size'][0])
     if not num_classes_of(model):
         raise InputError('the model has no classes: it computes features only')
-    transform = create_transform(**config)
+    transform = make_transform(model)
     cfg = cfg_of(model)
     parameter = next(model.parameters())
     for path in paths:
@@ -49,6 +49,23 @@ def predict(model: nn.Module, paths: Iterable[str | Path], top: int = 5) -> Iter
                 for p, i in zip(best.values.tolist(), best.indices.tolist())
             ],
         )
+
+
+def make_transform(model: nn.Module, **changes: Any) -> Callable[[Image.Image], torch.Tensor]:
+    """Make the preprocessing that a model was evaluated with: a picture in, (C, H, W) out.
+
+    Args:
+        model: Made by timm.
+        **changes: What replaces values of its config, see `timm.data.create_transform`.
+
+    Raises:
+        InputError: The config holds values that are not possible.
+    """
+    config = {**resolve_data_config(model=model), **changes}
+    try:
+        return create_transform(**config)
+    except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f'no preprocessing can be made of {config}: {type(error).__name__}: {error}') from error
 
 
 def _named(cfg: dict[str, Any], index: int) -> dict[str, str]:

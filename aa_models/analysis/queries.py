@@ -3,13 +3,14 @@ import math
 
 import torch
 from PIL import Image
-from timm.data import create_transform, resolve_data_config
+from timm.data import resolve_data_config
 from torch import nn
 
 from aa_models.data.pictures import picture_mode
 from aa_models.layers import GridAttention
 
 from .maps import read_attention
+from .prediction import make_transform
 
 __all__ = ['attention_from', 'cell_of']
 
@@ -37,14 +38,12 @@ def attention_from(
     Raises:
         InputError: The model takes something else than pictures, or has no such layer.
     """
-    config = resolve_data_config(model=model)
-    channels, height, width = config['input_size']
+    channels, height, width = resolve_data_config(model=model)['input_size']
     area = img_size ** 2 if img_size else height * width
     scale = math.sqrt(area / (picture.width * picture.height))
     size = [max(1, round(side * scale)) for side in (picture.height, picture.width)]
     # `crop_mode='squash'` resizes to just this size and crops nothing
-    transform = create_transform(
-        **{**config, 'input_size': (channels, *size), 'crop_pct': 1., 'crop_mode': 'squash'})
+    transform = make_transform(model, input_size=(channels, *size), crop_pct=1., crop_mode='squash')
     parameter = next(model.parameters())
     x = transform(picture.convert(picture_mode(channels)))[None].to(parameter.device, parameter.dtype)  # (1, C, H, W)
 

@@ -19,6 +19,8 @@ from aa_models.errors import InputError
 from .options import add_model_kwargs
 from .tables import print_table
 
+__all__ = ['add_arguments', 'run']
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""

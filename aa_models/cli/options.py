@@ -50,4 +50,5 @@ def add_model_kwargs(parser: argparse.ArgumentParser) -> None:
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Declare `--device`, which `aa_models.device` reads."""
-    parser.add_argument('--device', help='cpu, cuda, cuda:1, mps (default: an accelerator where there is one)')
+    parser.add_argument(
+        '--device', metavar='NAME', help='cpu, cuda, cuda:1, mps, … (default: cuda where there is one, else cpu)')

@@ -33,10 +33,11 @@ def build_model(name: str, /, **options: Any) -> nn.Module:
     except (UserError, WorkError):
         raise
     except Exception as error:  # what timm and torch raise for wrong arguments and files has no class in common
-        given = {key: value for key, value in options.items() if value is not None and key != 'device'}
+        given = {k: v for k, v in options.items() if v is not None and k not in ('device', 'exportable')}
         weights_only = given == dict(pretrained=True)
-        if ':' not in name and _is_own(architecture) and (weights_only or not given):
-            raise  # a fault of this package: no argument or file of the user had a part in it
+        from_outside = ':' in name or not _is_own(architecture) or isinstance(error, OSError)  # files, or the Hub
+        if not from_outside and (weights_only or not given):
+            raise  # a fault of this package
         kind = WeightsError if weights_only else InputError
         arguments = ', '.join(f'{key}={value!r}' for key, value in given.items())
         raise kind(
@@ -68,9 +69,10 @@ def check_name(name: str) -> str:
         name_tag = _architecture_of(name, source, name_tag)
     architecture, tag = split_model_name_tag(name_tag)
     if not timm.is_model(architecture):
+        what = f'{name!r}, which is a {architecture!r},' if source else repr(name)
         near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
         hint = f'did you mean {" or ".join(near)}? ' if near else ''
-        raise InputError(f'model = {name!r} is unknown: {hint}`aa-models list` shows the models of this package')
+        raise InputError(f'model = {what} is unknown: {hint}`aa-models list` shows the models of this package')
     if tag and name_tag not in (tags := timm.list_models(f'{architecture}.*', include_tags=True)):
         raise InputError(f'model = {name!r} is unknown; the tags of {architecture} are {", ".join(tags) or "none"}')
     return architecture
@@ -92,15 +94,14 @@ def _is_own(architecture: str) -> bool:
 
 def _architecture_of(name: str, source: str, model_id: str) -> str:
     """The model that the config in a folder or a repository names."""
-    if source == 'hf-hub':
-        try:
-            return cast(str, load_model_config_from_hf(model_id)[1])
-        except Exception as error:  # the client's HTTP library has changed before, its errors have no base in common
-            raise HubError(f'model = {name!r}: its config cannot be read: {type(error).__name__}: {error}') from error
     config = Path(model_id, 'config.json')
-    if not config.is_file():
+    if source == 'local-dir' and not config.is_file():
         raise NoSuchFileError(f'model = {name!r}: {config} does not exist')
     try:
-        return cast(str, json.loads(config.read_text(encoding='utf-8'))['architecture'])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f'model = {name!r}: {config} cannot be used: {type(error).__name__}: {error}') from error
+        if source == 'hf-hub':
+            return str(load_model_config_from_hf(model_id)[1])
+        return str(json.loads(config.read_text(encoding='utf-8'))['architecture'])
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        raise InputError(f'model = {name!r}: its config cannot be used: {type(error).__name__}: {error}') from error
+    except Exception as error:  # the client's HTTP library has changed before, its errors have no base in common
+        raise HubError(f'model = {name!r}: its config cannot be read: {type(error).__name__}: {error}') from error

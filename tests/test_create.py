@@ -1,0 +1,116 @@
+"""Models as a user names them: what is wrong with a name, a folder or an argument is said; faults of ours come out."""
+import json
+import shutil
+
+import pytest
+import timm
+
+from aa_models.analysis.prediction import make_transform
+from aa_models.errors import HubError, InputError, NoSuchFileError, UserError, WeightsError
+from aa_models.models.create import build_model, check_name, is_own
+from fake_weights import NAME, save_checkpoint
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('weights') / NAME
+    save_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(checkpoint, tmp_path):
+    """A copy to spoil."""
+    return shutil.copytree(checkpoint, tmp_path / NAME)
+
+
+def change(folder, **values):
+    config = folder / 'config.json'
+    config.write_text(json.dumps({**json.loads(config.read_text()), **values}))
+
+
+def test_names(folder):
+    assert check_name('aa_resnet18.cifar100') == 'aa_resnet18' and check_name(f'local-dir:{folder}') == NAME
+    assert is_own(f'local-dir:{folder}') and is_own('wrn16_8') and not is_own('resnet18.a1_in1k')
+
+
+@pytest.mark.parametrize('name, words', [
+    ('aa_resnet19', ['did you mean', 'aa_resnet18']), ('', ["''"]), ('a/b', ['hf-hub:a/b', 'local-dir:a/b']),
+    ('aa_resnet18.best', ['aa_resnet18.cifar100']), ('disk:x', ['disk', 'local-dir']), ('hf-hub:a b', ['a b']),
+    ('hf-hub:a@b@c', ['@']),
+])
+def test_wrong_names(name, words):
+    for function in (check_name, build_model):
+        with pytest.raises(InputError) as error:
+            function(name)
+        assert all(word in str(error.value) for word in words)
+
+
+def test_hub_that_is_not_reached(monkeypatch):
+    def fail(*_, **__):
+        raise ConnectionError('no network')
+
+    monkeypatch.setattr('aa_models.models.create.load_model_config_from_hf', fail)
+    with pytest.raises(HubError, match='hf-hub:me/mine.*no network'):
+        build_model('hf-hub:me/mine')
+    # a plain network's weights, which only the Hub has
+    monkeypatch.setattr(timm, 'create_model', fail)
+    with pytest.raises(WeightsError, match='from_a1_in1k.*no network'):
+        build_model('aa_resnet50.from_a1_in1k', pretrained=True)
+
+
+@pytest.mark.parametrize('content, word', [('{', 'JSON'), ('[]', 'config'), ('{}', 'architecture'), (b'\xff', 'codec')])
+def test_folders_without_a_config(content, word, folder):
+    (folder / 'config.json').write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=word):
+        check_name(f'local-dir:{folder}')
+    (folder / 'config.json').unlink()
+    with pytest.raises(NoSuchFileError, match='config.json'):
+        check_name(f'local-dir:{folder}')
+
+
+@pytest.mark.parametrize('values, word', [
+    (dict(architecture='aa_nothing'), 'aa_nothing'), (dict(architecture=3), "'3'"), (dict(pretrained_cfg=3), 'update'),
+    (dict(model_args=dict(depth=3)), 'depth'), (dict(model_args=dict(dk=7)), 'dk=7'),
+    (dict(architecture='resnet18', model_args={}), 'ResNet'),
+])
+def test_folders_with_a_wrong_config(values, word, folder):
+    change(folder, **values)
+    with pytest.raises(UserError, match=word):
+        build_model(f'local-dir:{folder}', pretrained=True)
+
+
+def test_folder_without_weights(folder):
+    (folder / 'model.safetensors').unlink()
+    with pytest.raises(WeightsError, match=str(folder)):
+        build_model(f'local-dir:{folder}', pretrained=True)
+
+
+@pytest.mark.parametrize('values', [dict(mean='grey'), dict(interpolation='none'), dict(input_size=[3, 'a', 'b'])])
+def test_wrong_preprocessing(values):
+    with pytest.raises(InputError, match=next(iter(values))):
+        make_transform(timm.create_model(NAME, device='meta'), **values)
+
+
+@pytest.mark.parametrize('options, words', [
+    (dict(depth=3), 'depth=3.*TypeError'), (dict(global_pool='none'), "global_pool='none'.*Assertion"),
+    (dict(model_name='x'), "model_name='x'"), (dict(dk=7, num_heads=2), 'dk=7'),
+])
+@pytest.mark.parametrize('name', ['aa_resnet18', NAME])
+def test_wrong_arguments(name, options, words):
+    with pytest.raises(InputError, match=words):
+        build_model(name, device='meta', **options)
+
+
+@pytest.mark.parametrize('options', [{}, dict(pretrained=True), dict(device='meta', pretrained=True, num_classes=None)])
+def test_faults_of_ours_come_out(options, monkeypatch):
+    def fail(*_, **__):
+        raise KeyError('ours')
+
+    monkeypatch.setattr(timm, 'create_model', fail)
+    with pytest.raises(KeyError, match='ours'):
+        build_model(NAME, **options)
+    with pytest.raises(UserError, match='ours'):  # what a network of timm says nobody here foresees
+        build_model('resnet18', **options)
+    with pytest.raises(InputError, match='num_classes=5.*ours'):
+        build_model(NAME, **{**options, 'num_classes': 5})
