@@ -11,7 +11,7 @@ __all__ = [
 
 
 class UserError(Exception):
-    """The user asked for what cannot be and can put it right; the message says what came and what is possible."""
+    """A request that cannot be met; the message says what was given and what is possible."""
 
 
 class InputError(UserError, ValueError):
@@ -31,7 +31,7 @@ class WeightsError(UserError, RuntimeError):
 
 
 class WorkError(Exception):
-    """The work itself failed for a reason outside the program; the message says what is kept and how to go on."""
+    """Work that failed for a reason outside the program; the message says what is kept and how to go on."""
 
 
 class WriteError(WorkError, OSError):

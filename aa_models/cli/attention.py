@@ -2,11 +2,12 @@
 
 Without --layer an overview: one panel for each attention layer, the mean over its heads. With --layer one panel for
 each head of that layer. A panel shows how much the query, the marked pixel, attends to each part of the picture; its
-brightest colour is the largest weight, which stands above it, and black is none.
+brightest colour is the largest weight, which stands above it, and black is zero.
 
-The whole picture is fed, in its own proportions and with about as many pixels as the model was trained at (`predict`
-crops its middle). So the query can be any pixel of the picture: it is counted from the top left corner of the upright
-picture, and the weights shown are those of the cell of the layer's map in which it lies, framed in each panel.
+The network gets the whole picture in its own proportions, resized to about as many pixels as the model was trained at
+(`predict` crops the middle). So the query can be any pixel of the picture: it is counted from the top left corner of
+the upright picture, and the weights shown are those of the cell of the layer's map in which it lies, framed in each
+panel.
 
 Examples:
   aa-models attention cat.jpg
@@ -33,10 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument('--layer', metavar='NAME', help='show the heads of this layer (default: an overview of all)')
     parser.add_argument(
-        '--query', metavar='X,Y', help='column and row of the pixel that looks, 0,0 at the top left (default: centre)')
+        '--query', metavar='X,Y', help='column and row of the query pixel, 0,0 at the top left (default: centre)')
     parser.add_argument(
         '--img-size', type=int, metavar='PX',
-        help="side of a square of as many pixels as are fed (default: the model's)")
+        help="the picture is resized to about as many pixels as a square of this side has (default: the model's)")
     parser.add_argument(
         '-o', '--output', default='attention.png', metavar='FILE', help='the picture to write (default: %(default)s)')
     add_device(parser)

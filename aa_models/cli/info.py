@@ -4,7 +4,7 @@ There is a line for each attention-augmented convolution, one for everything els
 figures are the sums of those above. `output` is the size of the layer's output map, `attends` that of the map its
 attention works on, smaller where it is pooled. MACs are the multiply-accumulates of one image; attention is counted in
 full, products of queries, keys and relative positions and the weighing of the values. A plain network has no augmented
-convolution and gets the last two lines. Nothing is downloaded for a model's name, and no weights are made.
+convolution and gets the last two lines. For the name of a model nothing is downloaded, and its weights take no memory.
 
 Examples:
   aa-models info aa_resnet50
