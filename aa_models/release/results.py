@@ -34,7 +34,8 @@ def read_results(path: str | os.PathLike[str]) -> list[dict[str, str]]:
             columns, rows = tuple(reader.fieldnames or ()), list(reader)
             [float(row[column]) for row in rows for column in ('top1', 'top5')]
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise InputError(f'results_file = {str(path)!r} is no table of results: {error!r}') from error
+        what = f'{type(error).__name__}: {error}'
+        raise InputError(f'results_file = {str(path)!r} is no table of results: {what}') from error
     if columns != COLUMNS:
         raise InputError(f'results_file = {str(path)!r} has the columns {list(columns)}, not {list(COLUMNS)}')
     return rows
