@@ -6,7 +6,6 @@ Written once, when a checkpoint is committed; from then on it must not change.
 """
 import json
 import sys
-from pathlib import Path
 
 import timm
 import torch
@@ -14,9 +13,10 @@ from timm.data import create_transform, resolve_data_config
 
 import aa_models  # noqa: F401, registers the models
 from aa_models.data.pictures import find_pictures, read_picture
+from repository import TESTS
 
-FOLDER = Path(__file__).parent / 'golden'
-PICTURES = {tag: Path(__file__).parent / name for tag, name in (('cifar100', 'pictures'), ('tiny_in', 'photographs'))}
+FOLDER = TESTS / 'golden'
+PICTURES = {'cifar100': TESTS / 'pictures', 'tiny_in': TESTS / 'photographs'}
 
 
 @torch.inference_mode()

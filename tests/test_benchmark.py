@@ -109,6 +109,7 @@ def test_memory_is_what_a_step_touches():
     assert peaks['train'] == pytest.approx(200e6, rel=0.1) and peaks['infer'] < 20e6
 
 
+@pytest.mark.slow
 def test_no_full_logits_in_memory():
     """96×96: one (H * W)² tensor of float32 for 8 heads would be 2.7 GB."""
     case = LayerCase(name='aa', size=(96, 96), batch_size=1, channels=64, num_heads=8, dim_head=20, dv=64)

@@ -42,6 +42,7 @@ def test_the_pyramid_stands_on_the_features():
         assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_step_and_an_answer_at_640_px(photograph):
     image, target = photograph
     # blocks that start as the identity would have no gradient in their first layers

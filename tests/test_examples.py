@@ -64,6 +64,7 @@ def test_parameters_are_equal(causal):
     assert all(count['augmented'] <= n < 1.06 * count['augmented'] for n in count.values()), count
 
 
+@pytest.mark.slow
 def test_attention_learns_what_convolution_cannot():
     """One training of the README's table: far answers all right, against guessing one of 8 values."""
     task = Recall()

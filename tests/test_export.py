@@ -6,6 +6,7 @@ import torch
 
 from aa_models.release.runtimes import export_model
 from command import run_command
+from daily import daily
 from fake_weights import INPUT_SIZE, save_checkpoint
 from torch_faults import skip_where_pooling_has_one_size
 
@@ -34,7 +35,7 @@ def run_program(file, x):
 RUN = {'onnx': run_onnx, 'torch-export': run_program}
 
 
-@pytest.mark.parametrize('name', FAMILIES)
+@pytest.mark.parametrize('name', daily(FAMILIES, 'laa_simplecnn'))
 @torch.no_grad()
 def test_onnx_of_any_batch_and_size(name, tmp_path):
     model = timm.create_model(name, num_classes=7, **FAMILIES[name]).eval()
@@ -46,6 +47,7 @@ def test_onnx_of_any_batch_and_size(name, tmp_path):
         torch.testing.assert_close(run_onnx(file, x), model(x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['aa_resnet18', 'laa_wrn16_8'])
 @torch.no_grad()
 def test_program_of_any_batch_and_size(name, tmp_path):

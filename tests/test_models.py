@@ -10,11 +10,14 @@ from timm.models import create_feature_extractor, get_graph_node_names, group_pa
 from timm.optim import create_optimizer_v2
 from torch import nn
 
+from daily import daily
 from found import augmented
 from our_models import NAMES, NETWORKS, create, evaluating, images
 from torch_faults import skip_where_pooling_has_one_size
 
-every_network = pytest.mark.parametrize('name', NETWORKS)  # where the work is long and the name alone matters little
+# where the work is long and the name alone matters little; two networks have both kinds of attention, and both bodies
+every_network = pytest.mark.parametrize('name', NETWORKS)
+slow_but_for_two = pytest.mark.parametrize('name', daily(NETWORKS, 'aa_resnet18', 'laa_simplecnn'))
 
 
 @pytest.fixture(params=NAMES)
@@ -228,7 +231,7 @@ def test_fx_features(name, model, x):
     torch.testing.assert_close(create_feature_extractor(model, [node])(x)[node], features)
 
 
-@every_network
+@slow_but_for_two
 @torch.no_grad()
 def test_compile_fullgraph(model, x):
     torch._dynamo.reset()
@@ -237,7 +240,7 @@ def test_compile_fullgraph(model, x):
         torch.testing.assert_close(compiled(other), model(other), rtol=1e-4, atol=1e-5)
 
 
-@every_network
+@slow_but_for_two
 @torch.no_grad()
 def test_export(name, model, x):
     if 'resnet' in name:

@@ -1,12 +1,11 @@
 """Ruff and mypy, as pyproject.toml sets them, find nothing."""
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
+from repository import ROOT
 
 
 def run(*words):
@@ -18,6 +17,7 @@ def test_ruff():
     run('ruff', 'check', '.')
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     torch.torch_version.TorchVersion(torch.__version__) < '2.15', reason='the annotations of earlier torch differ')
 def test_mypy():

@@ -2,12 +2,13 @@
 import pytest
 
 import timm_suite
+from our_models import NETWORKS
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_one_size_of_each_family():
-    assert timm_suite.run([
-        'aa_resnet18', 'laa_resnet18', 'aa_resnet50', 'wrn16_8', 'aa_wrn16_8', 'laa_wrn16_8', 'simplecnn',
-        'aa_simplecnn', 'laa_simplecnn']) == 0
+    assert timm_suite.run(NETWORKS) == 0
 
 
 def test_names_are_checked():

@@ -15,6 +15,7 @@ from aa_models.training import loop
 from aa_models.training import run as train
 from training_runs import checkpoint_of, make_pictures, write_recipe
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 step = loop.Trainer._step
 
 

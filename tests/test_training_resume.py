@@ -79,6 +79,8 @@ def doomed_run(output, data, death):
     run_training(output, data, '--tag', 'noise', **VALUES)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_killed_at_any_moment(tmp_path, monkeypatch):
     data = make_pictures(tmp_path / 'data', each=12)
     unbroken = run_training(tmp_path / 'unbroken', data, '--tag', 'noise', **VALUES)
@@ -140,6 +142,8 @@ def run_until(context, output, data, mark, delay):
     return process.exitcode
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_killed_at_random_moments(tmp_path, monkeypatch):
     data = make_pictures(tmp_path / 'data', each=6)
     unbroken = run_training(tmp_path / 'unbroken', data, **QUICK)
@@ -202,6 +206,8 @@ def torchrun(output, data, **values):
     return output
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(not torch.distributed.is_available(), reason='torch was built without torch.distributed')
 def test_two_processes_make_one_run(tmp_path):
     data = make_pictures(tmp_path / 'data')

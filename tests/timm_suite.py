@@ -17,14 +17,10 @@ from pathlib import Path
 
 import timm
 
-import aa_models  # noqa: F401, registers the models
+from aa_models.zoo import own_models
+from repository import ROOT, TESTS
 
 NAMES = 'AA_MODELS_TIMM_SUITE'  # environment variable: the models, separated by commas
-REPOSITORY = Path(__file__).resolve().parents[1]
-
-
-def all_models():
-    return [n for n in timm.list_models() if timm.model_entrypoint(n).__module__.startswith('aa_models.')]
 
 
 def pytest_configure(config):
@@ -65,15 +61,14 @@ def fetch_tests(folder):
 
 def run(names=(), arguments=()):
     """Run the tests and return pytest's exit status."""
-    names = list(names) or all_models()
-    unknown = sorted(set(names) - set(all_models()))
-    if unknown:
-        raise SystemExit(f'no models of this package: {", ".join(unknown)}; it has {", ".join(all_models())}')
+    names = list(names) or own_models()
+    if unknown := sorted(set(names) - set(own_models())):
+        raise SystemExit(f'no models of this package: {", ".join(unknown)}; it has {", ".join(own_models())}')
     with tempfile.TemporaryDirectory() as folder:
         fetch_tests(folder)
         environment = dict(
             os.environ, **{NAMES: ','.join(names)}, TORCH_BACKEND='aa_models', HF_HUB_OFFLINE='1',
-            PYTHONPATH=os.pathsep.join([str(REPOSITORY), str(REPOSITORY / 'tests')]))
+            PYTHONPATH=os.pathsep.join([str(ROOT), str(TESTS)]))
         command = [
             sys.executable, '-m', 'pytest', '-q', '-c', 'pyproject.toml', '--rootdir=.', '-p', 'timm_suite',
             '-p', 'no:cacheprovider', '-W', 'ignore', 'tests/test_models.py', *arguments]
