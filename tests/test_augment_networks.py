@@ -6,6 +6,7 @@ from torch import nn
 
 import aa_models
 from aa_models.layers import AugmentedConv2d
+from daily import daily
 
 IMG_SIZE = 64
 # pattern, depth of the values, and how many convolutions the pattern chooses, on maps of 2 × 2
@@ -19,6 +20,8 @@ NETWORKS = {
     'densenet121': ('features?denseblock4.*.conv2', 8, 16),
 }
 DK, HEADS = 32, 4
+SMALLER = NETWORKS.keys() - {'wide_resnet50_2', 'densenet121'}
+every_network = pytest.mark.parametrize('name', daily(NETWORKS, *SMALLER))
 
 
 def make(name, **kwargs):
@@ -44,7 +47,7 @@ def expected_parameters(model, plain, dv):
     return total
 
 
-@pytest.mark.parametrize('name', NETWORKS)
+@every_network
 def test_augmented_network(name):
     _, dv, count = NETWORKS[name]
     model, plain = make(name, num_classes=3)
@@ -69,7 +72,7 @@ def test_augmented_network(name):
         assert len(maps) == len(model.feature_info)
 
 
-@pytest.mark.parametrize('name', NETWORKS)
+@every_network
 @torch.no_grad()
 def test_features_and_export(name):
     x = torch.randn(2, 3, IMG_SIZE, IMG_SIZE)
