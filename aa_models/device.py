@@ -3,13 +3,19 @@
 One policy for all commands: CUDA where there is one, else the CPU. Any other device (`mps`, `xpu`) has to be named with
 `--device`, because none of this package's figures were measured on one.
 """
+import atexit
+import contextlib
 import os
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from timm.utils.distributed import init_distributed_device_so, is_distributed_env, world_info_from_env
 
-from .errors import InputError
+from .errors import InputError, UserError
+
+__all__ = ['Process', 'autocast', 'find_device', 'machine_name', 'process_on', 'start_device']
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,16 @@ class Process:
     def distributed(self) -> bool:
         """Whether there are others."""
         return self.world_size > 1
+
+    @contextlib.contextmanager
+    def one_first(self, needed: bool = True) -> Iterator[None]:
+        """Let one process of each machine run the body before the others, which then find what it fetched."""
+        waits = self.distributed and needed
+        if waits and self.local_rank != 0:
+            torch.distributed.barrier()
+        yield
+        if waits and self.local_rank == 0:
+            torch.distributed.barrier()
 
 
 def find_device(name: str | None) -> torch.device:
@@ -61,6 +77,25 @@ def start_device(name: str | None) -> Process:
     return Process(device, world['global_rank'], world['local_rank'], world['world_size'])
 
 
+@contextlib.contextmanager
+def process_on(name: str | None) -> Iterator[Process]:
+    """`start_device` for the time of the body.
+
+    Of several processes, one that fails ends as soon as the interpreter begins to leave, with status 1 or the error's
+    own `status`. Otherwise torch, as it takes the process group apart, can wait for the others while they wait for this
+    one, or abort; and torchrun stops the others only when a process has ended.
+    """
+    process = start_device(name)
+    try:
+        yield process
+    except BaseException as error:
+        if process.distributed and not isinstance(error, UserError):
+            atexit.register(_end_at_once, getattr(error, 'status', 1))
+        raise
+    if process.distributed:
+        torch.distributed.destroy_process_group()
+
+
 def machine_name(process: Process) -> str:
     """The hardware that `start_device` found, in words."""
     if process.device.type == 'cuda':
@@ -75,3 +110,9 @@ def autocast(device: torch.device, enabled: bool, dtype: str) -> torch.autocast:
 
 def _default() -> str:
     return 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
+def _end_at_once(status: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

@@ -38,6 +38,7 @@ def test_classes_of_tiny_imagenet():
     names = list(TINY_IMAGENET_LABELS)
     assert len(names) == 200 and names == sorted(names)
     assert describe_synsets(names) == TINY_IMAGENET_LABELS
+    assert TINY_IMAGENET_LABELS[FISH] == 'goldfish, Carassius auratus'
     assert known_dataset('', names).title == 'Tiny-ImageNet'
     assert known_dataset('', names[:-1]).title == known_dataset('').title == 'a private folder of images'
 

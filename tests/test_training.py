@@ -1,6 +1,7 @@
 """Recipes, and what a training run computes."""
 import argparse
 import json
+import re
 import shutil
 import tarfile
 
@@ -11,11 +12,14 @@ import torch
 import yaml
 from PIL import Image
 
+from aa_models.cli import train
+from aa_models.cli.recipe_options import add_recipe_options, recipe_values
 from aa_models.training import loaders as training_data
-from aa_models.training import run as train
 from aa_models.training.loaders import choose_evenly, class_names, open_dataset, open_datasets
-from aa_models.training.recipe import Recipe, add_recipe_arguments, load_recipe, recipe_names, recipe_overrides
-from training_runs import assert_same_run, checkpoint_of, log_of, make_pictures, run, run_training
+from aa_models.training.recipe import Recipe, load_recipe, recipe_fields, recipe_names
+from aa_models.training.run import train as train_model
+from aa_models.training.validation import validate, validation_recipe
+from training_runs import RECIPE, assert_same_run, checkpoint_of, log_of, make_pictures, run, run_training
 
 
 @pytest.fixture(scope='module')
@@ -27,24 +31,28 @@ def data(tmp_path_factory):
 
 @pytest.mark.parametrize('values, message', [
     (dict(epoch=3), "unknown key 'epoch'; did you mean 'epochs'"),
-    (dict(epochs='three'), "epochs = 'three' must be a whole number"),
-    (dict(epochs=2.5), 'epochs = 2.5 must be a whole number'),
-    (dict(epochs=True), 'epochs = True must be a whole number'),
-    (dict(epochs=0), 'epochs = 0 must be at least 1'),
-    (dict(lr=0), 'lr = 0.0 must be above 0'),
-    (dict(lr=float('inf')), 'lr = inf must be finite'),
-    (dict(smoothing=1), 'smoothing = 1.0 must be below 1'),
-    (dict(hflip=1.5), 'hflip = 1.5 must be at most 1'),
-    (dict(mean=[0.5]), 'mean = .* must have 3 numbers, not 1'),
-    (dict(input_size=[96, 160]), 'input_size = .* must have 3 numbers, not 2'),
-    (dict(input_size=[3, 96, 0.5]), 'input_size = .* must be a list of whole numbers or none'),
+    (dict(epochs='three'), "epochs = 'three' must be a valid integer"),
+    (dict(epochs=2.5), 'epochs = 2.5 must be a valid integer'),
+    (dict(epochs=True), 'epochs = True must be a number'),
+    (dict(epochs=0), 'epochs = 0 must be greater than or equal to 1'),
+    (dict(lr=0), 'lr = 0 must be greater than 0'),
+    (dict(lr=float('inf')), 'lr = inf must be a finite number'),
+    (dict(smoothing=1), 'smoothing = 1 must be less than 1'),
+    (dict(hflip=1.5), 'hflip = 1.5 must be less than or equal to 1'),
+    (dict(mean=[0.5]), r'mean\[1\] is missing; mean\[2\] is missing'),
+    (dict(scale=[0.1, 0.2, 0.3]), 'scale = .*: List should have at most 2 items .*, not 3'),
+    (dict(input_size=[96, 160]), r'input_size\[2\] is missing'),
+    (dict(input_size=[3, 96, 0.5]), r'input_size\[2\] = 0.5 must be a valid integer'),
     (dict(input_size=[3, 96, 160], img_size=96), 'img_size = 96 and input_size = .*: give one of them'),
     (dict(input_size=[3, 96, 160], crop_padding=4), 'crop_padding = 4 needs a square input'),
-    (dict(scale='all'), "scale = 'all' must be a list of numbers"),
-    (dict(model_kwargs=3), 'model_kwargs = 3 must be a mapping'),
-    (dict(amp_dtype='half'), "amp_dtype = 'half' must be one of bfloat16, float16"),
+    (dict(scale='all'), "scale = 'all' must be a valid list"),
+    (dict(model_kwargs=3), 'model_kwargs = 3 must be a valid dictionary'),
+    (dict(amp_dtype='half'), "amp_dtype = 'half' must be 'bfloat16' or 'float16'"),
     (dict(opt='adamm'), "opt = 'adamm' is no optimiser of timm; did you mean 'adam"),
-    (dict(epochs=5, warmup_epochs=5), 'warmup_epochs = 5 leaves nothing of epochs = 5'),
+    (dict(img_size='large'), "img_size = 'large' must be a valid integer.*, or none"),
+    (dict(amp='perhaps', seed=-1), "amp = 'perhaps' must be a valid boolean.*; seed = -1 must be greater than"),
+    (dict(auto_augment='randm9'), "auto_augment = 'randm9' is no policy that timm knows"),
+    (dict(epochs=5, warmup_epochs=5), 'warmup_epochs = 5 must be less than epochs = 5'),
     (dict(mixup=0.2, batch_size=7), 'batch_size = 7 must be even'),
 ])
 def test_recipe_names_what_is_wrong(tmp_path, values, message):
@@ -54,7 +62,7 @@ def test_recipe_names_what_is_wrong(tmp_path, values, message):
         load_recipe(path)
 
 
-@pytest.mark.parametrize('text, message', [('- a', 'not a list'), ('a: [', 'is no YAML')])
+@pytest.mark.parametrize('text, message', [('- a', 'not a list'), ('a: [', 'is not YAML')])
 def test_recipe_file_must_be_a_mapping(tmp_path, text, message):
     path = tmp_path / 'recipe.yaml'
     path.write_text(text)
@@ -76,9 +84,9 @@ def test_packaged_recipes_survive_saving(tmp_path, name):
 
 def test_options_replace_values():
     parser = argparse.ArgumentParser()
-    add_recipe_arguments(parser)
+    add_recipe_options(parser)
     words = '--lr 5e-3 --mean 0.1 0.2 0.3 --img-size none --no-amp --model-kwargs dk=0.5 --clip-grad 1'
-    values = recipe_overrides(parser.parse_args(words.split()))
+    values = recipe_values(parser.parse_args(words.split()))
     recipe = load_recipe('cifar100_resnet', **values)
     assert (recipe.lr, recipe.mean, recipe.img_size, recipe.amp) == (5e-3, (0.1, 0.2, 0.3), None, False)
     assert (recipe.model_kwargs, recipe.clip_grad, recipe.batch_size) == (dict(dk=0.5), 1.0, 128)
@@ -86,10 +94,20 @@ def test_options_replace_values():
 
 def test_key_values_without_a_value_are_a_wrong_option(capsys):
     parser = argparse.ArgumentParser()
-    add_recipe_arguments(parser)
+    add_recipe_options(parser)
     with pytest.raises(SystemExit) as exit:
         parser.parse_args(['--model-kwargs', 'dk=0.5', 'dv'])
     assert exit.value.code == 2 and "--model-kwargs: 'dv' is not of the form KEY=VALUE" in capsys.readouterr().err
+
+
+def test_every_key_is_an_option():
+    parser = argparse.ArgumentParser()
+    add_recipe_options(parser)
+    text = parser.format_help()
+    for key, field in recipe_fields().items():
+        assert f'--{key.replace("_", "-")}' in parser._option_string_actions and field.description
+    assert re.search(r'--batch-size INT\s+images in a batch of one device \(default: 128\)', text)
+    assert re.search(r'--mean FLOAT \[FLOAT \.\.\.\]\s', text) and '--amp-dtype {bfloat16,float16}' in text
 
 
 # what is refused before anything is written
@@ -105,6 +123,7 @@ def test_key_values_without_a_value_are_a_wrong_option(capsys):
     (dict(holdout=6, train_images=18), 'train_images = 18 must be below the 18 training images'),
     (dict(dataset='torch/nonesuch'), "dataset 'torch/nonesuch'.* cannot be read: Unknown torchvision dataset"),
     (dict(crop_padding=18), 'crop_padding = 18 needs pictures larger than that'),
+    (dict(opt_kwargs=dict(speed=3)), "opt = 'sgd' cannot be made with opt_kwargs = .*speed"),
 ])
 def test_impossible_runs_are_refused(tmp_path, data, values, message):
     with pytest.raises(ValueError, match=message):
@@ -178,10 +197,10 @@ def test_crops_have_the_shape_of_the_input(tmp_path):
     recipe = Recipe(
         input_size=(3, 12, 24), interpolation='bilinear', crop_pct=1.0, scale=(1, 1), ratio=(1, 1), hflip=0,
         color_jitter=0, batch_size=1, workers=0)
-    config = training_data.data_config_of(timm.create_model('test_resnet', device='meta'), vars(recipe))
+    config = training_data.data_config_of(timm.create_model('test_resnet', device='meta'), recipe)
     train, evaluation = (open_dataset('', str(tmp_path), 'train') for _ in range(2))
     (seen, _), = training_data.make_train_loader(train, recipe, config, torch.device('cpu'), False)
-    (expected, _), = training_data.make_eval_loader(evaluation, config, 1, 0, torch.device('cpu'))
+    (expected, _), = training_data.make_eval_loader(evaluation, recipe, config, torch.device('cpu'))
     assert seen.shape == (1, 3, 12, 24)
     torch.testing.assert_close(seen, expected)
 
@@ -267,6 +286,16 @@ def test_finetune_recipe_learns_a_folder(tmp_path, data):
     rows, recipe = log_of(tmp_path / 'tuned'), load_recipe(tmp_path / 'tuned' / 'recipe.yaml')
     assert float(rows[-1]['train_loss']) < float(rows[0]['train_loss'])
     assert recipe.pretrained and recipe.num_classes == 2 and recipe.img_size is None
+
+
+def test_functions_without_the_command_line(tmp_path, data):
+    output, done = tmp_path / 'out', []
+    train_model(Recipe(**RECIPE), output, data_dir=str(data), finish=lambda: done.append(log_of(output)))
+    assert done == [log_of(output)] and len(done[0]) == 2 and not list(output.glob('aa_simplecnn.*'))
+    checkpoint = output / 'last.pth.tar'
+    result = validate(validation_recipe(checkpoint, workers=0), checkpoint=checkpoint, data_dir=str(data))
+    assert result.images == 24 and result.top1 == float(done[0][-1]['eval_top1'])
+    assert result.class_names == ['class0', 'class1', 'class2'] and result.data_config['input_size'] == (3, 16, 16)
 
 
 # kinds of datasets

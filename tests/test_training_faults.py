@@ -16,6 +16,7 @@ import timm.utils
 import torch
 from safetensors import SafetensorError
 
+from aa_models.errors import WorkError
 from aa_models.release import folder as export
 from aa_models.training import checkpoints, loop
 from aa_models.training import run as train
@@ -124,6 +125,15 @@ def test_torchs_own_writer_has_no_room(tmp_path, data, unbroken, monkeypatch, ca
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     monkeypatch.undo()
     assert_goes_on(output, data, unbroken)
+
+
+def test_error_of_another_kind_is_not_called_a_full_disk(tmp_path, data, monkeypatch):
+    def broken(*args):
+        raise RuntimeError('a fault of the program')
+    monkeypatch.setattr(torch, 'save', broken)
+    with pytest.raises(RuntimeError, match='a fault of the program') as raised:
+        run_training(tmp_path / 'out', data)
+    assert not isinstance(raised.value, WorkError)
 
 
 # signals
@@ -272,4 +282,4 @@ def test_directory_instead_of_a_checkpoint(finished, data, capsys, name):
     path.unlink(missing_ok=True)
     path.mkdir()
     status, text = train_command(capsys, finished, data)
-    assert status == 2 and f'{str(path)!r} stands where checkpoints go and is no file' in text
+    assert status == 2 and f'{str(path)!r} has the name of a checkpoint and is no file' in text

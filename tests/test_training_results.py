@@ -1,8 +1,10 @@
 """The table of results and the picture of the logs."""
 import pytest
 
+from aa_models.errors import UserError
 from aa_models.release.results import COLUMNS, read_results, update_results
-from aa_models.training import curves
+from aa_models.training.curves import read_curve
+from command import run_command
 
 
 def row(model, top1):
@@ -37,22 +39,22 @@ def write_log(path, *points):
     path.write_text('\n'.join(lines) + '\n')
 
 
-def test_runs_of_a_model_are_one_line(tmp_path):
+def test_runs_of_a_model_are_one_line(tmp_path, capsys):
     write_log(tmp_path / 'net.cifar100' / 'log.csv', (0, ''), (1, 10.5), (2, 30))
     write_log(tmp_path / 'net-seed2.csv', (0, 5), (1, 20), (2, 40))
     write_log(tmp_path / 'other.csv', (2, 50))
     runs = [tmp_path / name for name in ('net.cifar100', 'net-seed2.csv', 'other.csv')]
-    assert [curves.read_curve(run) for run in runs] == [
+    assert [read_curve(run) for run in runs] == [
         ('net', {2: 10.5, 3: 30.}), ('net', {1: 5., 2: 20., 3: 40.}), ('other', {3: 50.})]
     picture = tmp_path / 'curves.svg'
-    parser = curves.argparse.ArgumentParser()
-    curves.add_arguments(parser)
-    assert curves.run(parser.parse_args([*map(str, runs), '-o', str(picture), '--title', 'three'])) == 0
+    assert run_command(capsys, 'curves', *runs, '-o', picture, '--title', 'three') == (0, '', '')
     assert picture.read_text().count('<path') > 20
 
 
 def test_what_cannot_be_drawn_is_refused(tmp_path):
     write_log(tmp_path / 'empty.csv', (0, ''))
-    for name, message in (('empty.csv', 'has no accuracy'), ('none', 'neither a log nor a folder')):
-        with pytest.raises(ValueError, match=message):
-            curves.read_curve(tmp_path / name)
+    (tmp_path / 'table.csv').write_text('eval_top1\n3\n')
+    for name, message in (
+            ('empty.csv', 'has no accuracy'), ('none', 'neither a log nor a folder'), ('table.csv', 'is no log of')):
+        with pytest.raises(UserError, match=message):
+            read_curve(tmp_path / name)

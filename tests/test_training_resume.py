@@ -1,11 +1,11 @@
 """A run that is killed and goes on ends exactly as one that was left alone; several processes make one run."""
 import csv
 import io
+import itertools
 import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,9 +15,17 @@ import timm.utils.checkpoint_saver
 import torch
 
 from aa_models.release import folder as export
-from aa_models.training import checkpoints, loop
-from aa_models.training import run as train
-from training_runs import assert_same_run, checkpoint_of, log_of, make_pictures, run_training, write_recipe
+from aa_models.training import checkpoints, loop, run
+from training_runs import (
+    assert_same_run,
+    checkpoint_of,
+    log_of,
+    make_pictures,
+    run_training,
+    run_validation,
+    torchrun,
+    write_recipe,
+)
 
 # all that draws random numbers is on, in a loader's worker too; some epochs are ranked by their accuracy, some are not
 VALUES = dict(
@@ -196,19 +204,13 @@ def test_log_is_that_of_the_checkpoint(tmp_path):
     assert (output / 'log.csv').read_text().splitlines() == rows.splitlines()
 
 
-def torchrun(output, data, **values):
-    """Train with two processes on the CPU, joined by gloo."""
-    recipe = write_recipe(output, **values)
-    subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', '-m',
-         'aa_models.training.run', recipe, '--data-dir', data, '--output', output],
-        check=True, timeout=300, env={**os.environ, 'OMP_NUM_THREADS': '1'}, cwd=Path(train.__file__).parents[2])
-    return output
+needs_distributed = pytest.mark.skipif(
+    not torch.distributed.is_available(), reason='torch was built without torch.distributed')
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(not torch.distributed.is_available(), reason='torch was built without torch.distributed')
+@needs_distributed
 def test_two_processes_make_one_run(tmp_path):
     data = make_pictures(tmp_path / 'data')
     # an epoch is one batch of all images, so that the order in which the processes share them does not matter; and
@@ -216,7 +218,9 @@ def test_two_processes_make_one_run(tmp_path):
     values = dict(model='test_convnext', model_kwargs={}, img_size=32, epochs=3, ema=True, ema_decay=0.5)
     alone = run_training(tmp_path / 'alone', data, batch_size=24, **values)
     values['batch_size'] = 12
-    output = torchrun(tmp_path / 'out', data, **values)
+    output = tmp_path / 'out'
+    words = ['train', write_recipe(output, **values), '--data-dir', data, '--output', output]
+    torchrun(*words)
     whole, other = checkpoint_of(output), checkpoint_of(alone)
     for key in ('state_dict', 'state_dict_ema'):
         torch.testing.assert_close(whole[key], other[key], rtol=1e-4, atol=1e-5)
@@ -228,6 +232,53 @@ def test_two_processes_make_one_run(tmp_path):
         if (output / f'{name}.pth.tar').exists() and checkpoint_of(output, name)['epoch'] > 0:
             (output / f'{name}.pth.tar').unlink()
     assert checkpoints.newest_whole(output) is not None
-    torchrun(output, data, **values)
+    torchrun(*words)
     for key in ('state_dict', 'state_dict_ema'):
         torch.testing.assert_close(checkpoint_of(output)[key], whole[key], rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@needs_distributed
+def test_processes_share_the_validation(tmp_path, capsys):
+    """The sampler repeats one of the 21 images to give both processes 11; it is counted once."""
+    data = make_pictures(tmp_path / 'data', each=7)
+    folder = run_training(tmp_path / 'out', data, epochs=1, lr=0.2) / 'aa_simplecnn.out'
+    words = ['--model', f'local-dir:{folder}', '--data-dir', data, '--batch-size', 4, '--results-file']
+    capsys.readouterr()
+    run_validation(*words, tmp_path / 'alone.csv')
+    alone = capsys.readouterr().out
+    together = torchrun('validate', *words, tmp_path / 'together.csv', '--workers', 0, '--card')
+    assert alone.count('of 21 images') == 1 and alone.partition(' in ')[0] == together.partition(' in ')[0]
+    assert len(together.splitlines()) == 1
+    assert (tmp_path / 'alone.csv').read_bytes() == (tmp_path / 'together.csv').read_bytes()
+    assert (folder / 'README.md').read_text().count('21 images') == 1
+
+
+class ShortLoader:
+    """A loader that ends one batch earlier than its length says, as iterable datasets do."""
+
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __getattr__(self, name):
+        return getattr(self.loader, name)
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        return itertools.islice(self.loader, len(self.loader) - 1)
+
+
+def test_gradients_do_not_outlive_their_epoch(tmp_path, monkeypatch):
+    """The last batch waits for another one to make an update of two, and it does not come."""
+    make = run.make_train_loader
+    monkeypatch.setattr(run, 'make_train_loader', lambda *args: ShortLoader(make(*args)))
+    data, values = make_pictures(tmp_path / 'data'), dict(batch_size=6, grad_accum_steps=2)
+    unbroken = run_training(tmp_path / 'unbroken', data, **values)
+    output = run_training(tmp_path / 'out', data, **values)
+    for name in ('last', 'checkpoint-1', 'model_best'):
+        if (output / f'{name}.pth.tar').exists() and checkpoint_of(output, name)['epoch'] == 1:
+            (output / f'{name}.pth.tar').unlink()
+    assert_same_run(run_training(output, data, **values), unbroken)

@@ -1,15 +1,16 @@
 """Small training runs for the tests: generated pictures, a recipe of seconds, the commands as functions."""
 import argparse
 import csv
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
 import yaml
 from PIL import Image
 
-from aa_models.cli import pack
-from aa_models.training import run as train
-from aa_models.training import validation as validate
+from aa_models.cli import pack, train, validate
 
 # nothing random but the order of the images, unless a test asks for it
 RECIPE = dict(
@@ -55,6 +56,15 @@ def run_training(output: Path, data: Path | None, *options: object, **values: ob
     """Train by `RECIPE` with some of its values replaced; returns the output directory."""
     run(train, write_recipe(output, **values), '--output', output, *(('--data-dir', data) if data else ()), *options)
     return output
+
+
+def torchrun(*words: object) -> str:
+    """`aa-models WORDS` by two processes on the CPU, joined by gloo; what both print."""
+    return subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', '-m', 'aa_models',
+         *map(str, words)],
+        check=True, timeout=300, env={**os.environ, 'OMP_NUM_THREADS': '1'}, stdout=subprocess.PIPE, text=True,
+        cwd=Path(__file__).parents[1]).stdout
 
 
 def run_validation(*words: object) -> None:

@@ -14,14 +14,15 @@ __all__ = ['main']
 COMMANDS = {
     'attention': 'aa_models.cli.attention',
     'benchmark': 'aa_models.benchmark',
+    'curves': 'aa_models.cli.curves',
     'export': 'aa_models.cli.export',
     'info': 'aa_models.cli.info',
     'list': 'aa_models.cli.list',
     'pack': 'aa_models.cli.pack',
     'predict': 'aa_models.cli.predict',
     'publish': 'aa_models.cli.publish',
-    'train': 'aa_models.training.run',
-    'validate': 'aa_models.training.validation',
+    'train': 'aa_models.cli.train',
+    'validate': 'aa_models.cli.validate',
 }
 
 

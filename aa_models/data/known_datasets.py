@@ -10,7 +10,7 @@ class KnownDataset(NamedTuple):
     """Facts about a dataset."""
     title: str
     hub_name: str | None  # its identifier on the Hub
-    about: str  # origin and terms, a paragraph
+    about: str  # origin and terms of use, a paragraph
     labels: tuple[str, ...] = ()  # names of the classes in the order of the outputs
 
 
@@ -34,7 +34,7 @@ _UNKNOWN = (
 
 
 def known_dataset(name: str, classes: Sequence[str] | None = None) -> KnownDataset:
-    """Find a dataset by its name or, where it is a mere folder, by its classes.
+    """Find a dataset by its name or, where it is just a folder, by its classes.
 
     Args:
         name: In timm's notation, `''` for a folder.

@@ -7,12 +7,12 @@ from timm.data import ImageNetInfo
 
 
 def class_name(cfg: Mapping[str, Any], index: int) -> str:
-    """The name of a class; one without a name goes by its index.
+    """The name of a class, or its index where it has no name.
 
     Args:
         cfg: A model's `pretrained_cfg`. Its `label_names` may be a dict of some classes' names, whose keys JSON makes
             strings.
-        index: Of the output.
+        index: Number of the output.
     """
     names = cfg.get('label_names') or ()
     names = names if isinstance(names, dict) else {str(i): name for i, name in enumerate(names)}
@@ -20,7 +20,7 @@ def class_name(cfg: Mapping[str, Any], index: int) -> str:
 
 
 def class_description(cfg: Mapping[str, Any], index: int) -> str | None:
-    """What a class is in words, where its name does not say: `label_descriptions`, by name or by index."""
+    """What a class is in words, if the cfg's `label_descriptions` say so, for its name or its index."""
     descriptions = cfg.get('label_descriptions') or {}
     if not isinstance(descriptions, dict):
         descriptions = {str(i): text for i, text in enumerate(descriptions)}
@@ -28,10 +28,10 @@ def class_description(cfg: Mapping[str, Any], index: int) -> str | None:
 
 
 def describe_synsets(names: Sequence[str]) -> dict[str, str] | None:
-    """The words of classes that are all named by WordNet identifiers, as the folders of ImageNet are; else None."""
+    """The meanings of classes that are all named by WordNet identifiers, like the folders of ImageNet; else None."""
     if not names or not all(re.fullmatch(r'n\d{8}', name) for name in names):
         return None
-    words = ImageNetInfo()  # of all of WordNet's nouns, whichever subset is named
+    words = ImageNetInfo()  # knows all nouns of WordNet, whichever subset it is made for
     try:
         return {name: words.label_name_to_description(name) for name in names}
     except KeyError:

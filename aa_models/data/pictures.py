@@ -12,7 +12,7 @@ __all__ = ['find_pictures', 'picture_mode', 'read_picture']
 def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
     """Replace folders by the pictures in and below them, in the order of their names.
 
-    In a folder only files with a picture's suffix count; a file named by itself counts whatever it is called.
+    In a folder only files with a picture's suffix are taken; a file that is named itself is taken whatever its suffix.
 
     Raises:
         NoSuchFileError: A path does not exist.
@@ -26,7 +26,7 @@ def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
         if path.is_dir():
             pictures = sorted(p for p in path.rglob('*') if _looks_like_picture(p))
         if not pictures:
-            raise InputError(f'the folder {path} holds no picture')
+            raise InputError(f'the folder {path} contains no picture')
         found += pictures
     return found
 
@@ -39,7 +39,7 @@ def read_picture(path: str | Path, mode: str = 'RGB') -> Image.Image:
         mode: Pillow's mode of the result, `'RGB'` or `'L'` (grey).
 
     Raises:
-        InputError: The file is no picture, or not a whole one.
+        InputError: The file is not a picture, or an incomplete one.
     """
     try:
         with Image.open(path) as picture:
@@ -47,16 +47,16 @@ def read_picture(path: str | Path, mode: str = 'RGB') -> Image.Image:
             picture = ImageOps.exif_transpose(picture)
             return _plain(picture).convert(mode)
     except Image.UnidentifiedImageError:
-        raise InputError(f'{path} is no picture that can be read') from None
+        raise InputError(f'{path} is not a picture in a format that can be read') from None
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise InputError(f'{path} cannot be read as a picture: {error}') from error
 
 
 def picture_mode(channels: int) -> str:
-    """Pillow's mode of pictures with so many channels.
+    """Pillow's mode of pictures with a number of channels.
 
     Raises:
-        InputError: Pictures have no such number of channels.
+        InputError: No pictures have that number of channels.
     """
     if channels not in (1, 3):
         raise InputError(f'the model reads {channels} channels, and pictures have 1 or 3')
@@ -64,7 +64,7 @@ def picture_mode(channels: int) -> str:
 
 
 def _plain(picture: Image.Image) -> Image.Image:
-    """Bring rare modes to ones that `convert` handles without losing the picture."""
+    """Change rare modes to common ones, where `convert` alone would lose the picture."""
     if picture.mode.startswith('I'):  # 16-bit grey: `convert` would cut everything above 255 to white
         return picture.convert('I').point(lambda value: value * (1 / 257) + 0.5).convert('L')
     if picture.has_transparency_data:  # `convert` would show whatever colour lies under the transparent pixels
@@ -74,7 +74,7 @@ def _plain(picture: Image.Image) -> Image.Image:
 
 
 def _looks_like_picture(path: Path) -> bool:
-    """Tell whether the suffix is one of a picture format that Pillow can open; hidden files are none."""
+    """Whether the suffix belongs to a picture format that Pillow can open and the file is not hidden."""
     format = Image.registered_extensions().get(path.suffix.lower())
     is_picture = format in Image.OPEN and Image.MIME.get(format, '').startswith('image/')
     return is_picture and path.is_file() and not path.name.startswith('.')

@@ -8,7 +8,6 @@ import timm
 from timm.models import load_model_config_from_hf, parse_model_name, split_model_name_tag
 from torch import nn
 
-from aa_models.cli.options import ParseKeyValues  # noqa: F401, until the rooms that import it from here have moved
 from aa_models.errors import HubError, InputError, NoSuchFileError, UserError, WeightsError, WorkError
 
 __all__ = ['build_model', 'cfg_of', 'check_name', 'is_own', 'num_classes_of']

@@ -139,7 +139,7 @@ def _fill(
     dataset = known_dataset(recipe.dataset, facts.get('classes'))
     known = list(facts.get('classes') or dataset.labels)
     labels = known if len(known) == num_classes_of(model) else None
-    config = data_config_of(model, vars(recipe))
+    config = data_config_of(model, recipe)
     for key in FOREIGN:
         cfg_of(model).pop(key, None)
     make_card(

@@ -1,6 +1,5 @@
-"""The output directory of a run: what is in it, what of it is whole, and how to go on from there."""
+"""The output directory of a run: its files, which of its checkpoints are whole, and how to go on from one."""
 import contextlib
-import dataclasses
 import json
 import logging
 import os
@@ -15,45 +14,52 @@ from safetensors import SafetensorError
 from timm.task import TrainingTask, load_task_ema_checkpoint, resume_task_checkpoint
 from timm.utils import CheckpointSaver, NativeScaler, load_checkpoint_metadata, trim_summary
 
+from aa_models.errors import InputError, WriteError
+from aa_models.schema import checked
+
 from .recipe import Recipe, load_recipe, replace_text
 
 _logger = logging.getLogger(__name__)
 
-NEEDED = ('epoch', 'args', 'state_dict', 'optimizer', 'saver')  # of what timm's saver puts into a checkpoint
+NEEDED = ('epoch', 'args', 'state_dict', 'optimizer', 'saver')  # entries of a checkpoint of timm's saver
+TORCH_WRITER = 'inline_container.cc'  # named in every error of the C++ code by which torch.save writes
 RECIPE, LOG, LAST, PART, FACTS = 'recipe.yaml', 'log.csv', 'last.pth.tar', 'tmp.pth.tar', 'run.json'
 
 
 def prepare(directory: Path, recipe: Recipe, overwrite: bool, facts: dict[str, Any]) -> Path | None:
-    """Make the directory that of this recipe and find the checkpoint to go on from.
+    """Check and prepare the directory for a run of this recipe and find the checkpoint to go on from.
 
     Args:
         directory: The output directory.
         recipe: What is to be run in it.
-        overwrite: Start again whatever is there.
-        facts: What the run knows beside its recipe and a later export does not: classes, machine.
+        overwrite: Start again, whatever is there.
+        facts: What else is known of the run, for the folder that is made of it: names of the classes, machine.
 
     Returns:
         The newest whole checkpoint, None for a run that starts.
 
     Raises:
-        ValueError: The directory or its newest checkpoint belongs to another recipe or to an unknown one, or
-            something else stands where checkpoints go.
-        OSError: The directory cannot be written to.
+        InputError: The directory or its newest checkpoint belongs to another recipe or to an unknown one, or a folder
+            has the name of a checkpoint.
+        WriteError: The directory cannot be written to.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f'output = {str(directory)!r} cannot be made a directory: {error}') from error
     for path in directory.glob('*.pth.tar'):
         if not path.is_file():
-            raise ValueError(f'{str(path)!r} stands where checkpoints go and is no file: take it away')
+            raise InputError(f'{str(path)!r} has the name of a checkpoint and is no file: move it away')
     if overwrite:
         for path in (directory / RECIPE, directory / LOG, *directory.glob('*.pth.tar')):
             path.unlink(missing_ok=True)
     if (directory / RECIPE).is_file():
         _same_recipe(load_recipe(directory / RECIPE), recipe, f'output = {str(directory)!r} holds a run')
     elif any(directory.glob('*.pth.tar')):
-        raise ValueError(f'output = {str(directory)!r} holds checkpoints but no {RECIPE}: choose another directory')
+        raise InputError(f'output = {str(directory)!r} holds checkpoints but no {RECIPE}: choose another directory')
     checkpoint = newest_whole(directory)
     if checkpoint is not None:
-        _same_recipe(_recipe_of(checkpoint), recipe, f'{str(checkpoint)!r} is a checkpoint')
+        _same_recipe(recipe_of(checkpoint), recipe, f'{str(checkpoint)!r} is a checkpoint')
     with writing(directory):
         recipe.save(directory / RECIPE)
         replace_text(directory / FACTS, json.dumps(facts))
@@ -63,39 +69,39 @@ def prepare(directory: Path, recipe: Recipe, overwrite: bool, facts: dict[str, A
 
 
 def _same_recipe(stored: Recipe, recipe: Recipe, what: str) -> None:
-    differing = [
-        f'{field.name}: {old!r} there, {new!r} now' for field in dataclasses.fields(Recipe)
-        if (old := getattr(stored, field.name)) != (new := getattr(recipe, field.name))
-    ]
+    before, now = stored.plain(), recipe.plain()
+    differing = [f'{key}: {before[key]!r} there, {now[key]!r} now' for key in now if before[key] != now[key]]
     if differing:
-        raise ValueError(
+        raise InputError(
             f'{what} of another recipe ({"; ".join(differing)}): choose another directory, or --overwrite to lose it')
 
 
-def _recipe_of(checkpoint: Path) -> Recipe:
+def recipe_of(checkpoint: Path) -> Recipe:
     """The recipe that was run when a checkpoint was saved."""
     stored = vars(load_checkpoint_metadata(checkpoint)['args'])
-    return Recipe(**{field.name: stored[field.name] for field in dataclasses.fields(Recipe) if field.name in stored})
+    return checked(Recipe, stored, f'recipe in {checkpoint}')
 
 
 @contextlib.contextmanager
 def writing(directory: Path) -> Iterator[None]:
-    """Say what to do where the directory cannot be written to, as on a full disk; half a checkpoint is taken away.
+    """Where the body cannot write to the directory, as on a full disk, say what to do, and remove half a checkpoint.
 
     Raises:
-        OSError: The body raised what a file system, `torch.save` or safetensors raise. torch's own words for a full
+        WriteError: The body raised what a file system, `torch.save` or safetensors raise. torch's own words for a full
             disk are a position in a file.
     """
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and TORCH_WRITER not in str(error):
+            raise
         free = shutil.disk_usage(directory).free / 2**20
         part = directory / PART
         if part.is_file() and _whole_epoch(part) is None:
             part.unlink()
-        raise OSError(
+        raise WriteError(
             f'cannot write to {str(directory)!r} ({free:.1f} MiB are free there): {error}. What was saved before is '
-            'kept: the same command goes on from there as soon as this is put right') from error
+            'kept: the same command goes on from there as soon as there is room') from error
 
 
 def newest_whole(directory: Path) -> Path | None:
@@ -106,14 +112,14 @@ def newest_whole(directory: Path) -> Path | None:
         if inode not in found or path.name == LAST:
             epoch = _whole_epoch(path)
             if epoch is None:
-                _logger.warning(f'{path} is no whole checkpoint of a run and is left aside')
+                _logger.warning(f'{path} is not a whole checkpoint of a run and is ignored')
             else:
                 found[inode] = (epoch, path.name == LAST, path)
     return max(found.values())[2] if found else None
 
 
 def facts_of(directory: Path) -> dict[str, Any]:
-    """What `prepare` was told about the run; empty if it was not."""
+    """The `facts` that `prepare` stored with the run, if any."""
     path = directory / FACTS
     return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
 
@@ -124,7 +130,7 @@ def epoch_of(path: Path) -> int:
 
 
 def _whole_epoch(path: Path) -> int | None:
-    """The epoch of a checkpoint; None if any byte of it is missing or wrong, or it is something else."""
+    """The epoch of a checkpoint; None if any byte of it is missing or wrong, or it is another kind of file."""
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:
@@ -142,18 +148,18 @@ def resume(
         scaler: NativeScaler | None,
         saver: CheckpointSaver | None,
 ) -> int:
-    """Load everything a checkpoint holds and repeat its saving, which may have been cut short.
+    """Load all that a checkpoint holds. Then save it again, in case the saving was interrupted after this file.
 
     Returns:
         The epoch to go on with.
     """
-    # none only where a checkpoint has no epoch, and ours have
+    # timm returns None for a checkpoint without an epoch, which `newest_whole` does not choose
     epoch = cast(int, resume_task_checkpoint(task, str(checkpoint), optimizer, scaler, log_info=False))
     if task.has_ema():
         load_task_ema_checkpoint(task, str(checkpoint))
     if saver is not None:
         stored = load_checkpoint_metadata(checkpoint)
-        # without `pending` the saver stands where it stood before it saved this epoch
+        # without `pending` the saver has the state from before it saved this epoch
         saver.load_state_dict({k: v for k, v in stored['saver'].items() if k != 'pending'})
         with writing(checkpoint.parent):
             saver.save_checkpoint(epoch - 1, stored.get('metric'))
@@ -162,10 +168,10 @@ def resume(
 
 
 def trim_log(path: Path, epochs: int) -> None:
-    """Drop the rows that will be made again. The file is exchanged as a whole: a kill here loses nothing."""
+    """Drop the rows of epochs that will be run again. The file is replaced in one step: a kill here loses nothing."""
     if path.is_file():
         part = path.with_suffix('.part')
         content = path.read_bytes()
-        part.write_bytes(content[:content.rfind(b'\n') + 1])  # a full disk may have cut the last line, the header too
+        part.write_bytes(content[:content.rfind(b'\n') + 1])  # a full disk may have cut the last line or the header
         trim_summary(part, epochs)
         os.replace(part, path)

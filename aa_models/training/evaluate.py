@@ -18,15 +18,18 @@ def evaluate(
         progress: Progress,
         channels_last: bool = False,
         distributed: bool = False,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], int]:
     """Measure a model.
 
     Args:
         model: Takes (B, 3, H, W), gives logits (B, num_classes).
+        loader: Of several processes each has its own share; those images that a sampler repeats to make the shares
+            equal are not counted.
         make_evaluator: Makes timm's evaluator; takes `max_samples`.
+        distributed: Sum over all processes.
 
     Returns:
-        The evaluator's figures: `loss`, `top1` and `top5` (percent).
+        The evaluator's figures `loss`, `top1` and `top5` (percent), and the number of images.
     """
     model.eval()
     evaluator = make_evaluator(max_samples=evaluation_sample_limit(loader))
@@ -37,5 +40,9 @@ def evaluate(
             logits = model(images)
         evaluator.update(logits, labels)
         progress.step(len(images))
+    count = evaluator.counts[0].clone()
+    if distributed:
+        torch.distributed.all_reduce(count)
+    figures = evaluator.compute(distributed=distributed)
     progress.close()
-    return evaluator.compute(distributed=distributed)
+    return figures, int(count)

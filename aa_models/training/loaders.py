@@ -1,8 +1,8 @@
-"""From a dataset's name to the loaders of training and validation, all by timm."""
+"""From a dataset's name to the loaders of training and validation, all of them timm's."""
 import copy
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,16 +14,18 @@ from torch import nn
 from torch.utils.data import IterableDataset, Subset
 from torchvision import transforms
 
+from aa_models.errors import InputError
+
 from .recipe import Recipe
 
-# What timm opens has no type in common: a dataset of torch with a `transform`, most with a length.
+# The datasets that timm opens have no common type: torch's datasets with a `transform`, most of them with a length.
 Images = Any
 DATA_KEYS = ('img_size', 'input_size', 'mean', 'std', 'interpolation', 'crop_pct')
 
 
-def data_config_of(model: nn.Module, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Size, mean, std, filter and crop of the pictures: those wanted, else (None) those of the model's cfg."""
-    return resolve_data_config({key: wanted[key] for key in DATA_KEYS}, model=model)
+def data_config_of(model: nn.Module, recipe: Recipe) -> dict[str, Any]:
+    """Size, mean, std, filter and crop of the pictures: the recipe's, or those of the model's cfg where it has None."""
+    return resolve_data_config({key: getattr(recipe, key) for key in DATA_KEYS}, model=model)
 
 
 def size_text(input_size: Sequence[int]) -> str:
@@ -33,9 +35,9 @@ def size_text(input_size: Sequence[int]) -> str:
 
 
 class RandomShift:
-    """Shift a picture by up to `most` pixels each way; what comes in at the border is reflected.
+    """Shift a picture by up to `most` pixels in each direction, reflecting it at the border.
 
-    It gives the pixels of reflective padding and a random crop at the source size without the padded copy.
+    The result is that of reflective padding and a random crop to the original size, without the padded copy.
     """
 
     def __init__(self, most: int) -> None:
@@ -44,18 +46,18 @@ class RandomShift:
     def __call__(self, picture: Image.Image) -> Image.Image:
         pixels = np.asarray(picture)  # (H, W) or (H, W, channels)
         if min(pixels.shape[:2]) <= self.most:
-            raise ValueError(f'crop_padding = {self.most} needs pictures larger than that, not {picture.size}')
+            raise InputError(f'crop_padding = {self.most} needs pictures larger than that, not {picture.size}')
         rows, columns = map(self._source, pixels.shape[:2])
         return Image.fromarray(pixels[rows][:, columns])
 
     def _source(self, size: int) -> np.ndarray:
-        """Where each of `size` pixels comes from along one axis."""
+        """Along one axis of `size` pixels, the pixel of the source that each pixel of the result shows."""
         index = np.abs(np.arange(size) + random.randint(-self.most, self.most))
         return size - 1 - np.abs(size - 1 - index)
 
 
 class _Part(Subset[Any]):
-    """A subset that takes its transform like a whole dataset, as timm's loader sets it."""
+    """A subset with the attribute `transform` of a whole dataset, which timm's loader sets."""
     dataset: Images
 
     @property
@@ -68,38 +70,40 @@ class _Part(Subset[Any]):
 
 
 def open_dataset(name: str, root: str | None, split: str, **options: Any) -> Images:
-    """`timm.data.create_dataset` with one kind of error.
+    """`timm.data.create_dataset`, whose many kinds of errors become one.
 
     Raises:
-        ValueError: There is no such dataset or split, or it is not at `root`.
+        InputError: There is no such dataset or split, or it is not at `root`.
     """
     if root is not None and not os.path.isdir(root) and not options.get('download') and '://' not in root:
-        raise ValueError(f'data_dir = {root!r} is no directory (--dataset-download fetches what torchvision can)')
+        raise InputError(f'data_dir = {root!r} is no directory (--dataset-download fetches what torchvision can)')
     try:
         dataset = create_dataset(name, root=root, split=split, **options)
         if not isinstance(dataset, IterableDataset) and len(dataset) == 0:
             raise ValueError('no images')
     except Exception as error:  # each kind of dataset raises its own, bare assertions among them
         what = f'dataset {name or "folder"!r}, split {split!r}, data_dir {root!r}'
-        raise ValueError(f'{what} cannot be read: {error or type(error).__name__}') from error
+        raise InputError(f'{what} cannot be read: {error or type(error).__name__}') from error
     return dataset
 
 
 def open_datasets(recipe: Recipe, root: str | None, download: bool) -> tuple[Images, Images]:
-    """The images to train on and those to validate on."""
+    """Open the images to train on and those to validate on."""
     options = dict(download=download, batch_size=recipe.batch_size, seed=recipe.seed)
     train = open_dataset(recipe.dataset, root, recipe.train_split, is_training=True, **options)
     if isinstance(train, IterableDataset) and not recipe.workers:
-        raise ValueError(f'workers = 0: the order of {recipe.dataset!r} is only repeatable with workers of its own')
+        raise InputError(
+            f'workers = 0, but must be at least 1: without worker processes the order of {recipe.dataset!r} cannot be '
+            'repeated')
     names = class_names(train)
     if names and len(names) == 1:
-        raise ValueError(f'data_dir = {root!r} has one class only, {names[0]!r}: a folder {recipe.train_split}/CLASS/… '
-                         'for each class is wanted, with the pictures right in it')
+        raise InputError(f'data_dir = {root!r} has one class only, {names[0]!r}: a folder {recipe.train_split}/CLASS/… '
+                         'with the pictures directly in it is needed for each class')
     indices: list[int] | None = None  # of the training images; all of them
     if recipe.holdout:
         held = _choose(train, None, recipe.holdout, 'holdout', recipe)
         indices = sorted(set(range(len(train))).difference(held))
-        evaluation = _Part(copy.copy(train), held)  # a copy, because the two differ in their transform
+        evaluation = _Part(copy.copy(train), held)  # a copy, because each has its own transform
     else:
         evaluation = open_dataset(recipe.dataset, root, recipe.val_split, **options)
         _check_pair(train, evaluation, recipe, root)
@@ -111,25 +115,27 @@ def open_datasets(recipe: Recipe, root: str | None, download: bool) -> tuple[Ima
 def _choose(dataset: Images, indices: list[int] | None, count: int, option: str, recipe: Recipe) -> list[int]:
     """`count` of the indices, of all by default, with errors that name the option."""
     if isinstance(dataset, IterableDataset):
-        raise ValueError(f'{option} = {count} needs a dataset with random access, not {recipe.dataset!r}')
+        raise InputError(f'{option} = {count} needs a dataset with random access, not {recipe.dataset!r}')
     indices = list(range(len(dataset))) if indices is None else indices
     if count >= len(indices):
-        raise ValueError(f'{option} = {count} must be below the {len(indices)} training images')
+        raise InputError(f'{option} = {count} must be below the {len(indices)} training images')
     labels = labels_of(dataset)
     return choose_evenly(indices, labels and [labels[i] for i in indices], count, recipe.seed)
 
 
 def _check_pair(train: Images, evaluation: Images, recipe: Recipe, root: str | None) -> None:
-    """Refuse what timm's search for a split's folder lets through: the same pictures twice, or shifted labels."""
+    """Refuse two mistakes that timm's search for the folder of a split accepts: one folder for both splits, which would
+    validate on the training images, and folders of different classes, whose labels would not match.
+    """
     samples = _samples(train)
     if samples and samples == _samples(evaluation) and recipe.train_split != recipe.val_split:
-        raise ValueError(
+        raise InputError(
             f'data_dir = {root!r} has no folders {recipe.train_split}/ and {recipe.val_split}/: it would be validated '
             'on the training images. Make them, or hold images out with --holdout N')
     names, others = class_names(train), class_names(evaluation)
     if names and others and names != others:
         differing = ', '.join(sorted(set(names) ^ set(others))) or 'their order'
-        raise ValueError(
+        raise InputError(
             f'{recipe.train_split} and {recipe.val_split} of data_dir = {root!r} differ in their classes: {differing}')
 
 
@@ -163,11 +169,11 @@ def check_labels(dataset: Images, num_classes: int) -> None:
     """Compare the labels with the model's classes.
 
     Raises:
-        ValueError: There are labels that the model has no output for.
+        InputError: There are labels that the model has no output for.
     """
     labels = labels_of(_whole(dataset))
     if labels and max(labels) >= num_classes:
-        raise ValueError(f'num_classes = {num_classes}, but the images have labels to {max(labels)}')
+        raise InputError(f'num_classes = {num_classes}, but the images have labels to {max(labels)}')
 
 
 def choose_evenly(indices: list[int], labels: list[int] | None, count: int, seed: int) -> list[int]:
@@ -217,25 +223,24 @@ def make_train_loader(
     if distributed and hasattr(loader.sampler, 'seed'):
         loader.sampler.seed = recipe.seed
     if len(loader) == 0:
-        raise ValueError(f'{len(dataset)} training images do not fill one batch (batch_size = {recipe.batch_size})')
+        raise InputError(f'{len(dataset)} training images do not fill one batch (batch_size = {recipe.batch_size})')
     return loader
 
 
 def make_eval_loader(
         dataset: Images,
+        recipe: Recipe,
         data_config: dict[str, Any],
-        batch_size: int,
-        workers: int,
         device: torch.device,
         distributed: bool = False,
 ) -> Any:
     """Batches of centre-cropped images, normalised and on the device."""
     return create_loader(
         dataset,
-        batch_size=batch_size,
+        batch_size=recipe.batch_size,
         crop_pct=data_config['crop_pct'],
         crop_mode=data_config['crop_mode'],
-        **_loader_options(data_config, workers, device, distributed),
+        **_loader_options(data_config, recipe.workers, device, distributed),
     )
 
 

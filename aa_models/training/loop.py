@@ -1,4 +1,4 @@
-"""The training loop: a model, what changes it, and one epoch at a time."""
+"""The training loop: a model with its optimiser and schedule, one epoch at a time."""
 import math
 from typing import Any, cast
 
@@ -12,21 +12,22 @@ from timm.utils import NativeScaler, dispatch_clip_grad, distribute_bn, random_s
 from torch import nn
 
 from aa_models.device import Process, autocast
+from aa_models.errors import DivergenceError, InputError
 
 from .evaluate import evaluate
 from .progress import Progress
 from .recipe import Recipe
 
-CHECK_EVERY = 16  # batches between two looks at the loss, each of which waits for the device
+CHECK_EVERY = 16  # batches whose losses are read together, because each reading waits for the device
 
 
 def seed_epoch(seed: int, epoch: int, rank: int) -> None:
-    """Make all random numbers of an epoch a function of (seed, epoch, rank), whatever went before it."""
+    """Make all random numbers of an epoch a function of (seed, epoch, rank), whatever was drawn before it."""
     random_seed(int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0]))
 
 
 class Float32Loss(nn.Module):
-    """A loss computed in float32: autocast on a CPU would take its softmax and logarithm in bfloat16."""
+    """A loss computed in float32: autocast on a CPU would compute its softmax and logarithm in bfloat16."""
 
     def __init__(self, criterion: nn.Module) -> None:
         super().__init__()
@@ -37,11 +38,11 @@ class Float32Loss(nn.Module):
 
 
 class LossMeter:
-    """Mean loss of an epoch, and the guard that it is a number."""
+    """Mean loss of an epoch; an infinite loss, or one that is not a number, is an error."""
 
     def __init__(self, epoch: int) -> None:
         self.epoch, self.total, self.count, self.batches = epoch, 0.0, 0, 0
-        self.latest: dict[str, float] = {}  # nothing to show before the first look
+        self.latest: dict[str, float] = {}  # nothing to show before the first reading
         self.waiting: list[tuple[torch.Tensor, int]] = []
 
     def add(self, loss: torch.Tensor, images: int) -> None:
@@ -53,14 +54,14 @@ class LossMeter:
         """Read the waiting losses.
 
         Raises:
-            FloatingPointError: One of them is infinite or not a number.
+            DivergenceError: One of them is infinite or not a number.
         """
         if not self.waiting:
             return
         for loss, (_, images) in zip(torch.stack([loss for loss, _ in self.waiting]).tolist(), self.waiting):
             self.batches += 1
             if not math.isfinite(loss):
-                raise FloatingPointError(
+                raise DivergenceError(
                     f'the loss is {loss} at epoch {self.epoch + 1}, batch {self.batches}: training stops, the last '
                     'checkpoint is kept (a smaller lr, a longer warm-up or clip_grad may help)')
             self.total += loss * images
@@ -73,11 +74,26 @@ class LossMeter:
         return self.total / max(self.count, 1)
 
 
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The optimiser that a recipe names.
+
+    Raises:
+        InputError: It does not take the recipe's `opt_kwargs`.
+    """
+    try:
+        return create_optimizer_v2(
+            model, recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum,
+            layer_decay=recipe.layer_decay, **recipe.opt_kwargs)
+    except (TypeError, ValueError) as error:
+        given = f'opt_kwargs = {recipe.opt_kwargs}'
+        raise InputError(f'opt = {recipe.opt!r} cannot be made with {given}: {error}') from error
+
+
 class Trainer:
     """A training task with its optimiser, schedule and loaders.
 
     Args:
-        recipe: What to do.
+        recipe: How to train.
         model: On its device and in its memory format.
         process: What `start_device` found.
         train_loader: Batches (B, 3, H, W) and labels (B,).
@@ -94,16 +110,14 @@ class Trainer:
             eval_loader: Any,
             log_seconds: float = 30.0,
     ) -> None:
-        self.recipe, self.process, self.log_seconds = recipe, process, log_seconds
+        self.recipe, self.model, self.process, self.log_seconds = recipe, model, process, log_seconds
         self.train_loader, self.eval_loader = train_loader, eval_loader
         self.updates_per_epoch = math.ceil(len(train_loader) / recipe.grad_accum_steps)
         self.autocast = autocast(process.device, recipe.amp, recipe.amp_dtype)
         half = recipe.amp and recipe.amp_dtype == 'float16'
         self.scaler = NativeScaler(device=process.device.type) if half else None  # bfloat16 has float32's range
-        self.optimizer = create_optimizer_v2(
-            model, recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum,
-            layer_decay=recipe.layer_decay, **recipe.opt_kwargs)
-        warmup = cast(int, recipe.warmup_epochs)  # as timm has it; parts of an epoch count, too
+        self.optimizer = make_optimizer(model, recipe)
+        warmup = cast(int, recipe.warmup_epochs)  # timm's annotation; it computes with fractions of an epoch, too
         self.scheduler, _ = create_scheduler_v2(
             self.optimizer, recipe.sched, num_epochs=recipe.epochs - warmup, warmup_epochs=warmup,
             warmup_prefix=True, warmup_lr=recipe.warmup_lr, min_lr=recipe.min_lr,
@@ -119,10 +133,8 @@ class Trainer:
         if recipe.ema:
             self.task.setup_ema(decay=recipe.ema_decay, use_warmup=recipe.ema_warmup)
 
-    def start(self, epoch: int) -> None:
-        """Last step before training: the schedule's place, compilation and the wrapping for several devices."""
-        self.scheduler.step_update(epoch * self.updates_per_epoch)
-        self.scheduler.step(epoch)
+    def start(self) -> None:
+        """Prepare for training: compilation, wrapping for several devices."""
         if self.recipe.compile:
             self.task.compile(mode=self.recipe.compile_mode)
         if self.process.distributed:
@@ -136,21 +148,14 @@ class Trainer:
             `loss`, `seconds` and `img_per_s` (of all devices together).
 
         Raises:
-            FloatingPointError: The loss or, after the last update, a weight is infinite or not a number.
+            DivergenceError: The loss or, after the last update, a weight is infinite or not a number.
         """
         recipe, batches = self.recipe, len(self.train_loader)
-        seed_epoch(recipe.seed, epoch, self.process.rank)
-        for part in (self.train_loader.dataset, self.train_loader.sampler):
-            if hasattr(part, 'set_epoch'):
-                part.set_epoch(epoch)
-        if self.mixup is not None:
-            self.mixup.mixup_enabled = not recipe.mixup_off_epoch or epoch < recipe.mixup_off_epoch
-        cast(nn.Module, self.task.get_trainable_module()).train()
-        meter = LossMeter(epoch)
+        updates = self._begin(epoch)
+        meter, lr = LossMeter(epoch), self.lr
         progress = Progress(
             f'epoch {epoch + 1}/{recipe.epochs}', batches, after=(recipe.epochs - epoch - 1) * batches,
             every=self.log_seconds, show=self.process.rank == 0)
-        updates = epoch * self.updates_per_epoch
         for step, (images, labels) in enumerate(self.train_loader):
             group_start = step - step % recipe.grad_accum_steps
             group = min(recipe.grad_accum_steps, batches - group_start)  # the last group may be smaller
@@ -173,11 +178,32 @@ class Trainer:
             loss = reduce_tensor(torch.tensor(loss, device=self.process.device), self.process.world_size).item()
         return dict(loss=loss, lr=lr, seconds=progress.seconds, img_per_s=progress.speed)
 
+    def _begin(self, epoch: int) -> int:
+        """Bring everything into the state that an epoch starts in, whatever went before it.
+
+        Returns:
+            The number of updates before this epoch.
+        """
+        seed_epoch(self.recipe.seed, epoch, self.process.rank)
+        for part in (self.train_loader.dataset, self.train_loader.sampler):
+            if hasattr(part, 'set_epoch'):
+                part.set_epoch(epoch)
+        if self.mixup is not None:
+            self.mixup.mixup_enabled = not self.recipe.mixup_off_epoch or epoch < self.recipe.mixup_off_epoch
+        cast(nn.Module, self.task.get_trainable_module()).train()
+        # An iterable loader may have ended earlier than its length says: with fewer updates, and with gradients of
+        # batches that still waited for one.
+        updates = epoch * self.updates_per_epoch
+        self.scheduler.step_update(updates)
+        self.scheduler.step(epoch)
+        self.optimizer.zero_grad()
+        return updates
+
     def _check_weights(self, epoch: int) -> None:
-        """Before they are saved: no loss has seen what the last update made of them."""
+        """Before they are saved, because no loss was computed after the last update."""
         for name, weight in cast(nn.Module, self.task.get_trainable_module()).named_parameters():
             if not torch.isfinite(weight).all():
-                raise FloatingPointError(
+                raise DivergenceError(
                     f'{name} is infinite or not a number after epoch {epoch + 1}: training stops, the last checkpoint '
                     'is kept (a smaller lr, a longer warm-up or clip_grad may help)')
 
@@ -187,7 +213,7 @@ class Trainer:
         return max(group['lr'] for group in self.optimizer.param_groups)
 
     def _step(self, images: torch.Tensor, labels: torch.Tensor, group: int, update: bool) -> torch.Tensor:
-        """Forward and backward of one of the `group` batches of an update; the last of them makes it."""
+        """Forward and backward pass of one of the `group` batches of an update, which the last of them completes."""
         if self.mixup is not None:
             images, labels = self.mixup(images, labels)
         if self.recipe.channels_last:
@@ -217,6 +243,7 @@ class Trainer:
         """Measure the model, or its moving average where the recipe keeps one."""
         progress = Progress('validation', len(self.eval_loader), every=self.log_seconds, show=self.process.rank == 0)
         model = cast(nn.Module, self.task.get_eval_model(ema=self.recipe.ema))
-        return evaluate(
+        figures, _ = evaluate(
             model, self.eval_loader, self.task.create_evaluator, self.autocast, progress, self.recipe.channels_last,
             self.process.distributed)
+        return figures

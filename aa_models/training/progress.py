@@ -10,12 +10,12 @@ _logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """Counts images and says what happens.
+    """Counts batches and images, and shows the progress.
 
     Args:
         label: What is being done, e.g. `epoch 3/14`.
         total: Batches in this pass.
-        after: Batches that follow it in later passes, for the time left.
+        after: Batches of later passes, which count for the time left.
         every: Seconds between lines where there is no terminal.
         show: False on all processes but the first.
     """
@@ -37,7 +37,7 @@ class Progress:
         return self.images / max(self.seconds, 1e-9)
 
     def step(self, images: int, **figures: float) -> None:
-        """Count a batch; the figures are shown when it is time to."""
+        """Count a batch. The figures are shown with the next line."""
         self.batches += 1
         self.images += images
         self.bar.update()

@@ -1,7 +1,9 @@
-"""SIGTERM and SIGINT (Ctrl-C): what is being saved is completed, then the run leaves. Nothing holds one that failed."""
+"""SIGTERM and SIGINT (Ctrl-C): a file that is being saved is completed, then the run stops.
+
+torchrun passes such a signal on and stops the other processes when one has ended. What it leaves to each process is to
+complete a checkpoint, to say what is saved, and to end with the status that tells a batch system why.
+"""
 import contextlib
-import faulthandler
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -9,26 +11,41 @@ from types import FrameType, TracebackType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
 class Stopped(KeyboardInterrupt):
-    """The run was asked to stop. Not an `Exception`, which a library on the way up might take for its own."""
+    """A run was asked to stop. Not an `Exception`, so that no library on the way up handles it as its own failure.
+
+    Args:
+        message: What happened and what is saved.
+        number: The signal.
+    """
+
+    def __init__(self, message: str, number: signal.Signals) -> None:
+        super().__init__(message)
+        self.number = number
+
+    @property
+    def status(self) -> int:
+        """The customary exit status: 130 for SIGINT, 143 for SIGTERM."""
+        return 128 + self.number
 
 
 class StopSignals:
-    """While this context lasts, either signal raises `Stopped`: at once, or at the end of what is `held`."""
+    """While this context lasts, either signal raises `Stopped`: at once, or at the end of a body that is `held`."""
 
     def __init__(self) -> None:
         self.received: list[signal.Signals] = []
-        self.raised = False
+        self.raised: Stopped | None = None
         self.holding = False
-        self.before: dict[signal.Signals, Callable[[int, FrameType | None], Any] | int | None] = {}
+        self.before: dict[signal.Signals, Handler] = {}
 
     def __enter__(self) -> 'StopSignals':
-        if threading.current_thread() is threading.main_thread():  # no other can have handlers
+        if threading.current_thread() is threading.main_thread():  # no other thread may set handlers
             for number in SIGNALS:
-                if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell leaves SIGINT for what runs behind it
-                    self.before[number] = signal.signal(number, self._receive)
+                if signal.getsignal(number) is not signal.SIG_IGN:  # a shell ignores SIGINT for a job in the background
+                    self._handle(number, self._receive)
         return self
 
     def __exit__(
@@ -40,16 +57,22 @@ class StopSignals:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
+    def _handle(self, number: signal.Signals, handler: Handler) -> None:
+        before = signal.signal(number, handler)
+        self.before.setdefault(number, before)
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received.append(signal.Signals(number))
         if not self.holding:
-            self._leave()
+            self._stop()
 
-    def _leave(self) -> None:
-        self.raised = True
-        if hasattr(signal, 'SIGCHLD'):  # by it torch calls a lost worker an error, but they were told to stop as well
-            self.before.setdefault(signal.SIGCHLD, signal.signal(signal.SIGCHLD, signal.SIG_DFL) or signal.SIG_DFL)
-        raise Stopped(self.received[-1].name)
+    def _stop(self) -> None:
+        # Where a signal went to the whole process group, the loader's workers end by it too, and from then on torch
+        # raises "worker is killed by signal" out of its handler of SIGCHLD, in any line, also in a destructor.
+        if hasattr(signal, 'SIGCHLD'):
+            self._handle(signal.SIGCHLD, signal.SIG_DFL)
+        self.raised = Stopped(f'stopped by {self.received[-1].name}', self.received[-1])
+        raise self.raised
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -60,22 +83,15 @@ class StopSignals:
         finally:
             self.holding = False
         if self.received:
-            self._leave()
+            self._stop()
 
-    def only_note(self) -> None:
-        """From here on no signal raises: the run is on its way out and shall say why."""
+    def only_note(self, for_good: bool = False) -> None:
+        """From here on no signal raises, because the run is ending and has yet to say why.
+
+        Args:
+            for_good: Not even after this context. For one of several processes: the launcher stops all others as soon
+                as it has lost one, and this one may be about to report its own failure.
+        """
         self.holding = True
-
-    @property
-    def status(self) -> int:
-        """The customary exit status: 130 for SIGINT, 143 for SIGTERM."""
-        return 128 + self.received[-1]
-
-
-def leave_within(seconds: float) -> None:
-    """End this process by then with status 1, if it has not ended by itself.
-
-    For one of several that has failed: as torch takes its process group apart it may wait for the others, and they wait
-    for this one. That happens in C++ with Python's lock held, where no thread of Python can help.
-    """
-    faulthandler.dump_traceback_later(seconds, exit=True, file=open(os.devnull, 'w'))  # noqa: SIM115, open to the end
+        if for_good:
+            self.before.clear()

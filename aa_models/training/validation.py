@@ -1,180 +1,134 @@
-"""Measure top-1 and top-5 of a model on a dataset.
-
-Size, crop, filter and colour statistics are those that the model was trained with, unless an option says otherwise.
-
-Examples:
-  aa-models validate --model aa_resnet18.cifar100 --dataset torch/cifar100 --data-dir data --dataset-download
-  aa-models validate --model local-dir:runs/mine/aa_resnet18.mine --data-dir my_pictures --card
-  aa-models validate --checkpoint runs/mine/model_best.pth.tar --data-dir my_pictures --results-file results.csv
-  aa-models validate --model hf-hub:timm/resnet50.a1_in1k --data-dir imagenet --amp --channels-last
-"""
-import argparse
-import logging
-import sys
+"""Top-1 and top-5 of a model on a dataset, by one process or by several that share the images."""
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import load_checkpoint, parse_model_name
+from timm.models import load_checkpoint
 from timm.task import ClassificationEvaluator
-from timm.utils import load_checkpoint_metadata, setup_default_logging
+from timm.utils import load_checkpoint_metadata
 from torch import nn
 
-from aa_models.data.known_datasets import known_dataset
-from aa_models.device import autocast, machine_name, start_device
-from aa_models.models.create import ParseKeyValues, build_model, num_classes_of
-from aa_models.release.card import load_card, write_accuracy
-from aa_models.release.results import read_results, update_results
+from aa_models.device import Process, autocast, process_on
+from aa_models.errors import InputError, NoSuchFileError
+from aa_models.models.create import build_model, num_classes_of
+from aa_models.schema import checked
 
 from .evaluate import evaluate
-from .loaders import DATA_KEYS, check_labels, class_names, data_config_of, make_eval_loader, open_dataset, size_text
+from .loaders import DATA_KEYS, check_labels, class_names, data_config_of, make_eval_loader, open_dataset
 from .progress import Progress
+from .recipe import Recipe
 
-FROM_RECIPE = ('model', 'model_kwargs', 'num_classes', *DATA_KEYS)
+__all__ = ['Validation', 'validate', 'validation_recipe']
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
-    parser.add_argument('--model', metavar='NAME', help='model with its weights: a name, hf-hub:… or local-dir:…')
-    parser.add_argument('--checkpoint', metavar='FILE', help='a training checkpoint, in place of pretrained weights; '
-                        'what it was trained with is the default of the options below')
-    parser.add_argument('--use-ema', action='store_true', help='take the averaged weights of the checkpoint')
-    parser.add_argument('--num-classes', type=int, metavar='N', help="classes of the model (default: its own)")
-    parser.add_argument('--model-kwargs', nargs='*', action=ParseKeyValues, metavar='KEY=VALUE',
-                        help='further arguments of the model')
-    parser.add_argument('--dataset', default='', metavar='NAME',
-                        help="dataset in timm's notation, e.g. torch/cifar100 (default: a folder of class folders)")
-    parser.add_argument('--data-dir', metavar='DIR', help='where the dataset is')
-    parser.add_argument('--dataset-download', action='store_true', help='fetch the dataset if it is not there')
-    parser.add_argument('--split', default='validation', help='split of the dataset (default: validation)')
-    parser.add_argument('--batch-size', type=int, default=128, metavar='N', help='images in a batch (default: 128)')
-    parser.add_argument('--workers', type=int, default=2, metavar='N', help='processes that load images (default: 2)')
-    parser.add_argument('--img-size', type=int, metavar='PX', help="side of the input (default: the model's)")
-    parser.add_argument('--input-size', type=int, nargs=3, metavar=('C', 'H', 'W'),
-                        help="the same, where it is not square")
-    parser.add_argument('--interpolation', metavar='NAME', help="resizing filter (default: the model's)")
-    parser.add_argument('--crop-pct', type=float, metavar='SHARE', help="centre crop (default: the model's)")
-    parser.add_argument('--amp', action='store_true', help='mixed precision')
-    parser.add_argument('--amp-dtype', default='bfloat16', choices=('bfloat16', 'float16'), help='its low precision')
-    parser.add_argument('--channels-last', action='store_true', help='keep images and weights in channels_last order')
-    parser.add_argument('--device', help='cuda, cpu, … (default: cuda where there is one)')
-    parser.add_argument('--card', action='store_true',
-                        help='write the result into the model card of the folder that --model local-dir:… names')
-    parser.add_argument('--results-file', metavar='CSV',
-                        help="put the result into a table in timm's columns, in the place of the model's own row")
+FROM_CHECKPOINT = ('model', 'model_kwargs', 'num_classes', *DATA_KEYS)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Validate, print, and write the result where asked to.
+@dataclass(frozen=True)
+class Validation:
+    """What `validate` measured, the same in every process, and how."""
+    top1: float  # percent
+    top5: float
+    images: int
+    seconds: float
+    model: nn.Module
+    data_config: dict[str, Any]
+    class_names: list[str] | None
+    process: Process
+
+    @property
+    def speed(self) -> float:
+        """Images in a second, of all processes together."""
+        return self.images / max(self.seconds, 1e-9)
+
+
+def validation_recipe(checkpoint: Path | None = None, **values: Any) -> Recipe:
+    """What to validate and how, in terms of a recipe: values, then those that a checkpoint was trained with.
+
+    Args:
+        checkpoint: A training checkpoint. Model, classes and input are as it was trained.
+        **values: Of the recipe, which replace those of the checkpoint.
 
     Raises:
-        ValueError: A model, checkpoint or dataset that cannot be used.
+        InputError: No model, or an impossible value.
     """
-    if not logging.root.handlers:
-        setup_default_logging(logging.WARNING)
-    for name, least in (('batch_size', 1), ('workers', 0), ('img_size', 1), ('num_classes', 1)):
-        if (value := getattr(args, name)) is not None and value < least:
-            raise ValueError(f'{name} = {value} must be at least {least}')
-    if args.results_file:
-        read_results(args.results_file)  # refused before the work
-    if args.input_size and (args.img_size or min(args.input_size) < 1):
-        raise ValueError(f'input_size = {args.input_size} must be at least 1 each, and without img_size')
-    settings = _settings(args)
-    folder = _card_folder(args)
-    process = start_device(args.device)
-    model = _load_model(args, settings).to(process.device)
-    if args.channels_last:
-        model.to(memory_format=torch.channels_last)
-    config = data_config_of(model, settings)
-    dataset = open_dataset(
-        args.dataset, args.data_dir, args.split, download=args.dataset_download, batch_size=args.batch_size)
-    check_labels(dataset, num_classes_of(model))
-    loader = make_eval_loader(dataset, config, args.batch_size, args.workers, process.device)
-    progress = Progress('validation', len(loader))
-    figures = evaluate(
-        model, loader, partial(ClassificationEvaluator, process.device),
-        autocast(process.device, args.amp, args.amp_dtype), progress, args.channels_last)
-    name = settings['model']
-    print(f'{name}: top-1 {figures["top1"]:.3f} % top-5 {figures["top5"]:.3f} % of {progress.images} images '
-          f'in {progress.seconds:.1f} s')
-    if args.results_file:
-        update_results(args.results_file, _row(name, figures, model, config))
-    if folder is not None:
-        precision = f'{args.amp_dtype} autocast' if args.amp else 'float32'
-        write_accuracy(
-            folder, figures, progress.images, known_dataset(args.dataset, class_names(dataset)), args.dataset,
-            args.split,
-            f'{precision} on {process.device.type}, input {size_text(config["input_size"])} px, '
-            f'crop {config["crop_pct"]:g}',
-            f'{progress.speed:.0f} images a second on {machine_name(process)}, loading included')
-    return 0
+    stored = {}
+    if checkpoint is not None:
+        content = _content_of(checkpoint)
+        found = {key: getattr(content.get('args'), key, None) for key in FROM_CHECKPOINT}
+        stored = {key: value for key, value in found.items() if value}
+    if values.get('img_size') or values.get('input_size'):
+        stored = {key: value for key, value in stored.items() if key not in ('img_size', 'input_size')}
+    values = {**stored, **values}
+    if not values.get('model'):
+        raise InputError('--model is missing: give a name, local-dir:… or hf-hub:…')
+    return checked(Recipe, values, 'validation')
 
 
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What is measured and how: the command line, then the recipe in the checkpoint, then (None) the model's own."""
-    stored = None
-    if args.checkpoint:
-        if not Path(args.checkpoint).is_file():
-            raise ValueError(f'checkpoint = {args.checkpoint!r} is no file')
-        try:
-            content = load_checkpoint_metadata(args.checkpoint)
-        except Exception as error:  # a broken or foreign file fails in many ways
-            raise ValueError(f'checkpoint = {args.checkpoint!r} is no training checkpoint: {error}') from error
-        stored = content.get('args') if isinstance(content, dict) else None
-        if args.use_ema and (not isinstance(content, dict) or 'state_dict_ema' not in content):
-            raise ValueError(f'checkpoint = {args.checkpoint!r} holds no averaged weights (--use-ema)')
-    elif args.use_ema:
-        raise ValueError('--use-ema needs a --checkpoint')
-    settings = {key: getattr(args, key, None) or getattr(stored, key, None) for key in FROM_RECIPE}
-    if args.img_size:
-        settings['input_size'] = None  # the recipe's, which would go before it
-    if not settings['model']:
-        raise ValueError('--model is missing: give a name, local-dir:… or hf-hub:…')
-    return settings
+def validate(
+        recipe: Recipe,
+        *,
+        checkpoint: Path | None = None,
+        use_ema: bool = False,
+        data_dir: str | None = None,
+        download: bool = False,
+        device: str | None = None,
+) -> Validation:
+    """Measure a model on the recipe's `val_split`.
+
+    Args:
+        recipe: Says which model, data, input, batches and precision, as `validation_recipe` makes it.
+        checkpoint: Where the weights are from, by default the pretrained ones of the model.
+        use_ema: Take the averaged weights of the checkpoint.
+        data_dir: Where the dataset is.
+        download: Fetch the dataset if it is not there.
+        device: By default CUDA where there is one, else the CPU.
+
+    Raises:
+        InputError: A model, checkpoint or dataset that cannot be used.
+    """
+    if use_ema and (checkpoint is None or 'state_dict_ema' not in _content_of(checkpoint)):
+        raise InputError(
+            f'checkpoint = {str(checkpoint)!r} holds no averaged weights (--use-ema)' if checkpoint else
+            '--use-ema needs a --checkpoint')
+    with process_on(device) as process:
+        model = _load_model(recipe, checkpoint, use_ema).to(process.device)
+        if recipe.channels_last:
+            model.to(memory_format=torch.channels_last)
+        config = data_config_of(model, recipe)
+        with process.one_first(download):
+            dataset = open_dataset(
+                recipe.dataset, data_dir, recipe.val_split, download=download, batch_size=recipe.batch_size)
+        check_labels(dataset, num_classes_of(model))
+        loader = make_eval_loader(dataset, recipe, config, process.device, process.distributed)
+        progress = Progress('validation', len(loader), show=process.rank == 0)
+        figures, images = evaluate(
+            model, loader, partial(ClassificationEvaluator, process.device),
+            autocast(process.device, recipe.amp, recipe.amp_dtype), progress, recipe.channels_last,
+            process.distributed)
+        return Validation(
+            figures['top1'], figures['top5'], images, progress.seconds, model, config, class_names(dataset), process)
 
 
-def _card_folder(args: argparse.Namespace) -> Path | None:
-    """The folder whose card takes the result, checked before the work."""
-    if not args.card:
-        return None
-    source, folder = parse_model_name(args.model or '')
-    if source != 'local-dir' or args.checkpoint:
-        raise ValueError(f'--card needs --model local-dir:… and no --checkpoint, not {args.model or args.checkpoint!r}')
-    load_card(Path(folder))
-    return Path(folder)
+def _content_of(checkpoint: Path) -> Mapping[str, Any]:
+    """What a checkpoint holds beside tensors."""
+    if not checkpoint.is_file():
+        raise NoSuchFileError(f'checkpoint = {str(checkpoint)!r} is no file')
+    try:
+        content = load_checkpoint_metadata(checkpoint)
+    except Exception as error:  # a broken or foreign file fails in many ways
+        raise InputError(f'checkpoint = {str(checkpoint)!r} is no training checkpoint: {error}') from error
+    return content if isinstance(content, Mapping) else {}
 
 
-def _load_model(args: argparse.Namespace, settings: dict[str, Any]) -> nn.Module:
+def _load_model(recipe: Recipe, checkpoint: Path | None, use_ema: bool) -> nn.Module:
     model = build_model(
-        settings['model'], pretrained=not args.checkpoint, num_classes=settings['num_classes'],
-        **(settings['model_kwargs'] or {}))
-    if args.checkpoint:
+        recipe.model, pretrained=checkpoint is None, num_classes=recipe.num_classes, **recipe.model_kwargs)
+    if checkpoint is not None:
         try:
-            load_checkpoint(model, args.checkpoint, use_ema=args.use_ema)
-        except RuntimeError as error:
-            raise ValueError(f'checkpoint = {args.checkpoint!r} does not fit {settings["model"]!r}: {error}') from error
+            load_checkpoint(model, str(checkpoint), use_ema=use_ema)
+        except RuntimeError as error:  # torch's word for weights of other names or shapes
+            raise InputError(f'checkpoint = {str(checkpoint)!r} does not fit {recipe.model!r}: {error}') from error
     return model
-
-
-def _row(name: str, figures: dict[str, float], model: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
-    """A row of the results table; a folder stands in it by its name alone, `<model>.<tag>`."""
-    source, path = parse_model_name(name)
-    return dict(
-        model=Path(path).resolve().name if source == 'local-dir' else name,
-        top1=round(figures['top1'], 4),
-        top1_err=round(100 - figures['top1'], 4),
-        top5=round(figures['top5'], 4),
-        top5_err=round(100 - figures['top5'], 4),
-        param_count=round(sum(p.numel() for p in model.parameters()) / 1e6, 2),
-        img_size=config['input_size'][-1],
-        crop_pct=config['crop_pct'],
-        interpolation=config['interpolation'],
-    )
-
-
-if __name__ == '__main__':
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    sys.exit(run(parser.parse_args()))

@@ -1,0 +1,27 @@
+"""Draw the accuracy of training runs over their epochs.
+
+Runs of one model that differ in nothing but the seed (`NAME-seedN.csv`, or a folder `NAME` or `NAME.TAG` with its
+`log.csv`) make one line, their mean, in a band from the lowest to the highest.
+
+Example:
+  aa-models curves weights/*.cifar100 weights/logs-cifar100/*.csv -o curves.svg
+"""
+import argparse
+from pathlib import Path
+
+__all__ = ['add_arguments', 'run']
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='a log, or a folder that holds log.csv')
+    parser.add_argument('-o', '--output', required=True, metavar='FILE', help='the picture (.png, .svg, .pdf)')
+    parser.add_argument('--title', default='', help='printed above')
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw the picture."""
+    from aa_models.training.curves import draw_curves
+
+    draw_curves(args.runs, args.output, args.title)
+    return 0

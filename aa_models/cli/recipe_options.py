@@ -1,0 +1,59 @@
+"""Command line options for the fields of a recipe."""
+import argparse
+from collections.abc import Collection
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from .options import ParseKeyValues
+
+__all__ = ['add_data', 'add_recipe_options', 'recipe_values']
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Declare where the images are."""
+    parser.add_argument('--data-dir', metavar='DIR', help='where the dataset is')
+    parser.add_argument('--dataset-download', action='store_true', help='fetch the dataset if it is not there')
+
+
+def add_recipe_options(
+        parser: argparse.ArgumentParser | argparse._ArgumentGroup,
+        names: Collection[str] | None = None,
+) -> None:
+    """Give the parser an option for each field of `Recipe`; only those that are used end in the namespace.
+
+    Args:
+        names: The fields, all by default.
+    """
+    from aa_models.schema import may_be_none
+    from aa_models.training.recipe import recipe_fields
+
+    for name, field in recipe_fields().items():
+        if names is not None and name not in names:
+            continue
+        kind: Any = get_args(field.annotation)[0] if may_be_none(field.annotation) else field.annotation
+        how: dict[str, Any] = dict(metavar=_metavar(kind))
+        if kind is bool:
+            how = dict(action=argparse.BooleanOptionalAction)
+        elif get_origin(kind) is dict:
+            how = dict(action=ParseKeyValues, nargs='*', metavar='KEY=VALUE')
+        elif get_origin(kind) is tuple:
+            how = dict(nargs='+', metavar=_metavar(get_args(kind)[0]))
+        default = field.get_default(call_default_factory=True)
+        shown = ' '.join(f'{v:.4g}' for v in default) if isinstance(default, tuple) else default
+        note = '' if shown in (None, '', {}) else f' (default: {shown})'
+        parser.add_argument(
+            f'--{name.replace("_", "-")}', default=argparse.SUPPRESS,
+            help=f'{field.description}{note}'.replace('%', '%%'), **how)
+
+
+def recipe_values(args: argparse.Namespace) -> dict[str, Any]:
+    """The values of recipe fields that stood on the command line; the recipe reads those that are text."""
+    from aa_models.training.recipe import recipe_fields
+
+    return {name: getattr(args, name) for name in recipe_fields() if hasattr(args, name)}
+
+
+def _metavar(kind: Any) -> str:
+    """Name of a type in an option's help."""
+    while get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    return f'{{{",".join(get_args(kind))}}}' if get_origin(kind) is Literal else kind.__name__.upper()

@@ -1,0 +1,78 @@
+"""Train a model by a recipe, and go on where an interrupted run stopped.
+
+RECIPE is a YAML file or the name of one that comes with the package; options replace its values. Checkpoints, log.csv
+and the recipe go to the output directory. The same command with the same directory goes on with an interrupted run and
+ends with the very figures of an unbroken one. SIGTERM and Ctrl-C complete the checkpoint that is being written, if
+any, and stop the run; the epoch they cut short is made again. Then MODEL.TAG in that directory is a folder ready for
+`--model local-dir:…` and for the Hub: the weights after the last epoch, config, model card, recipe and log.
+
+Examples:
+  aa-models train cifar100_resnet --data-dir data --dataset-download --output runs/cifar100
+  aa-models train finetune --model aa_resnet18 --data-dir my_pictures --output runs/mine
+  aa-models train my_recipe.yaml --lr 0.05 --ema --data-dir data --output runs/ema
+  torchrun --nproc-per-node 4 -m aa_models train my_recipe.yaml --data-dir data --output runs/four
+"""
+import argparse
+import logging
+from pathlib import Path
+
+from .options import add_device
+from .recipe_options import add_data, add_recipe_options, recipe_values
+
+__all__ = ['USAGE', 'add_arguments', 'run']
+
+_logger = logging.getLogger(__name__)
+USAGE = '%(prog)s RECIPE --output DIR [options]'  # argparse would print every value of a recipe
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    from aa_models.training.recipe import recipe_names
+
+    names = ', '.join(recipe_names())
+    parser.add_argument('recipe', help=f'a YAML file or the name of a packaged recipe: {names}')
+    parser.add_argument('--output', required=True, metavar='DIR', help='where checkpoints, log and recipe go; '
+                        'the same command with the same directory goes on with an interrupted run')
+    add_data(parser)
+    parser.add_argument('--overwrite', action='store_true', help='start again, losing the run that is in the directory')
+    add_device(parser)
+    parser.add_argument('--log-seconds', type=float, default=30.0, metavar='S',
+                        help='time between lines of the log where there is no terminal (default: 30)')
+    parser.add_argument('--tag', help='second half of the name MODEL.TAG of the exported folder (default: the '
+                        "dataset's name; for a folder of pictures, the output directory's name)")
+    add_recipe_options(parser.add_argument_group('recipe', 'values that replace those of the recipe'))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, then make the folder.
+
+    Returns:
+        Exit status: 0, or 128 and the number of the signal that stopped the run.
+    """
+    from timm.utils import setup_default_logging
+    from timm.utils.distributed import world_info_from_env
+
+    from aa_models.release.folder import checked_tag, pack_run
+    from aa_models.training.recipe import load_recipe
+    from aa_models.training.run import train
+    from aa_models.training.stopping import Stopped
+
+    output = Path(args.output)
+    recipe = load_recipe(args.recipe, **recipe_values(args))
+    tag = checked_tag(args.tag, recipe, output)
+
+    def make_folder() -> None:
+        _logger.info(f'the weights after the last epoch are in {pack_run(output, tag, reuse=True)}')
+
+    _, rank, _ = world_info_from_env()
+    if not logging.root.handlers:
+        setup_default_logging(logging.INFO if rank == 0 else logging.ERROR)
+    logging.getLogger('timm.utils.checkpoint_saver').setLevel(logging.WARNING)  # lists its files at every epoch
+    try:
+        train(
+            recipe, output, data_dir=args.data_dir, download=args.dataset_download, overwrite=args.overwrite,
+            device=args.device, log_seconds=args.log_seconds, finish=make_folder)
+    except Stopped as stopped:
+        _logger.warning(str(stopped))
+        return stopped.status
+    return 0

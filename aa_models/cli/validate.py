@@ -1,0 +1,122 @@
+"""Measure top-1 and top-5 of a model on a dataset.
+
+Size, crop, filter and colour statistics are those that the model was trained with, unless an option says otherwise.
+Several processes, started by torchrun, share the images; the first one prints and writes the result.
+
+Examples:
+  aa-models validate --model aa_resnet18.cifar100 --dataset torch/cifar100 --data-dir data --dataset-download
+  aa-models validate --model local-dir:runs/mine/aa_resnet18.mine --data-dir my_pictures --card
+  aa-models validate --checkpoint runs/mine/model_best.pth.tar --data-dir my_pictures --results-file results.csv
+  aa-models validate --model hf-hub:timm/resnet50.a1_in1k --data-dir imagenet --amp --channels-last
+  torchrun --nproc-per-node 4 -m aa_models validate --model aa_resnet50.from_a1_in1k --data-dir imagenet
+"""
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aa_models.errors import InputError
+
+from .options import add_device
+from .recipe_options import add_data, add_recipe_options, recipe_values
+
+if TYPE_CHECKING:
+    from aa_models.training.recipe import Recipe
+    from aa_models.training.validation import Validation
+
+__all__ = ['add_arguments', 'run']
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    parser.add_argument('--model', default=argparse.SUPPRESS, metavar='NAME',
+                        help='model with its weights: a name, hf-hub:… or local-dir:…')
+    parser.add_argument('--checkpoint', type=Path, metavar='FILE', help='a training checkpoint, instead of pretrained '
+                        'weights; its model, classes and input are the default of the options below')
+    parser.add_argument('--use-ema', action='store_true', help='take the averaged weights of the checkpoint')
+    add_data(parser)
+    parser.add_argument('--split', dest='val_split', default='validation', metavar='NAME',
+                        help='split of the dataset (default: %(default)s)')
+    add_recipe_options(parser, (
+        'model_kwargs', 'num_classes', 'dataset', 'img_size', 'input_size', 'interpolation', 'crop_pct', 'batch_size',
+        'amp', 'amp_dtype', 'channels_last'))
+    parser.add_argument('--workers', default=2, metavar='INT', help='processes that load images (default: %(default)s)')
+    add_device(parser)
+    parser.add_argument('--card', action='store_true',
+                        help='write the result into the model card of the folder that --model local-dir:… names')
+    parser.add_argument('--results-file', metavar='CSV',
+                        help="put the result into a table in timm's columns, replacing the model's row")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Validate, print, and write the result where asked to."""
+    import logging
+
+    from timm.utils import setup_default_logging
+
+    from aa_models.release.results import read_results, update_results
+    from aa_models.training.validation import validate, validation_recipe
+
+    if not logging.root.handlers:
+        setup_default_logging(logging.WARNING)
+    if args.results_file:
+        read_results(args.results_file)  # refused before the work
+    recipe = validation_recipe(args.checkpoint, **recipe_values(args))
+    folder = _card_folder(recipe.model, args.checkpoint) if args.card else None
+    result = validate(
+        recipe, checkpoint=args.checkpoint, use_ema=args.use_ema, data_dir=args.data_dir,
+        download=args.dataset_download, device=args.device)
+    if result.process.rank != 0:
+        return 0
+    print(f'{recipe.model}: top-1 {result.top1:.3f} % top-5 {result.top5:.3f} % of {result.images} images '
+          f'in {result.seconds:.1f} s')
+    if args.results_file:
+        update_results(args.results_file, _row(recipe.model, result))
+    if folder is not None:
+        _write_card(folder, recipe, result)
+    return 0
+
+
+def _card_folder(model: str, checkpoint: Path | None) -> Path:
+    """The folder whose card takes the result, checked before the work."""
+    from timm.models import parse_model_name
+
+    from aa_models.release.card import load_card
+
+    source, folder = parse_model_name(model)
+    if source != 'local-dir' or checkpoint:
+        raise InputError(f'--card needs --model local-dir:… and no --checkpoint, not {checkpoint or model}')
+    load_card(Path(folder))
+    return Path(folder)
+
+
+def _write_card(folder: Path, recipe: 'Recipe', result: 'Validation') -> None:
+    from aa_models.data.known_datasets import known_dataset
+    from aa_models.device import machine_name
+    from aa_models.release.card import write_accuracy
+    from aa_models.training.loaders import size_text
+
+    precision = f'{recipe.amp_dtype} autocast' if recipe.amp else 'float32'
+    write_accuracy(
+        folder, dict(top1=result.top1, top5=result.top5), result.images,
+        known_dataset(recipe.dataset, result.class_names), recipe.dataset, recipe.val_split,
+        f'{precision} on {result.process.device.type}, input {size_text(result.data_config["input_size"])} px, '
+        f'crop {result.data_config["crop_pct"]:g}',
+        f'{result.speed:.0f} images a second on {machine_name(result.process)}, loading included')
+
+
+def _row(name: str, result: 'Validation') -> dict[str, Any]:
+    """A row of the results table. A folder is named in it by its last part alone, `<model>.<tag>`."""
+    from timm.models import parse_model_name
+
+    source, path = parse_model_name(name)
+    return dict(
+        model=Path(path).resolve().name if source == 'local-dir' else name,
+        top1=round(result.top1, 4),
+        top1_err=round(100 - result.top1, 4),
+        top5=round(result.top5, 4),
+        top5_err=round(100 - result.top5, 4),
+        param_count=round(sum(p.numel() for p in result.model.parameters()) / 1e6, 2),
+        img_size=result.data_config['input_size'][-1],
+        crop_pct=result.data_config['crop_pct'],
+        interpolation=result.data_config['interpolation'],
+    )
