@@ -1,5 +1,11 @@
 """`benchmark`: what it compares is comparable, and its figures are what they say. No test looks at speed."""
+import argparse
 import csv
+import dataclasses
+import functools
+import inspect
+import os
+import signal
 import statistics
 import sys
 
@@ -8,13 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
+from aa_models import benchmark
 from aa_models.analysis import plotting
-from aa_models.benchmark.case import Case
-from aa_models.benchmark.layer import LAYERS, LayerCase
-from aa_models.benchmark.measure import COLUMNS, measure
-from aa_models.benchmark.memory import peak_memory
-from aa_models.benchmark.rivals import offsets_to_keys
-from aa_models.benchmark.timing import by_turns, median_ratio
+from aa_models.benchmark import COLUMNS, Settings, comparisons, measure
+from aa_models.benchmark.case import BENCH, DTYPES, Case
+from aa_models.benchmark.rivals import LAYERS, make_attention, make_layer, offsets_to_keys
+from aa_models.cli import benchmark as command
+from aa_models.errors import InputError, WorkError
 from aa_models.layers import AugmentedConv2d
 from aa_models.layers.position import rel_logits_w
 from command import run_command
@@ -28,9 +34,8 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
-def layer_case(name, **kwargs):
-    return LayerCase(**{**dict(
-        name=name, size=(5, 3), batch_size=2, channels=12, num_heads=2, dim_head=4, dv=4, dtype='float64'), **kwargs})
+def layer(name, dv=4):
+    return make_layer(name, 12, 8, dv, 2, (5, 3), dtype=torch.float64)
 
 
 # --- what is compared
@@ -38,19 +43,19 @@ def layer_case(name, **kwargs):
 
 @pytest.mark.parametrize('dv', [4, 12])
 def test_the_papers_listing_is_our_layer(dv):
-    ours, naive = (layer_case(name, dv=dv).module('cpu') for name in ('aa', 'naive'))
+    ours, naive = (layer(name, dv) for name in ('aa', 'naive'))
     naive.load_state_dict(ours.state_dict())
     x = torch.randn(2, 12, 5, 3, dtype=torch.float64)
     torch.testing.assert_close(naive(x), ours(x))
 
 
-def test_the_floor_is_our_layer_without_positions():
-    floor = layer_case('sdpa').module('cpu')
+def test_the_lower_bound_is_our_layer_without_positions():
+    fused = layer('sdpa')
     ours = AugmentedConv2d(
         12, 12, 3, padding=1, bias=False, dk=8, dv=4, num_heads=2, pos_embed=None, dtype=torch.float64)
-    ours.load_state_dict(floor.state_dict())
+    ours.load_state_dict(fused.state_dict())
     x = torch.randn(2, 12, 5, 3, dtype=torch.float64)
-    torch.testing.assert_close(floor(x), ours(x))
+    torch.testing.assert_close(fused(x), ours(x))
 
 
 def test_offsets_to_keys_is_a_lookup():
@@ -60,38 +65,61 @@ def test_offsets_to_keys_is_a_lookup():
 
 @pytest.mark.parametrize('name', LAYERS)
 @pytest.mark.parametrize('dtype,channels_last', [('float32', False), ('bfloat16', True)])
-def test_every_layer_runs_and_leaves_no_gradient(name, dtype, channels_last):
-    case = layer_case(name, dtype=dtype, channels_last=channels_last)
-    module = case.module('cpu')
-    assert module(*case.inputs()).shape == (2, 12, 5, 3)
+def test_every_layer_runs_and_leaves_no_gradient(monkeypatch, name, dtype, channels_last):
+    settings = Settings(batch_size=2, dtype=dtype, channels_last=channels_last, device='cpu')
+    case = Case(name, functools.partial(make_layer, name, 12, 8, 4, 2), (5, 3), 12, settings)
+    module, x = case.module('cpu'), torch.randn(2, 12, 5, 3, dtype=getattr(torch, dtype))
+    assert module(x).shape == x.shape and module(x).dtype == x.dtype
+    monkeypatch.setattr(Case, 'module', lambda *_: module)
+    seen = []
+    module.register_full_backward_hook(lambda _, to_input, to_output: seen.append((to_input[0], to_output[0])))
     for mode in ('infer', 'train'):
         case.step(mode)()
-    assert case.counts()[0] == sum(p.numel() for p in module.parameters())
+    (to_input, to_output), = seen  # one backward pass in all, as far as the input
+    assert to_input.shape == to_output.shape == x.shape and to_input.abs().sum() > 0
+    assert to_output.is_contiguous(memory_format=torch.channels_last) == channels_last
+    assert all(p.grad is None for p in module.parameters())
+
+
+@pytest.mark.parametrize('channels_last', [False, True])
+def test_attention_of_q_k_and_v(channels_last):
+    settings = Settings(batch_size=2, channels_last=channels_last, device='cpu')
+    case = Case('aa', functools.partial(make_attention, 'aa', 1, 8, 6, 2), (5, 3), 2, settings, (4, 4, 3))
+    q, k, v = case._inputs()
+    assert q.shape == k.shape == (2, 2, 5, 3, 4) and v.shape == (2, 2, 5, 3, 3) and v.requires_grad
+    # head by head, or as a convolution in channels_last order leaves them
+    assert (v.permute(0, 2, 3, 1, 4) if channels_last else v).is_contiguous()
+    case.step('train')()
 
 
 # --- timing
 
 
-def test_turns_alternate_and_short_ones_are_repeated():
-    order, cost = [], {'a': 0.005, 'b': 0.1}
+def test_turns_alternate_and_short_ones_are_repeated(monkeypatch):
+    order, now = [], [0.]
 
-    def stopwatch(step, runs):
-        order.append((step(), runs))
-        return cost[step()] * runs
+    def step(name, seconds):
+        order.append(name)
+        now[0] += seconds
 
-    times = by_turns({'a': lambda: 'a', 'b': lambda: 'b'}, rounds=3, warmup=2, stopwatch=stopwatch)
-    assert order == [('a', 1), ('b', 1)] * 2 + [('a', 4), ('b', 1)] * 3
-    assert times == {'a': [pytest.approx(0.005)] * 3, 'b': [0.1] * 3}
+    monkeypatch.setattr(measure, '_clock', lambda: now[0])
+    steps = {'a': lambda: step('a', 0.005), 'b': lambda: step('b', 0.1)}
+    rounds = measure.time_by_turns(steps, rounds=3, warmup=2)
+    assert ''.join(order) == 'ab' * 2 + 'aaaab' * 3
+    assert rounds == [{'a': pytest.approx(0.005), 'b': pytest.approx(0.1)}] * 3
 
 
 def test_ratio_is_the_median_of_the_rounds_ratios(monkeypatch):
-    assert median_ratio([1., 30., 4.], [1., 10., 8.]) == 1.  # that of the medians would be 4 / 8
-    times = {'aa': [0.2, 0.6, 0.2], 'conv': [0.1, 0.1, 0.4]}
-    monkeypatch.setattr(sys.modules[measure.__module__], 'by_turns', lambda *_: times)
-    rows = measure([layer_case(name) for name in times], ['train'], 3, 1, memory=False)
-    assert [row['train_step_time'] for row in rows] == [200., 100.]
-    assert rows[1]['train_ratio'] == statistics.median([0.5, 1 / 6, 2.]) and rows[1]['rival'] == 'aa'
-    assert rows[0]['train_samples_per_sec'] == pytest.approx(2 / 0.2) and 'train_ratio' not in rows[0]
+    rounds = [{'aa': 0.2, 'conv': 0.1}, {'aa': 0.6, 'conv': 0.1}, {'aa': 0.2, 'conv': 0.4}]
+    monkeypatch.setattr(measure, 'time_by_turns', lambda *_: rounds)
+    settings = Settings(batch_size=2, bench='train', memory=False, device='cpu')
+    ours, conv = benchmark.benchmark_layer(
+        (5, 3), channels=12, num_heads=2, dim_head=4, rivals=['conv'], settings=settings)
+    assert (ours['train_step_time'], conv['train_step_time']) == (200., 100.)
+    # that of the medians would be 0.5
+    assert conv['train_ratio'] == statistics.median([0.5, 1 / 6, 2.]) and conv['rival'] == 'aa'
+    assert ours['train_samples_per_sec'] == pytest.approx(2 / 0.2) and 'train_ratio' not in ours
+    assert conv['param_count'] == pytest.approx(12 * 12 * 9 / 1e6) and 'infer_gmacs' not in conv
 
 
 # --- memory
@@ -101,19 +129,33 @@ class Hungry(Case):
     """Needs as many bytes as a batch is said to have images."""
 
     def step(self, mode):
-        return lambda: torch.ones(self.batch_size, dtype=torch.uint8) if mode == 'train' else None
+        return lambda: torch.ones(self.settings.batch_size, dtype=torch.uint8) if mode == 'train' else None
+
+
+class Killed(Case):
+    """Ends its process as the system does when memory runs out."""
+
+    def step(self, mode):
+        return lambda: os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_memory_is_what_a_step_touches():
-    peaks = peak_memory(Hungry(name='hungry', size=(1, 1), batch_size=200_000_000), ['infer', 'train'])
+    case = Hungry('hungry', torch.nn.Identity, (1, 1), 1, Settings(batch_size=200_000_000, device='cpu'))
+    peaks = measure.peak_memory(case)
     assert peaks['train'] == pytest.approx(200e6, rel=0.1) and peaks['infer'] < 20e6
+
+
+def test_a_process_killed_for_memory_is_no_fault_of_ours():
+    with pytest.raises(WorkError, match='greedy: the process that measures memory was killed'):
+        measure.peak_memory(Killed('greedy', torch.nn.Identity, (1, 1), 1, Settings(device='cpu')))
 
 
 @pytest.mark.slow
 def test_no_full_logits_in_memory():
     """96×96: one (H * W)² tensor of float32 for 8 heads would be 2.7 GB."""
-    case = LayerCase(name='aa', size=(96, 96), batch_size=1, channels=64, num_heads=8, dim_head=20, dv=64)
-    assert peak_memory(case, ['train'])['train'] < 300e6
+    settings = Settings(batch_size=1, bench='train', device='cpu')
+    case = Case('aa', functools.partial(make_layer, 'aa', 64, 160, 64, 8), (96, 96), 64, settings)
+    assert measure.peak_memory(case)['train'] < 300e6
 
 
 # --- the command
@@ -125,7 +167,8 @@ def test_layer(capsys, tmp_path):
         '--results-file', tmp_path / 'r.csv')
     assert status == 0, err
     lines = out.splitlines()
-    assert f'{torch.get_num_threads()} thread' in lines[0] and 'float32' in lines[1]
+    assert f'{torch.get_num_threads()} thread' in lines[0] and torch.__version__ in lines[0]
+    assert torch.backends.cpu.get_cpu_capability() in lines[0] and 'float32' in lines[1]
     assert [line.split()[0] for line in lines[2:]] == ['model', 'aa', 'conv', 'bottleneck']
     rows = rows_of(tmp_path / 'r.csv')
     assert list(rows[0]) == list(COLUMNS)
@@ -177,6 +220,7 @@ def test_model(capsys, tmp_path):
     (['layer', '--dtype', 'int8'], "invalid choice: 'int8'"),
     (['layer', '--rivals', 'nobody'], "invalid choice: 'nobody'"),
     (['layer', '--channels', '9', '--dv', '5'], 'num_heads'),
+    (['attention', '--dv', '9'], 'dv = 9 must be a multiple of num_heads = 8'),
     (['layer', '--results-file', '/no/such/folder/r.csv'], 'results_file'),
     (['growth', '-o', 'growth.doc'], "output = 'growth.doc' must end in"),
     (['growth', '--max-memory', '0'], 'max_memory'),
@@ -184,9 +228,43 @@ def test_model(capsys, tmp_path):
     (['layer', '--device', 'nowhere'], 'device'),
 ])
 def test_errors_come_before_any_work(capsys, monkeypatch, arguments, message):
-    monkeypatch.setattr('aa_models.benchmark.measure', lambda *_: pytest.fail('measured before the check'))
+    monkeypatch.setattr(measure, '_measure', lambda *_: pytest.fail('measured before the check'))
     status, _, err = run_command(capsys, 'benchmark', *arguments)
     assert status == 2 and message in err
+
+
+@pytest.mark.parametrize('call,message', [
+    (lambda: Settings(bench='sometimes'), "bench = 'sometimes' must be one of inference, train, both"),
+    (lambda: Settings(dtype='int8'), "dtype = 'int8' must be one of float32"),
+    (lambda: benchmark.benchmark_layer(rivals=['nobody']), 'rivals = nobody: possible are laa'),
+])
+def test_functions_refuse_what_the_command_does(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
+
+
+@pytest.mark.parametrize('name', command.HELP)
+def test_options_are_the_functions_arguments(name):
+    """With the same defaults: the command imports no function before it runs one, so it names them itself."""
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    args = vars(parser.parse_args([name]))
+    parameters = dict(inspect.signature(getattr(benchmark, f'benchmark_{name}')).parameters)
+    del parameters['settings']
+    expected = {key: parameter.default for key, parameter in parameters.items()}
+    expected |= {field.name: field.default for field in dataclasses.fields(Settings)}
+    if name == 'growth':
+        expected['batch_size'] = 1
+    own = {key: tuple(args[key]) if isinstance(args[key], list) else args[key] for key in expected}
+    assert own == {key: tuple(value) if isinstance(value, list) else value for key, value in expected.items()}
+    assert set(args) - set(expected) <= {'benchmark', 'output', 'results_file'}
+
+
+def test_choices_are_the_functions():
+    choices = {flag: options.get('choices') for _, flag, options in command.OPTIONS}
+    assert (choices['--bench'], choices['--dtype']) == (tuple(BENCH), DTYPES)
+    assert choices['--rivals'] == tuple(comparisons.RIVALS)
+    assert set(command.HEADS) < set(COLUMNS)
 
 
 def test_a_picture_needs_matplotlib(monkeypatch):

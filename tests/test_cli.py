@@ -67,7 +67,7 @@ def test_help_names_every_command(capsys):
 def test_help_of_a_command(command, capsys):
     status, out, _ = run_command(capsys, command, '--help')
     assert status == 0 and 'usage: aa-models ' + command in out
-    assert importlib.import_module(cli.COMMANDS[command]).__doc__.splitlines()[0] in out
+    assert importlib.import_module(f'aa_models.cli.{command}').__doc__.splitlines()[0] in out
 
 
 @pytest.mark.parametrize('arguments', [[], ['predict'], ['no_such_command'], ['list', '--no-such-option']])

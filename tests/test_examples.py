@@ -92,9 +92,9 @@ def test_command_prints_a_table(capsys):
     ('--length 7', 'length must be even, at least 4, got 7'),
     ('--keys 0', 'keys must be at least 1, got 0'),
     ('--values 1', 'values must be at least 2, got 1'),
-    ('--steps 0', 'steps = 0 must be more than 0'),
-    ('--lr nan', 'lr = nan must be more than 0'),
-    ('--channels 16', 'channels = 16 must be at least 32'),
+    ('--steps 0', 'steps must be at least 1, got 0'),
+    ('--lr nan', 'lr must be at least 1e-09, got nan'),
+    ('--channels 16', 'channels must be at least 32, got 16'),
     ('--models lstm', "invalid choice: 'lstm'"),
 ])
 def test_bad_options(capsys, words, error):

@@ -1,4 +1,4 @@
-"""The pictures to fine-tune on: outlines that are what they are called, to be seen, the same for the same seed."""
+"""The pictures to fine-tune on: outlines are those of their names, stand out, and are the same for the same seed."""
 import math
 
 import numpy as np
@@ -8,10 +8,15 @@ from aa_models.examples import shapes
 from aa_models.training.loaders import class_names, open_dataset
 
 
+def outline(shape):
+    points = shapes.SHAPES[shape]
+    return np.stack([points.real, points.imag], axis=1)
+
+
 @pytest.mark.parametrize(
     'shape, corners', [('triangle', 3), ('square', 4), ('pentagon', 5), ('hexagon', 6), ('circle', 48)])
 def test_regular_outlines(shape, corners):
-    points = np.array(shapes.SHAPES[shape]())
+    points = outline(shape)
     sides = np.linalg.norm(points - np.roll(points, 1, 0), axis=1)
     assert len(points) == corners and np.allclose(np.linalg.norm(points, axis=1), 1)
     assert np.allclose(sides, 2 * math.sin(math.pi / corners))
@@ -20,7 +25,7 @@ def test_regular_outlines(shape, corners):
 @pytest.mark.parametrize('shape, turns, dents', [('star', 5, 5), ('cross', 4, 4)])
 def test_outlines_with_dents(shape, turns, dents):
     """The same after a part of a full turn; as many corners bend inwards."""
-    points = np.array(shapes.SHAPES[shape]())
+    points = outline(shape)
     angle = 2 * math.pi / turns
     turned = points @ np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     assert np.allclose(np.linalg.norm(turned[:, None] - points, axis=2).min(1), 0, atol=1e-9)
@@ -30,7 +35,7 @@ def test_outlines_with_dents(shape, turns, dents):
 
 
 def test_crescent_is_a_disc_without_another():
-    points = np.array(shapes.SHAPES['crescent']())
+    points = outline('crescent')
     from_other = np.linalg.norm(points - [0.35, 0], axis=1)
     assert (from_other > 0.7).all() and np.isclose(from_other[-40:], 0.75).all()
     assert np.isclose(np.linalg.norm(points[:40], axis=1), 1).all()
@@ -50,7 +55,7 @@ def test_drawn_to_be_seen(shape, monkeypatch):
 
 
 def write(folder, seed):
-    """The written files by their place in the folder."""
+    """The written files by their path in the folder."""
     assert shapes.main([str(folder), '--train', '2', '--validation', '1', '--seed', str(seed)]) == 0
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob('*.png')}
 
@@ -66,7 +71,7 @@ def test_folder(tmp_path):
 
 @pytest.mark.parametrize('words, error', [
     (['--train', '0'], 'train and validation must be at least 1, not 0 and 125'),
-    ([], 'is there and not empty: choose another'),
+    ([], 'exists and is not empty: choose another'),
 ])
 def test_bad_options(tmp_path, capsys, words, error):
     (tmp_path / 'mine.txt').touch()

@@ -1,104 +1,138 @@
-"""What is measured: a module with its input, run forward or through a training step."""
+"""What is measured: a module with its inputs, run forward or through a training step."""
+import contextlib
 import dataclasses
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from aa_models.analysis.macs import count_macs
+from aa_models.device import autocast, find_device
+from aa_models.errors import InputError
 
-MODES = ('infer', 'train')
+BENCH = {'inference': ['infer'], 'train': ['train'], 'both': ['infer', 'train']}  # timm's words, and its columns'
+DTYPES = ('float32', 'bfloat16', 'float16')
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Case:
-    """One thing to measure, and where and how. It holds no tensor, so it can be sent to a process of its own.
+def check_positive(**numbers: int | None) -> None:
+    """Refuse numbers below 1; None is a number that was not given."""
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise InputError(f'{name} = {number} must be at least 1')
+
+
+@dataclasses.dataclass(kw_only=True)
+class Settings:
+    """How something is measured.
 
     Args:
-        name: What it is called in the results.
-        size: Height and width of the input.
         batch_size: Inputs in a batch.
-        device: Where it runs.
-        dtype: 'float32', 'bfloat16' or 'float16', of parameters and input unless a subclass says otherwise.
-        channels_last: Keep input and weights in channels_last order.
-        compile: Run it through `torch.compile`.
+        bench: 'inference' for forward passes, 'train' for training steps (forward and backward), or 'both'.
+        dtype: One of `DTYPES`. Layers have their parameters and inputs in it; networks keep float32 parameters and run
+            under autocast, as in training.
+        channels_last: Keep inputs and weights in channels_last order.
+        compile: Run through `torch.compile`.
+        device: A CPU or CUDA device; by default CUDA where there is one.
+        rounds: Turns of each contestant that count.
+        warmup: Turns before those.
+        memory: Measure the peak memory too.
+
+    Raises:
+        InputError: A value is impossible, or the device is not there.
     """
-    name: str
-    size: tuple[int, int]
-    batch_size: int
-    device: str = 'cpu'
+    batch_size: int = 16
+    bench: str = 'both'
     dtype: str = 'float32'
     channels_last: bool = False
     compile: bool = False
-    tiny_size: ClassVar[int] = 4  # enough to load every library that the case needs
+    device: str | None = None
+    rounds: int = 10
+    warmup: int = 2
+    memory: bool = True
 
-    def module(self, device: str) -> nn.Module:
-        """Make the module, in its dtype."""
-        raise NotImplementedError
+    def __post_init__(self) -> None:
+        check_positive(batch_size=self.batch_size, rounds=self.rounds, warmup=self.warmup)
+        for name, possible in (('bench', BENCH), ('dtype', DTYPES)):
+            if getattr(self, name) not in possible:
+                raise InputError(f'{name} = {getattr(self, name)!r} must be one of {", ".join(possible)}')
+        self.modes = BENCH[self.bench]
+        self.where = find_device(self.device)
+        if self.where.type not in ('cpu', 'cuda'):
+            raise InputError(f'device = {self.device!r} cannot be measured; possible are cpu and cuda')
 
-    def inputs(self) -> tuple[torch.Tensor, ...]:
-        """Draw what the module takes."""
-        raise NotImplementedError
 
-    def backward(self) -> Callable[[torch.Tensor], None]:
-        """Draw what a training step needs beside the inputs; the function takes an output and goes back from it."""
-        raise NotImplementedError
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One contestant. It holds no tensor, so it can be sent to a process of its own.
 
-    def autocast(self) -> AbstractContextManager[object]:
-        """The context to run forward in."""
-        return nullcontext()
+    Args:
+        name: What it is called in the results.
+        make: Makes the module when called with `size`, `device` and `dtype`; can be pickled.
+        size: Height and width of the inputs.
+        channels: Channels of the inputs, or heads of q, k and v.
+        settings: How it is measured.
+        depths: Depths of q, k and v, where these are the inputs and the module's `attend` is called.
+        network: It is a whole network: its input needs no gradient, and a dtype other than float32 is autocast.
+    """
+    name: str
+    make: Callable[..., nn.Module]
+    size: tuple[int, int]
+    channels: int
+    settings: Settings
+    depths: Sequence[int] = ()
+    network: bool = False
 
-    def counts(self) -> tuple[int | None, int | None]:
-        """Parameters, and multiply-accumulates for one input; None where a count says nothing."""
-        module = self.module('meta')
-        return sum(p.numel() for p in module.parameters()), count_macs(module, (self.in_chans, *self.size))
+    def module(self, device: torch.device | str) -> nn.Module:
+        """Make the module; on 'meta' that costs nothing."""
+        return self.make(size=self.size, device=device, dtype=self._dtype)
 
     @property
-    def in_chans(self) -> int:
-        """Channels of the input."""
-        raise NotImplementedError
-
-    def tiny(self) -> 'Case':
-        """The same on a small batch of small inputs."""
-        # two images: batch norm cannot be trained on a single value
-        return dataclasses.replace(self, size=(self.tiny_size,) * 2, batch_size=2)
+    def _dtype(self) -> torch.dtype:
+        return torch.float32 if self.network else getattr(torch, self.settings.dtype)
 
     def step(self, mode: str) -> Callable[[], None]:
-        """Make module and input; the function runs them once.
+        """Make module and inputs; the function runs them once.
 
         Args:
-            mode: 'infer' for a forward pass in `torch.inference_mode`, 'train' for forward and backward, gradients of
-                parameters and of a layer's inputs included. What an optimiser would do then is the same for all
-                contestants and left out. No gradient is kept from run to run.
+            mode: 'infer' for a forward pass in `torch.inference_mode`; 'train' for a forward pass and a backward pass
+                to the parameters and to a layer's inputs. The optimizer's step would be the same for all contestants
+                and is left out. No gradient is kept from run to run.
         """
-        module = self.module(self.device).train(mode == 'train')
-        if self.channels_last:
+        module = self.module(self.settings.where).train(mode == 'train')
+        if self.settings.channels_last:
             module.to(memory_format=torch.channels_last)
-        forward = torch.compile(module, dynamic=False) if self.compile else module
-        inputs = self.inputs()
+        forward: Callable[..., torch.Tensor] = cast(Any, module).attend if self.depths else module
+        if self.settings.compile:
+            forward = torch.compile(forward, dynamic=False)
+        inputs = self._inputs()
+        mixed = self.network and self.settings.dtype != 'float32'
+        precision = autocast(self.settings.where, True, self.settings.dtype) if mixed else contextlib.nullcontext()
 
         @torch.inference_mode()
         def infer() -> None:
-            with self.autocast():
+            with precision:
                 forward(*inputs)
 
         if mode == 'infer':
             return infer
-        go_back = self.backward()
+        # as from a next layer: the output's shape is that of the input, or of v. For a network any gradient does
+        gradient = None if self.network else self._inputs()[-1].detach()
         leaves = [*inputs, *module.parameters()]
 
         def train() -> None:
-            with self.autocast():
+            with precision:
                 output = forward(*inputs)
-            go_back(output)
+            output.backward(output.detach() if gradient is None else gradient)
             for leaf in leaves:
                 leaf.grad = None
 
         return train
 
-    def draw(self, *shape: int) -> torch.Tensor:
-        """Random numbers of the case's device, dtype and, for maps, memory format."""
-        x = torch.randn(shape, device=self.device, dtype=getattr(torch, self.dtype))
-        return x.contiguous(memory_format=torch.channels_last) if self.channels_last and len(shape) == 4 else x
+    def _inputs(self) -> list[torch.Tensor]:
+        def draw(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, device=self.settings.where, dtype=self._dtype)
+
+        B, C, (H, W) = self.settings.batch_size, self.channels, self.size
+        inputs = [draw(B, H, W, C, *depth).movedim(3, 1) if self.settings.channels_last else draw(B, C, H, W, *depth)
+                  for depth in ([[depth] for depth in self.depths] or [[]])]
+        return [x.requires_grad_(not self.network) for x in inputs]

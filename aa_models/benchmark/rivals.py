@@ -1,102 +1,53 @@
-"""Attention that `aa_models.layers` is compared with: the paper's listing, and fused attention without positions.
-
-Both name their parameters as the layers do, so weights can be exchanged.
-"""
-from collections.abc import Sequence
+"""The layers that are compared: ours, and what it is compared with."""
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import get_attn
 from torch import nn
 
+from aa_models.layers import AttentionArgs, AugmentedConv2d
+from aa_models.layers.softmax_attention import SoftmaxAttention
 
-class Concat(nn.Module):
-    """Concat[Conv(x), Attention(x)] of any two modules.
-
-    Args:
-        conv: Convolution, or None where attention makes all channels.
-        attn: Attention with an output of the convolution's size.
-    """
-
-    def __init__(self, conv: nn.Module | None, attn: nn.Module) -> None:
-        super().__init__()
-        self.conv = conv
-        self.attn = attn
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> (B, channels of both, H, W)."""
-        return self.attn(x) if self.conv is None else torch.cat([self.conv(x), self.attn(x)], dim=1)
+LAYERS = ('aa', 'laa', 'conv', 'bottleneck', 'naive', 'sdpa')
 
 
-class _Attention(nn.Module):
-    """Projections around `attend`, without biases.
-
-    Args:
-        in_channels: Channels of the input.
-        dk: Channels of the queries (and of the keys), all heads together.
-        dv: Channels of the values and of the output.
-        num_heads: Number of heads; divides `dk` and `dv`.
-    """
-
-    def __init__(
-            self,
-            in_channels: int,
-            dk: int,
-            dv: int,
-            num_heads: int,
-            *,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.depths, self.num_heads, self.scale = [dk, dk, dv], num_heads, (dk // num_heads) ** -0.5
-        self.qkv = nn.Conv2d(in_channels, sum(self.depths), 1, bias=False, device=device, dtype=dtype)
-        self.proj = nn.Conv2d(dv, dv, 1, bias=False, device=device, dtype=dtype)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, in_channels, H, W) -> (B, dv, H, W)."""
-        heads = [t.unflatten(1, [self.num_heads, -1]).permute(0, 1, 3, 4, 2) for t in self.qkv(x).split(self.depths, 1)]
-        out = self.attend(*heads).permute(0, 1, 4, 2, 3)  # (B, num_heads, dv / num_heads, H, W)
-        return self.proj(out.flatten(1, 2))
-
-    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """Weigh the values.
-
-        Args:
-            q: (B, num_heads, H, W, dk / num_heads)
-            k: Likewise.
-            v: (B, num_heads, H, W, dv / num_heads)
-
-        Returns:
-            (B, num_heads, H, W, dv / num_heads)
-        """
-        raise NotImplementedError
+def make_layer(
+        name: str, channels: int, dk: int, dv: int, num_heads: int, size: tuple[int, int], **dd: Any,
+) -> nn.Module:
+    """Make a layer of `LAYERS`. All but 'conv' are an augmented convolution and differ in its attention alone."""
+    if name == 'conv':
+        return nn.Conv2d(channels, channels, 3, padding=1, bias=False, **dd)
+    kind = dict(attention='linear', pos_embed='sincos') if name == 'laa' else dict(feat_size=size)
+    layer = AugmentedConv2d(
+        channels, channels, 3, padding=1, bias=False, dk=dk, dv=dv, num_heads=num_heads, **kind, **dd)
+    if name == 'bottleneck':
+        layer.register_module('attn', get_attn(name)(
+            channels, dv, feat_size=size, num_heads=num_heads, dim_head=dk // num_heads, **dd))
+    elif name in ('naive', 'sdpa'):
+        layer.attn = make_attention(name, channels, dk, dv, num_heads, size, **dd)
+    return layer
 
 
-class ListingAttention(_Attention):
-    """Attention Augmented Convolutional Networks (arXiv 1904.09925) the way its appendix lists it.
+def make_attention(
+        name: str, in_channels: int, dk: int, dv: int, num_heads: int, size: tuple[int, int], **dd: Any,
+) -> SoftmaxAttention:
+    """Make the attention of 'aa', 'naive' or 'sdpa' alone."""
+    kind = {'aa': SoftmaxAttention, 'naive': ListingAttention, 'sdpa': PlainAttention}[name]
+    args = AttentionArgs(dk, dv, num_heads, pos_embed=None if name == 'sdpa' else 'rel')
+    return kind(in_channels, args, feat_size=size, bias=False, **dd)
+
+
+class ListingAttention(SoftmaxAttention):
+    """Attention as the appendix of Attention Augmented Convolutional Networks (arXiv 1904.09925) lists it.
 
     All logits of content, columns and rows are made in full, (H * W)² a head each; those of positions by padding and
-    reshaping the products with the tables.
-
-    Args:
-        feat_size: Height and width of the map, the only one that fits.
-
-    See `_Attention` for the other arguments.
+    reshaping the products with the tables, which fit the map of `feat_size` only.
     """
 
-    def __init__(
-            self,
-            *args: int,
-            feat_size: Sequence[int],
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(*args, device=device, dtype=dtype)
-        dim_head = self.depths[0] // self.num_heads
-        self.rel_h, self.rel_w = (
-            nn.Parameter(self.scale * torch.randn(2 * n - 1, dim_head, device=device, dtype=dtype)) for n in feat_size)
-
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Weigh the values; shapes as in `GridAttention.attend`."""
+        assert self.rel_h is not None and self.rel_w is not None
         B, N, H, W, _ = q.shape
         q = q * self.scale
         logits = q.flatten(2, 3) @ k.flatten(2, 3).transpose(-2, -1)  # (B, num_heads, H * W, H * W)
@@ -110,24 +61,20 @@ class ListingAttention(_Attention):
 def offsets_to_keys(logits: torch.Tensor) -> torch.Tensor:
     """Turn logits by offset into logits by key along one axis.
 
-    One zero behind each query's row and L - 1 behind the last make rows that are one longer than before line up so
-    that, cut at the old length, each begins one offset further left: column L - 1 + j then holds the key j.
-
-    Args:
-        logits: (…, L, 2 * L - 1), entry [i, L - 1 + o] for the query i and the offset o.
-
-    Returns:
-        (…, L, L), entry [i, j] for the query i and the key j.
+    (…, L, 2 * L - 1), entry [i, L - 1 + o] for the query i and the offset o, becomes (…, L, L), entry [i, j] for the
+    key j. One zero behind each row and L - 1 behind the last make rows that are one longer than before line up so that,
+    cut at the old length, each begins one offset further left.
     """
     length = logits.shape[-2]
     flat = F.pad(F.pad(logits, [0, 1]).flatten(-2), [0, length - 1])
     return flat.unflatten(-1, [length + 1, 2 * length - 1])[..., :length, length - 1:]
 
 
-class PlainAttention(_Attention):
-    """Fused attention without positions: the floor under the time of attention that has them."""
+class PlainAttention(SoftmaxAttention):
+    """Fused attention without positions: attention that has them cannot be faster."""
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Weigh the values; shapes as in `GridAttention.attend`."""
         H, W = v.shape[2:4]
         q, k, v = (t.flatten(2, 3) for t in (q, k, v))
         # the kernels that keep no logits take neither other strides nor, on the CPU, a narrower v

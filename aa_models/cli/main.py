@@ -11,19 +11,8 @@ from aa_models.errors import UserError, WorkError
 
 __all__ = ['main']
 
-COMMANDS = {
-    'attention': 'aa_models.cli.attention',
-    'benchmark': 'aa_models.benchmark',
-    'curves': 'aa_models.cli.curves',
-    'export': 'aa_models.cli.export',
-    'info': 'aa_models.cli.info',
-    'list': 'aa_models.cli.list',
-    'pack': 'aa_models.cli.pack',
-    'predict': 'aa_models.cli.predict',
-    'publish': 'aa_models.cli.publish',
-    'train': 'aa_models.cli.train',
-    'validate': 'aa_models.cli.validate',
-}
+COMMANDS = (  # each a module of this package
+    'attention', 'benchmark', 'curves', 'export', 'info', 'list', 'pack', 'predict', 'publish', 'train', 'validate')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,8 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--version', action='version', version=f'aa-models {__version__}')
     commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
-    for name, module_name in COMMANDS.items():
-        module = importlib.import_module(module_name)
+    for name in COMMANDS:
+        module = importlib.import_module(f'aa_models.cli.{name}')
         description = inspect.getdoc(module) or ''
         command = commands.add_parser(
             name,

@@ -1,0 +1,214 @@
+"""Measure time and memory of layers and models against named rivals.
+
+Contestants run by turns (A B C A B C …), forward alone and through a training step. A ratio is that of a contestant to
+its rival in the same round, its median over all rounds: 1.25 is a quarter more. Memory is the extra peak of one step.
+
+Examples:
+  aa-models benchmark layer                            the augmented convolution and what it is compared with
+  aa-models benchmark attention                        attention alone, against fused attention without positions
+  aa-models benchmark growth -o growth.svg             time and memory against the size of the map
+  aa-models benchmark model aa_resnet50:resnet50       a model and its plain counterpart
+"""
+import argparse
+import contextlib
+import csv
+import dataclasses
+import inspect
+import io
+import platform
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, TextIO
+
+from aa_models.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from aa_models.benchmark import Row
+
+__all__ = ['add_arguments', 'run']
+
+HELP = {
+    'layer': """Compare the augmented convolution with other layers of the same channels on one map.
+
+All layers go from C to C channels and have no biases. By default attention makes all of them (dv = C), since that is
+what timm's `BottleneckAttn` does; with a smaller --dv each gets the same 3×3 convolution for the rest.
+
+  aa          AugmentedConv2d, softmax attention with relative positions: what the others are compared with
+  laa         AugmentedConv2d, linear attention with sine/cosine positions
+  conv        a plain 3×3 convolution
+  bottleneck  timm's BottleneckAttn with the same heads, key and value depths and table sizes; it has no output
+              projection and does not scale its position logits
+  naive       the listing in the paper's appendix, with all logits in memory
+  sdpa        fused attention without positions between the same projections: a lower bound of the time
+
+Examples:
+  aa-models benchmark layer
+  aa-models benchmark layer --dtype bfloat16 --rivals bottleneck
+  aa-models benchmark layer --size 96 --batch-size 1 --channels 64 --rivals conv sdpa""",
+    'attention': """Compare attention with relative positions with fused attention without any, from q, k and v on.
+
+  sdpa  F.scaled_dot_product_attention of the same q, k and v: a lower bound of the time
+  aa    SoftmaxAttention.attend, its relative tables made for the map
+
+q, k and v lie in memory head by head; with --channels-last as a 1×1 convolution in that order leaves them.
+
+Examples:
+  aa-models benchmark attention
+  aa-models benchmark attention --size 14 --dim-head 64 --dtype bfloat16""",
+    'growth': """Show how time and memory grow with the map.
+
+The layers of `aa-models benchmark layer`, on one map after the other; each goes on until it would exceed --max-memory.
+
+Examples:
+  aa-models benchmark growth -o growth.svg --results-file growth.csv
+  aa-models benchmark growth --sizes 14 28 56 --rivals conv laa --bench train""",
+    'model': """Compare models with their plain counterparts.
+
+NAME:RIVAL names two models of timm; for this package's augmented networks NAME is enough, the rival is then the plain
+network. Models with the same rival are timed with it together, with its classes, and at its input size unless
+--img-size says otherwise. --dtype other than float32 is autocast, with parameters in float32, as in training.
+
+Examples:
+  aa-models benchmark model aa_resnet50
+  aa-models benchmark model aa_resnet18 --img-size 128 --dtype bfloat16 --bench train
+  aa-models benchmark model aa_wrn28_10:wrn28_10 laa_wrn28_10 --batch-size 512 --channels-last --compile
+  aa-models benchmark model seresnet50:resnet50""",
+}
+RIVALS = ('laa', 'conv', 'bottleneck', 'naive', 'sdpa')
+# Each option with the benchmarks that have it
+OPTIONS: list[tuple[str, str, dict[str, Any]]] = [
+    ('model', 'models', dict(
+        nargs='*', metavar='NAME[:RIVAL]', help='models to compare (default: %(default)s)',
+        default=('aa_resnet18', 'laa_resnet18', 'aa_resnet50', 'laa_resnet50', 'aa_wrn28_10', 'laa_wrn28_10'))),
+    ('model', '--img-size', dict(type=int, metavar='PX', help="side of the input (default: the rival's)")),
+    ('layer attention', '--size', dict(
+        type=int, nargs='+', default=(32,), metavar=('H', 'W'),
+        help='height and width of the map, one number for both (default: 32)')),
+    ('growth', '--sizes', dict(
+        type=int, nargs='+', default=(4, 8, 16, 32, 64, 96, 128), metavar='N',
+        help='heights and widths of the maps (default: %(default)s)')),
+    ('layer growth', '--channels', dict(
+        type=int, default=160, metavar='C', help='channels of input and output (default: %(default)s)')),
+    ('layer attention growth', '--num-heads', dict(
+        type=int, default=8, metavar='N', help='heads (default: %(default)s)')),
+    ('layer attention growth', '--dim-head', dict(
+        type=int, default=20, metavar='D', help='depth of the queries and keys of a head (default: %(default)s)')),
+    ('layer attention growth', '--dv', dict(
+        type=int, metavar='D', help='depth of the values of all heads (default: C, or that of the keys)')),
+    ('layer growth', '--rivals', dict(
+        nargs='+', default=RIVALS, choices=RIVALS, metavar='NAME',
+        help=f'layers to compare with, of {", ".join(RIVALS)} (default: all)')),
+    ('growth', '--max-memory', dict(
+        type=float, default=4., metavar='GB',
+        help='leave a layer out from the size on where a step would need more (default: %(default)g)')),
+    ('growth', '-o --output', dict(
+        metavar='PICTURE', help='draw time and memory into this file (.png, .svg, .pdf; needs matplotlib)')),
+    ('', '--batch-size', dict(type=int, default=16, metavar='N', help='inputs in a batch (default: %(default)s)')),
+    ('', '--bench', dict(
+        default='both', choices=('inference', 'train', 'both'),
+        help='forward passes, training steps (forward and backward) or both (default: both)')),
+    ('', '--dtype', dict(default='float32', choices=('float32', 'bfloat16', 'float16'), help='(default: float32)')),
+    ('', '--channels-last', dict(action='store_true', help='keep inputs and weights in channels_last order')),
+    ('', '--compile', dict(action='store_true', help='run through torch.compile')),
+    ('', '--device', dict(metavar='NAME', help='cpu, cuda or cuda:N (default: cuda where there is one)')),
+    ('', '--rounds', dict(type=int, default=10, metavar='N', help='turns of each contestant (default: %(default)s)')),
+    ('', '--warmup', dict(
+        type=int, default=2, metavar='N', help='turns before those that count (default: %(default)s)')),
+    ('', '--no-memory', dict(
+        dest='memory', action='store_false',
+        help='do not measure memory, which on the CPU starts a process for each contestant')),
+    ('', '--results-file', dict(metavar='CSV', help="write the results in timm's columns, and some of ours")),
+]
+# The figures that the table shows, in its order
+HEADS = {
+    'infer_step_time': 'forward ms', 'infer_ratio': 'ratio', 'train_step_time': 'training ms', 'train_ratio': 'ratio',
+    'infer_memory': 'forward MB', 'infer_memory_ratio': 'ratio', 'train_memory': 'training MB',
+    'train_memory_ratio': 'ratio',
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the benchmarks and their options."""
+    benchmarks = parser.add_subparsers(dest='benchmark', metavar='BENCHMARK', required=True)
+    for name, text in HELP.items():
+        benchmark = benchmarks.add_parser(
+            name, help=text.partition('\n')[0], description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+        for owners, flags, options in OPTIONS:
+            if not owners or name in owners.split():
+                benchmark.add_argument(*flags.split(), **options)
+        if name == 'growth':
+            benchmark.set_defaults(channels=64, batch_size=1)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check what was asked for, measure, print, and write the results where asked to.
+
+    Raises:
+        InputError: An option, model or device that cannot be used.
+    """
+    from aa_models import benchmark
+    from aa_models.analysis.plotting import check_plot
+
+    values, picture = vars(args), getattr(args, 'output', None)
+    if picture:
+        check_plot(picture)
+    settings = benchmark.Settings(**{f.name: values[f.name] for f in dataclasses.fields(benchmark.Settings)})
+    measure = getattr(benchmark, f'benchmark_{args.benchmark}')
+    own = {name: values[name] for name in inspect.signature(measure).parameters if name in values}
+    rows = measure(**own, settings=settings)
+    shown = ('channels', 'num_heads', 'dim_head', 'dv', 'batch_size', 'dtype', 'channels_last', 'compile', 'rounds')
+    chosen = ', '.join(f'{name} {values[name]}' for name in shown if values.get(name))
+    title = f'{_machine(settings.where)}\n{args.benchmark}: {chosen}'
+    with _open(args.results_file) as file:
+        print(title)
+        names = [name for pair in ['model', *values.get('models', RIVALS)] for name in pair.split(':')]
+        done = _print_rows(rows, max(map(len, names)), settings.modes, settings.memory, file)
+    if picture:
+        benchmark.draw_growth(done, picture, title)
+    return 0
+
+
+def _machine(device: 'torch.device') -> str:
+    """The processor, how much of it is used, and the versions."""
+    import timm
+    import torch
+
+    if device.type == 'cuda':
+        machine = torch.cuda.get_device_name(device)
+    else:
+        facts = torch.cpu.get_capabilities() if hasattr(torch.cpu, 'get_capabilities') else {}
+        name = facts.get('cpu_name') or platform.processor() or platform.machine()
+        # bfloat16 is slow without instructions of its own
+        sets = [torch.backends.cpu.get_cpu_capability(), *(s for s, there in facts.items() if there and 'bf16' in s)]
+        threads = torch.get_num_threads()
+        machine = f'{name} ({", ".join(sets)}), {threads} thread{"s" if threads > 1 else ""}'
+    return f'{machine}, torch {torch.__version__}, timm {timm.__version__}'
+
+
+def _open(path: str | None) -> contextlib.AbstractContextManager[TextIO | None]:
+    try:
+        return open(path, 'w', newline='', encoding='utf-8') if path else contextlib.nullcontext()
+    except OSError as error:
+        raise InputError(f'results_file = {path!r} cannot be written: {error.strerror}') from error
+
+
+def _print_rows(rows: 'Iterable[Row]', width: int, modes: list[str], memory: bool, file: TextIO | None) -> 'list[Row]':
+    """Print row by row as the results come, and write them into the file: an interrupted run keeps what it has."""
+    from aa_models.benchmark import COLUMNS
+
+    figures = [name for name in HEADS if name.split('_')[0] in modes and (memory or 'memory' not in name)]
+    heads = [HEADS[name] for name in figures]
+    line = '  '.join([f'{{:{width}}}  {{:>7}}  {{:{width}}}', *(f'{{:>{max(8, len(head))}}}' for head in heads)])
+    print(line.format('model', 'size', 'rival', *heads), flush=True)
+    writer = csv.DictWriter(file or io.StringIO(), COLUMNS)
+    writer.writeheader()
+    done = []
+    for row in rows:
+        cells = (f'{row[name]:.2f}' if name in row else '' for name in figures)
+        print(line.format(row['model'], row['size'], row.get('rival', ''), *cells).rstrip(), flush=True)
+        writer.writerow({name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()})
+        if file:
+            file.flush()
+        done.append(row)
+    return done
