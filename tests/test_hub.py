@@ -1,7 +1,6 @@
 """torch.hub: exactly the models of this package, each documented, each the model that timm makes."""
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import timm
@@ -9,8 +8,7 @@ import torch
 
 from aa_models.zoo import own_models
 from fake_weights import NAME, NAME_TAG, logits, registered, save_checkpoint
-
-ROOT = Path(__file__).resolve().parents[1]
+from repository import ROOT
 
 
 @pytest.fixture

@@ -4,14 +4,13 @@ import shutil
 import subprocess
 import tarfile
 import zipfile
-from pathlib import Path
 
 import pytest
 from hatchling import build
 
 import aa_models
+from repository import ROOT
 
-ROOT = Path(__file__).parents[1]
 NAME = f'aa_models-{aa_models.__version__}'
 CHECKPOINTS = ['aa_resnet18.tiny_in', 'aa_simplecnn.cifar100', 'laa_simplecnn.cifar100', 'simplecnn.cifar100']
 

@@ -18,8 +18,8 @@ from aa_models.release.results import read_results
 from aa_models.training.loaders import class_names, open_dataset
 from aa_models.training.recipe import recipe_names
 from aa_models.zoo import own_checkpoints, read_zoo
+from repository import ROOT
 
-ROOT = Path(__file__).parents[1]
 # of the project and of its rooms; the cards of checkpoints and the list of photographs have tests of their own
 FILES = [ROOT / 'README.md', ROOT / 'tests' / 'README.md', ROOT / 'weights' / 'README.md',
          *sorted((ROOT / 'aa_models').glob('*/README.md'))]
@@ -71,7 +71,7 @@ class Parsed(BaseException):
 
 @pytest.mark.parametrize('name, command', COMMANDS)
 def test_command_is_understood(name, command, monkeypatch):
-    """Its options and recipe exist. Training runs are in test_training.py: these here would take hours."""
+    """Its options and recipe exist. Training runs are in training/test_training.py: these here would take hours."""
     parse_args = argparse.ArgumentParser.parse_args
 
     def parse_and_stop(*args, **kwargs):
@@ -149,7 +149,7 @@ def test_tiny_imagenet_is_laid_out(tmp_path):
 
 def test_linked_tests_exist():
     """The tables of tests/README.md name a test in each row."""
-    links = re.findall(r'`(test_\w+\.py)::(test_\w+)` \|$', TEXTS['tests/README.md'], re.MULTILINE)
+    links = re.findall(r'`([a-z]+/test_\w+\.py)::(test_\w+)` \|$', TEXTS['tests/README.md'], re.MULTILINE)
     assert len(links) > 35
     for file, name in links:
         assert f'\ndef {name}(' in (ROOT / 'tests' / file).read_text(encoding='utf-8'), name
@@ -166,7 +166,7 @@ def test_zoo_table():
 
 
 def measured(name_tag):
-    """A checkpoint's row in the table of results, which its card agrees with (test_weights.py)."""
+    """A checkpoint's row in the table of results, which its card agrees with (release/test_weights.py)."""
     row, = (row for row in read_results(ROOT / 'weights' / f'results-{name_tag.partition(".")[2]}.csv')
             if row['model'] == name_tag)
     return row

@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 
 from aa_models.cli import pack, train, validate
+from repository import ROOT
 
 # nothing random but the order of the images, unless a test asks for it
 RECIPE = dict(
@@ -64,7 +65,7 @@ def torchrun(*words: object) -> str:
         [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', '-m', 'aa_models',
          *map(str, words)],
         check=True, timeout=300, env={**os.environ, 'OMP_NUM_THREADS': '1'}, stdout=subprocess.PIPE, text=True,
-        cwd=Path(__file__).parents[1]).stdout
+        cwd=ROOT).stdout
 
 
 def run_validation(*words: object) -> None:

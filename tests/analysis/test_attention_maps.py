@@ -1,7 +1,6 @@
 """Attention maps of whole networks and over pictures: numbers, places, and what the command line says."""
 import sys
 from functools import partial
-from pathlib import Path
 from typing import ClassVar
 
 import numpy
@@ -21,8 +20,9 @@ from aa_models.analysis.queries import attention_from
 from aa_models.layers import AugmentedConv1d, AugmentedConv2d
 from command import run_command
 from fake_weights import save_checkpoint
+from repository import TESTS
 
-PICTURE = Path(__file__).parent / 'pictures' / 'lion.png'
+PICTURE = TESTS / 'pictures' / 'lion.png'
 RESNET_LAYERS = [f'layer{stage}.{block}.conv1.attn' for stage in (2, 3, 4) for block in (0, 1)]
 double = partial(dict, dtype=torch.float64)
 

@@ -20,8 +20,8 @@ from aa_models.models.pretrained import locate
 from aa_models.zoo import expected_sha256, own_checkpoints, own_models, weights_cfg
 from fake_weights import INPUT_SIZE, NAME, NAME_TAG, NUM_CLASSES, logits, registered, save_checkpoint
 from hub_server import HubServer, send_client_to
+from repository import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PLACES = ['variable', 'checkout', 'package', 'hub']
 
 

@@ -6,7 +6,6 @@ import math
 import re
 import subprocess
 import sys
-from pathlib import Path
 from subprocess import PIPE
 
 import pytest
@@ -31,8 +30,9 @@ from aa_models.errors import (
 from aa_models.zoo import own_models, read_zoo
 from command import run_command
 from fake_weights import LABELS, NAME, NAME_TAG, NUM_CLASSES, registered, save_checkpoint
+from repository import TESTS
 
-PICTURES = Path(__file__).parent / 'pictures'
+PICTURES = TESTS / 'pictures'
 
 
 @pytest.fixture(scope='module')

@@ -3,14 +3,13 @@ import resource
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import aa_models.cli
 from aa_models.cli.main import COMMANDS
+from repository import ROOT
 
-ROOT = Path(__file__).parents[1]
 ENTRY_POINT = 'import sys\nfrom aa_models.cli.main import main\nsys.exit(main())\n'  # as installers write it
 SLOW = {'torch', 'timm', 'numpy', 'PIL', 'matplotlib', 'huggingface_hub', 'torchvision'}
 

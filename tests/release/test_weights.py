@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 import statistics
-from pathlib import Path
 
 import pytest
 import timm
@@ -14,8 +13,8 @@ from safetensors.torch import load_file
 
 from aa_models.release.results import read_results
 from aa_models.zoo import expected_sha256, own_checkpoints
+from repository import ROOT
 
-ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / 'weights'
 OTHER_LOGS = sorted(WEIGHTS.glob('logs-*/*.csv'))  # of runs whose weights are not here
 README = (WEIGHTS / 'README.md').read_text(encoding='utf-8')

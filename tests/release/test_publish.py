@@ -13,8 +13,8 @@ from aa_models.release.publication import faults_of
 from aa_models.release.results import read_results, update_results
 from command import run_command
 from hub_server import HubServer, send_client_to
+from repository import ROOT
 
-ROOT = Path(__file__).parents[1]
 NAME_TAG = 'laa_simplecnn.cifar100'
 REPO_ID = f'aa-models/{NAME_TAG}'
 FILES = ['README.md', 'config.json', 'log.csv', 'model.safetensors', 'recipe.yaml']
