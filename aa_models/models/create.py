@@ -29,19 +29,19 @@ def build_model(name: str, /, **options: Any) -> nn.Module:
     architecture = check_name(name)
     try:
         return timm.create_model(name, **options)
-    except (UserError, WorkError):
+    except (WeightsError, WorkError):
         raise
     except Exception as error:  # what timm and torch raise for wrong arguments and files has no class in common
         given = {k: v for k, v in options.items() if v is not None and k not in ('device', 'exportable')}
         weights_only = given == dict(pretrained=True)
-        from_outside = ':' in name or not _is_own(architecture) or isinstance(error, OSError)  # files, or the Hub
+        # files, the Hub, or an argument that was looked at already
+        from_outside = ':' in name or not _is_own(architecture) or isinstance(error, (OSError, UserError))
         if not from_outside and (weights_only or not given):
             raise  # a fault of this package
         kind = WeightsError if weights_only else InputError
         arguments = ', '.join(f'{key}={value!r}' for key, value in given.items())
-        raise kind(
-            f'model {name!r} cannot be made{arguments and f" with {arguments}"}: {type(error).__name__}: {error}'
-        ) from error
+        reason = str(error) if isinstance(error, UserError) else f'{type(error).__name__}: {error}'
+        raise kind(f'model {name!r} cannot be made{arguments and f" with {arguments}"}: {reason}') from error
 
 
 def is_own(name: str) -> bool:
