@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from aa_models.augmentation.conversion import trace_map_sizes
-from aa_models.errors import InputError
 from aa_models.layers import AugmentedConv2d
+from aa_models.models.create import check_image_size
 
 from .macs import count_macs_by_module
 
@@ -49,10 +49,8 @@ def layer_table(model: nn.Module, size: tuple[int, int], plain: bool = False) ->
     """
     layers = dict(_layers(model, plain))
     in_chans = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
-    try:
-        macs = count_macs_by_module(model, (in_chans, *size))
-    except (AssertionError, RuntimeError) as error:  # what a model of timm says of an input that does not suit it
-        raise InputError(f'the model takes no images of {size[0]}x{size[1]} pixels: {error}') from error
+    check_image_size(model, (in_chans, *size))
+    macs = count_macs_by_module(model, (in_chans, *size))
     maps = trace_map_sizes(model, [name for name, m in layers.items() if not isinstance(m, nn.Linear)], in_chans, size)
     rows = [_row(name, layer, maps.get(name), macs.get(name, 0)) for name, layer in layers.items()]
     total = Row('total', params=_count(model), macs=macs[''])

@@ -7,12 +7,10 @@ from typing import Any
 
 import torch
 from timm.data import resolve_data_config
-from timm.models import split_model_name_tag
 from torch import nn
 
 from aa_models.errors import InputError
-from aa_models.models.create import build_model, num_classes_of
-from aa_models.zoo import own_models
+from aa_models.models.create import build_model, check_image_size, is_own, num_classes_of
 
 from .case import Case, Settings, check_positive
 from .measure import Row, measure_groups
@@ -149,10 +147,13 @@ def _models(names: Sequence[str], img_size: int | None, settings: Settings) -> l
     """The rival, which is named first, and its models."""
     rival = build_model(names[0], device='meta')
     size = img_size or resolve_data_config(model=rival)['input_size'][-1]
-    return [Case(name, partial(_make_model, name, num_classes_of(rival)), (size, size), 3, settings, network=True)
-            for name in dict.fromkeys(names)]
+    cases = [Case(name, partial(_make_model, name, num_classes_of(rival)), (size, size), 3, settings, network=True)
+             for name in dict.fromkeys(names)]
+    for case in cases:
+        check_image_size(case.module('meta'), (3, size, size))
+    return cases
 
 
 def _make_model(name: str, num_classes: int, size: tuple[int, int], **dd: Any) -> nn.Module:
-    own = split_model_name_tag(name)[0] in own_models()  # ours have relative tables, made for a size
-    return build_model(name, num_classes=num_classes, img_size=size if own else None, **dd)
+    tables = size if is_own(name) else None  # ours have relative tables, made for a size
+    return build_model(name, num_classes=num_classes, img_size=tables, **dd)

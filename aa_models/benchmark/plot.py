@@ -1,6 +1,8 @@
 """Draw time and memory against the size of the map."""
 from collections.abc import Sequence
 
+from aa_models.analysis.plotting import save_plot
+
 from .measure import Row
 
 _PANELS = {'step_time': 'time of a step, ms', 'memory': 'extra peak memory of a step, MB'}
@@ -33,4 +35,4 @@ def draw_growth(rows: Sequence[Row], path: str, title: str) -> None:
         axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.legend(fontsize='small')
-    figure.savefig(path, dpi=150)
+    save_plot(figure, path)

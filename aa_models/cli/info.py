@@ -16,7 +16,7 @@ import argparse
 
 from aa_models.errors import InputError
 
-from .options import add_model_kwargs
+from .options import ParseKeyValues
 from .tables import print_table
 
 __all__ = ['add_arguments', 'run']
@@ -25,7 +25,9 @@ __all__ = ['add_arguments', 'run']
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     parser.add_argument('name', metavar='NAME', help='model of this package or of timm, with or without a tag')
-    add_model_kwargs(parser)
+    parser.add_argument(
+        '--model-kwargs', nargs='*', default={}, action=ParseKeyValues, metavar='KEY=VALUE',
+        help='further arguments of the model')
     parser.add_argument(
         '--img-size', type=int, nargs='+', metavar=('H', 'W'),
         help="size of the image, pixels, one number for both; this package's models get their relative tables made for "

@@ -4,7 +4,7 @@ import ast
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ['DEFAULT_MODEL', 'ParseKeyValues', 'add_device', 'add_model', 'add_model_kwargs']
+__all__ = ['DEFAULT_MODEL', 'ParseKeyValues', 'add_device', 'add_model']
 
 DEFAULT_MODEL = 'aa_resnet18'
 
@@ -39,13 +39,6 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--model', default=DEFAULT_MODEL, metavar='NAME',
         help='model with weights, local-dir:FOLDER or hf-hub:OWNER/NAME (default: %(default)s)')
-
-
-def add_model_kwargs(parser: argparse.ArgumentParser) -> None:
-    """Declare `--model-kwargs`."""
-    parser.add_argument(
-        '--model-kwargs', nargs='*', default={}, action=ParseKeyValues, metavar='KEY=VALUE',
-        help='further arguments of the model')
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

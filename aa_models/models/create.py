@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import timm
+import torch
 from timm.models import load_model_config_from_hf, parse_model_name, split_model_name_tag
 from torch import nn
 
 from aa_models.errors import HubError, InputError, NoSuchFileError, UserError, WeightsError, WorkError
 
-__all__ = ['build_model', 'cfg_of', 'check_name', 'is_own', 'num_classes_of']
+__all__ = ['build_model', 'cfg_of', 'check_image_size', 'check_name', 'is_own', 'num_classes_of']
 
 
 def build_model(name: str, /, **options: Any) -> nn.Module:
@@ -75,6 +76,26 @@ def check_name(name: str) -> str:
     if tag and name_tag not in (tags := timm.list_models(f'{architecture}.*', include_tags=True)):
         raise InputError(f'model = {name!r} is unknown; the tags of {architecture} are {", ".join(tags) or "none"}')
     return architecture
+
+
+@torch.no_grad()
+def check_image_size(model: nn.Module, size: tuple[int, int, int]) -> None:
+    """Refuse images of a size that a model does not take. This package's models take any.
+
+    Args:
+        model: On any device; on the meta device this costs little.
+        size: Channels, height and width.
+
+    Raises:
+        InputError: The model does not take it.
+    """
+    if type(model).__module__.startswith('aa_models.'):
+        return
+    parameter = next(model.parameters())
+    try:
+        model(torch.zeros(1, *size, device=parameter.device, dtype=parameter.dtype))
+    except Exception as error:  # each network says this in its own way
+        raise InputError(f'the model takes no images of {size[1]}x{size[2]} pixels: {error}') from error
 
 
 def cfg_of(model: nn.Module) -> dict[str, Any]:

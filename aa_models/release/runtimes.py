@@ -11,7 +11,7 @@ from timm.data import resolve_data_config
 from torch import nn
 
 from aa_models.errors import InputError
-from aa_models.models.create import build_model
+from aa_models.models.create import build_model, check_image_size
 
 __all__ = ['export_model', 'export_pretrained']
 
@@ -61,19 +61,9 @@ def export_pretrained(
     channels, height, width = resolve_data_config(model=model)['input_size']
     height, width = img_size or (height, width)
     shape = (batch_size, channels, height, width)
-    if img_size:
-        _check_size(model, shape)
+    check_image_size(model, shape[1:])  # the exporters' own errors would bury the reason
     export_model(model, shape, output, format, dynamic)
     return output, shape
-
-
-@torch.no_grad()
-def _check_size(model: nn.Module, shape: Shape) -> None:
-    """Refuse a size that the model does not take; the exporters' own errors would bury the reason."""
-    try:
-        model(torch.zeros(1, *shape[1:]))
-    except Exception as error:  # each network says this in its own way
-        raise InputError(f'img_size = {shape[2]} {shape[3]} is no size that the model takes: {error}') from error
 
 
 @torch.no_grad()

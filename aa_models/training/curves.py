@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from aa_models.analysis.plotting import check_plot
+from aa_models.analysis.plotting import check_plot, save_plot
 from aa_models.errors import InputError, NoSuchFileError
 
 from .checkpoints import LOG
@@ -68,4 +68,4 @@ def draw_curves(runs: Iterable[Path], output: str, title: str = '') -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(fontsize='small')
-    figure.savefig(output, dpi=150)
+    save_plot(figure, output)

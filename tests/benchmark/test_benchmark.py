@@ -214,6 +214,7 @@ def test_model(capsys, tmp_path):
 @pytest.mark.parametrize('arguments,message', [
     (['model', 'no_such_model'], 'needs a rival'),
     (['model', 'aa_no_such_model'], 'no_such_model'),
+    (['model', 'test_vit:resnet10t', '--img-size', '100'], 'takes no images of 100x100 pixels'),
     (['layer', '--size', '0'], 'size = 0 must be at least 1'),
     (['layer', '--size', '1', '2', '3'], 'size must be H W'),
     (['layer', '--rounds', '0'], 'rounds = 0'),

@@ -105,7 +105,7 @@ def test_a_size_that_the_model_does_not_take(tmp_path, monkeypatch, capsys):
     model = timm.create_model('vit_tiny_patch16_224', img_size=32, depth=1, num_classes=2)
     timm.models.save_for_hf(model, tmp_path / 'vit', safe_serialization=True)
     status, out, err = run_command(capsys, 'export', 'local-dir:vit', '--format', 'torch-export', '--img-size', 64, 80)
-    assert status == 2 and 'img_size = 64 80 is no size that the model takes' in err and len(err.splitlines()) == 1
+    assert status == 2 and 'the model takes no images of 64x80 pixels' in err and len(err.splitlines()) == 1
     assert not out and [path.name for path in tmp_path.iterdir()] == ['vit']
 
 
