@@ -81,9 +81,9 @@ def start_device(name: str | None) -> Process:
 def process_on(name: str | None) -> Iterator[Process]:
     """`start_device` for the time of the body.
 
-    Of several processes, one that fails ends as soon as the interpreter begins to leave, with status 1 or the error's
-    own `status`. Otherwise torch, as it takes the process group apart, can wait for the others while they wait for this
-    one, or abort; and torchrun stops the others only when a process has ended.
+    Of several processes, one that fails ends as soon as the interpreter begins to exit, with status 1 or the error's
+    own `status`. Where a collective operation is pending, torch 2.11 would wait for it as the interpreter exits, the
+    other processes would wait for this one, and torchrun stops them only when a process has ended.
     """
     process = start_device(name)
     try:

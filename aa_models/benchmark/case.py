@@ -23,19 +23,10 @@ def check_positive(**numbers: int | None) -> None:
 
 @dataclasses.dataclass(kw_only=True)
 class Settings:
-    """How something is measured.
+    """How something is measured: the options of all benchmarks, which `aa-models benchmark layer --help` explains.
 
-    Args:
-        batch_size: Inputs in a batch.
-        bench: 'inference' for forward passes, 'train' for training steps (forward and backward), or 'both'.
-        dtype: One of `DTYPES`. Layers have their parameters and inputs in it; networks keep float32 parameters and run
-            under autocast, as in training.
-        channels_last: Keep inputs and weights in channels_last order.
-        compile: Run through `torch.compile`.
-        device: A CPU or CUDA device; by default CUDA where there is one.
-        rounds: Turns of each contestant that count.
-        warmup: Turns before those.
-        memory: Measure the peak memory too.
+    Layers have their parameters and inputs in `dtype`; networks keep float32 parameters and run under autocast, as in
+    training.
 
     Raises:
         InputError: A value is impossible, or the device is not there.

@@ -150,6 +150,10 @@ def _cuda_peak(case: Case, mode: str) -> int:
 
 
 def _resident_peaks(case: Case) -> dict[str, int]:
+    library = ctypes.CDLL(None)
+    if glibc := hasattr(library, 'mallopt'):
+        # M_MMAP_THRESHOLD, else a growing one: a freed tensor goes back to the system, whatever was freed before
+        library.mallopt(-3, 2 ** 17)
     # enough to load every library that the case needs; batch norm cannot be trained on a single value
     settings, size = dataclasses.replace(case.settings, batch_size=2), (32, 32) if case.network else (4, 4)
     for mode in settings.modes:
@@ -160,7 +164,7 @@ def _resident_peaks(case: Case) -> dict[str, int]:
         if case.settings.compile:
             step()  # the compiler needs far more than the step
         gc.collect()
-        if hasattr(library := ctypes.CDLL(None), 'malloc_trim'):
+        if glibc:
             library.malloc_trim(0)  # a step that reused free memory would seem to need less than it does
         with contextlib.suppress(OSError):
             Path('/proc/self/clear_refs').write_text('5')  # lowers the mark to what is resident now

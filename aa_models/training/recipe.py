@@ -42,7 +42,7 @@ class Recipe:
     model_kwargs: dict[str, Any] = Field({}, description='further arguments of the model')
     pretrained: bool = Field(False, description='start from pretrained weights')
     num_classes: OrNone[Int] = Field(
-        None, ge=1, description="number of classes; none: the dataset's, else the model's own")
+        None, ge=1, description="number of classes; none: in training the dataset's, else the model's own")
     drop: Float = Field(0.0, ge=0, lt=1, description='dropout before the classifier')
     drop_path: Float = Field(0.0, ge=0, lt=1, description='stochastic depth')
     # data

@@ -70,11 +70,11 @@ def test_torchrun_ends_when_a_rank_is_lost(tmp_path, data, how, reported):
     process = subprocess.run(
         [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', __file__, how, died,
          'train', write_recipe(output), '--output', output, '--data-dir', data],
-        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(Path(loop.__file__).parents[2])},
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(sys.path)},
         stderr=subprocess.PIPE, text=True, timeout=300)
     text = process.stderr
     assert_ended(output, died, process.returncode, text)
-    assert reported in text, text
+    assert reported in text and (how == 'killed' or 'OSError: the pictures are gone' in text), text
     # the other may learn of it by itself, or be told to stop before
     assert 'peer' in text or 'stopped by SIGTERM: 1 of 2 epochs are saved' in text, text
 
