@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import nn
+from torch.autograd import forward_ad
 
 from aa_models.errors import InputError
 
@@ -20,14 +21,25 @@ CONV: dict[int, Callable[..., nn.Conv1d | nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Con
 _POOL: dict[int, Callable[..., nn.Module]] = {1: nn.AvgPool1d, 2: nn.AvgPool2d}
 
 
+def is_transformed(*tensors: torch.Tensor | None) -> bool:
+    """Whether `torch.func` (`vmap`, `grad`, `jvp`, …) or forward-mode differentiation is at work.
+
+    Then only torch's own operators may run, for which it has the rules. torch tells by no public function whether a
+    transform is active; this private one is what its own `autograd.Function` calls.
+    """
+    if torch._C._are_functorch_transforms_active():
+        return True
+    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+
+
 class GridAttention(nn.Module):
     """Multi-head attention over the positions of a map (B, C, H, W) or a sequence (B, C, L).
 
-    Subclasses say how the heads attend. They see a sequence as a map of one row.
+    Subclasses compute the attention of the heads. They see a sequence as a map of one row.
 
-    The positions attended are those of `x`, padded by `sample_pad`, at every `stride`-th pixel, averaged over
-    (2p - 1)-wide windows at every p-th of them where p = `attn_pool` > 1; the result is then brought back bilinearly.
-    Absolute positions (`'sincos'`, `'coord'`) count the pixels of that attended map.
+    The attended map is the input, padded by `sample_pad`, at every `stride`-th pixel; where p = `attn_pool` > 1, the
+    average of (2p - 1)-wide windows at every p-th pixel of that, and the result is brought back bilinearly. Absolute
+    positions (`'sincos'`, `'coord'`) count the pixels of the attended map.
 
     Args:
         in_channels: Channels of the input.
@@ -126,8 +138,10 @@ class GridAttention(nn.Module):
         out = self.attend(q, k, v)
         if torch.jit.is_scripting():
             channels_last = x.is_contiguous(memory_format=torch.channels_last)
-        else:  # an exported program is to hold for every size, so it must not ask for strides
-            channels_last = torch.compiler.is_exporting() or x.is_contiguous(memory_format=torch.channels_last)
+        elif torch.compiler.is_exporting():
+            channels_last = True  # an exported program is to hold for every size, so it must not ask for strides
+        else:  # inside vmap there is no answer
+            channels_last = not is_transformed() and x.is_contiguous(memory_format=torch.channels_last)
         # the heads side by side, (B, dv, H, W), in the order of the input's strides
         if channels_last:
             out = out.permute(0, 2, 3, 1, 4).flatten(3).permute(0, 3, 1, 2)
@@ -174,7 +188,7 @@ class GridAttention(nn.Module):
     def is_watched(self) -> bool:
         """Whether a hook on `attn_drop` waits for the weights, as those of `timm.utils.AttentionExtract` do.
 
-        Then, and only then, all weights pass through `attn_drop`, whichever backend would be chosen otherwise.
+        While one does, all weights pass through `attn_drop`, whichever implementation would run otherwise.
         """
         return bool(self.attn_drop._forward_hooks or self.attn_drop._forward_pre_hooks)
 

@@ -28,7 +28,7 @@ def _make_act(act_layer: LayerType | None) -> nn.Module:
     return nn.Identity() if act is None else act
 
 
-@register_notrace_module  # to fx one node: its checks of the input are Python
+@register_notrace_module  # one node to torch.fx, which cannot trace the checks of the input
 class SelfAttentionConv2d(nn.Module):
     """Self-attention over a map, added to it: y = act(shortcut(x) + γ · Attention(x)).
 

@@ -14,7 +14,7 @@ from torch.jit import Final
 
 from .attention_args import AttentionArgs
 from .blockwise import blockwise_attention
-from .grid_attention import GridAttention
+from .grid_attention import GridAttention, is_transformed
 from .position import offset_table, rel_logits_h, rel_logits_w
 
 
@@ -220,7 +220,7 @@ class SoftmaxAttention(GridAttention):
         dropout_p = self.attn_drop.p if self.training else 0.
         if torch.jit.is_scripting():
             backend = 'folded' if self.fused_attn else 'explicit'  # a script, too, runs without this package
-        elif self.fused_attn and not self.is_watched():
+        elif self.fused_attn and not self.is_watched() and not is_transformed(q, k, v, self.rel_h, self.rel_w):
             backend = choose_backend(q.device.type, dropout_p)
             if backend == 'blockwise':
                 return self._attend_blockwise(q, k, v)

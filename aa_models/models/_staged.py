@@ -18,7 +18,7 @@ from ._augmented import rel_table_names, reset_attention, reset_parameters
 class StagedNet(nn.Module):
     """Networks of the form stem → stages → norm → classifier.
 
-    Subclasses build the parts on the meta device, change them as they like and call `materialize` at last.
+    Subclasses build the parts on the meta device, augment some of them and call `materialize` at the end.
 
     Args:
         stem: First layers, at the resolution of the input.
@@ -146,7 +146,7 @@ class StagedNet(nn.Module):
         Args:
             indices: As for `forward_intermediates`.
             prune_norm: Remove the last norm.
-            prune_head: Remove the classifier; it goes in any case where stages go.
+            prune_head: Remove the classifier, which is done in any case where stages are removed.
 
         Returns:
             The indices kept.

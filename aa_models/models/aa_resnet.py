@@ -122,7 +122,8 @@ default_cfgs = generate_default_cfgs({
         label_names=CIFAR100_LABELS, **weights_cfg(
             'aa_resnet18.cifar100', '733b5b97a8b25c0b88ff2aa52bdf48728408f76241218978f8065fdd57562f9d')),
     'aa_resnet18.from_a1_in1k': _from_a1_in1k(18),
-    # `pretrained=True` without a tag is not to mean a mere start, hence `*`, which timm wants after tags with weights
+    # Converted weights were never trained as a whole, so `pretrained=True` alone must not mean them: `*` makes the tag
+    # without weights the default. timm wants such a tag last.
     'aa_resnet34.from_a1_in1k': _from_a1_in1k(34),
     'aa_resnet34.untrained*': _cfg(),
     'aa_resnet50.from_a1_in1k': _from_a1_in1k(50),

@@ -1,9 +1,9 @@
 """Find the weights of a model, and build every model of this package.
 
-timm knows one file and one Hub repository for a tag and takes the first that is set. Here a tag has several homes: the
-folder `$AA_MODELS_WEIGHTS`, the checkout's `weights/`, the copy inside the installed package and the Hub. `build` looks
-them up in that order and hands timm the file found, so that the loading itself (another classifier, other input
-channels, `features_only`) stays timm's. The SHA-256 in the cfg decides whether a file is the right one, wherever it is.
+timm knows one file and one Hub repository for a tag and takes the first that is set. Here the weights of a tag may lie
+in the folder `$AA_MODELS_WEIGHTS`, in the checkout's `weights/`, inside the installed package or on the Hub. `build`
+searches in that order and hands timm the file found, so that the loading itself (another classifier, other input
+channels, `features_only`) stays timm's. Wherever a file is, the SHA-256 in the cfg decides whether it is the right one.
 """
 import hashlib
 import logging
@@ -42,7 +42,7 @@ def locate(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Path:
         Path of a safetensors file with the SHA-256 that the cfg asks for.
 
     Raises:
-        WeightsError: No place has the file. The message lists each place with the reason.
+        WeightsError: The file is nowhere. The message lists where it was looked for, each with the reason.
     """
     name_tag = f'{cfg.architecture}.{cfg.tag}'
     sha256 = expected_sha256(cfg)
@@ -58,7 +58,7 @@ def locate(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Path:
         tried.append(f'{place}: {file}: {fault}')
         if fault != 'absent':
             _logger.warning('%s is passed over: %s', file, fault)
-    for past_the_cache in (False, True):  # which may keep what an earlier transfer spoiled
+    for past_the_cache in (False, True):  # the cache may hold a file that an earlier transfer damaged
         try:
             file = Path(hf_hub_download(
                 cfg.hf_hub_id or '', cfg.hf_hub_filename or WEIGHTS_FILE, cache_dir=cache_dir, library_name='aa_models',
@@ -85,9 +85,9 @@ def build(
 ) -> ModelT:
     """Build a model as timm's `build_model_with_cfg` does, with weights from wherever this package keeps them.
 
-    Two things are added. For a tag of this package `pretrained=True` looks through all homes of its weights; files,
-    state dicts, folders and repositories that the user names stay timm's to load. And `img_size` is by default the
-    input size of the cfg in force, whether weights are wanted or not.
+    Two things are added. For a tag of this package `pretrained=True` searches wherever its weights may be (`locate`);
+    files, state dicts, folders and repositories that the user names are loaded by timm. And `img_size` is by default
+    the input size of the cfg in force, whether weights are wanted or not.
 
     Args:
         model_cls: Makes the model; takes `img_size`.
@@ -134,7 +134,7 @@ def _has_own_weights(cfg: PretrainedCfg) -> bool:
 
 
 def _check_source(variant: str, cfg: PretrainedCfg) -> None:
-    """Say clearly what timm would say badly: nothing to load, or a file that is not one."""
+    """Refuse what timm has no clear error for: nothing to load, no such file, a file that is no weights."""
     if cfg.source == 'hf-hub' or cfg.state_dict:
         return
     if not cfg.has_weights:
@@ -149,7 +149,7 @@ def _check_source(variant: str, cfg: PretrainedCfg) -> None:
         file /= WEIGHTS_FILE  # timm's first choice in a folder; it looks for other files by itself
     elif not file.is_file():
         raise WeightsError(f'the weights of {variant} were to come from file={str(file)!r}, which does not exist')
-    # a pickle that the user names is timm's to judge, which unpickles tensors alone
+    # a pickle that the user names is left to timm, which unpickles nothing but tensors
     if not file.is_file() or not (file.suffix == '.safetensors' or _is_lfs_pointer(file)):
         return
     if fault := _format_fault(file):

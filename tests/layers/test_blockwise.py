@@ -4,7 +4,7 @@ import itertools
 import pytest
 import torch
 
-from aa_models.layers import AugmentedConv2d, blockwise, softmax_attention
+from aa_models.layers import AugmentedConv2d, attention_blocks, softmax_attention
 from aa_models.layers.blockwise import blockwise_attention
 from aa_models.layers.softmax_attention import attention_weights, choose_backend
 from torch_faults import skip_where_compiling_is_called_exporting
@@ -35,7 +35,7 @@ def with_gradients(function, tensors, *args, grad):
 @pytest.mark.parametrize('block', [1, 40, 100, 2 ** 19], ids='block{}'.format)
 @pytest.mark.parametrize('rows,columns', [(True, True), (True, False), (False, True), (False, False)])
 def test_equals_explicit_attention(monkeypatch, shape, block, rows, columns):
-    monkeypatch.setattr(blockwise, '_BLOCK', block)
+    monkeypatch.setattr(attention_blocks, '_BLOCK', block)
     tensors, grad = inputs(shape, rows, columns), torch.randn(*shape[:4], shape[5], dtype=torch.float64)
     expected = with_gradients(explicit, tensors, 0.3, False, grad=grad)
     for a, b in zip(with_gradients(blockwise_attention, tensors, 0.3, False, grad=grad), expected):
@@ -45,7 +45,7 @@ def test_equals_explicit_attention(monkeypatch, shape, block, rows, columns):
 @pytest.mark.parametrize('block', [1, 30, 2 ** 19], ids='block{}'.format)
 @pytest.mark.parametrize('columns', [True, False])
 def test_causal_equals_explicit_attention(monkeypatch, block, columns):
-    monkeypatch.setattr(blockwise, '_BLOCK', block)
+    monkeypatch.setattr(attention_blocks, '_BLOCK', block)
     shape = (2, 2, 1, 11, 4, 3)
     tensors, grad = inputs(shape, False, columns), torch.randn(2, 2, 1, 11, 3, dtype=torch.float64)
     expected = with_gradients(explicit, tensors, 0.3, True, grad=grad)
