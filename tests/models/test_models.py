@@ -1,15 +1,17 @@
 """What every model of this package must do: each registered name, in its small form, passes the same checks."""
 import copy
 import re
+from dataclasses import fields
 
 import pytest
 import timm
 import torch
-from timm.layers import set_fused_attn, set_scriptable
+from timm.layers import set_scriptable
 from timm.models import create_feature_extractor, get_graph_node_names, group_parameters
 from timm.optim import create_optimizer_v2
 from torch import nn
 
+from aa_models.layers import AttentionArgs
 from daily import daily
 from found import augmented
 from our_models import NAMES, NETWORKS, create, evaluating, images
@@ -73,19 +75,26 @@ def test_full_size(name):
 def test_arguments_reach_the_layers(name):
     stages = count_stages(name)
     only_last = [False] * (stages - 1) + [True]
-    args = dict(dk=16, dv=12, num_heads=4, pos_embed='coord', attn_pool=[1] * (stages - 1) + [2], img_size=(64, 96))
-    layers = augmented(create(name, device='meta', attn_stages=only_last, **args))
-    everywhere = augmented(create(name, device='meta', attn_stages=[True] * stages, **args))
+    args = dict(dk=16, dv=12, num_heads=4, attention='linear', pos_embed='coord', attn_drop=0.125)
+    assert args.keys() | {'attn_pool'} == {field.name for field in fields(AttentionArgs)}
+    kwargs = dict(args, attn_pool=[1] * (stages - 1) + [2], img_size=(64, 96))
+    layers = augmented(create(name, device='meta', attn_stages=only_last, **kwargs))
+    everywhere = augmented(create(name, device='meta', attn_stages=[True] * stages, **kwargs))
     assert layers and list(layers) == list(everywhere)[-len(layers):] and len(everywhere) >= stages
-    for m in layers.values():
-        assert (m.dk, m.dv, m.num_heads, m.attn.pos_embed, m.attn.attn_pool) == (16, 12, 4, 'coord', 2)
-    for args, error, words in (
+    for attn in (layer.attn for layer in layers.values()):
+        found = attn.dk, attn.dv, attn.num_heads, type(attn).__name__, attn.pos_embed, attn.attn_drop.p, attn.attn_pool
+        assert found == (16, 12, 4, 'LinearAttention', 'coord', 0.125, 2)
+
+
+def test_wrong_arguments(name):
+    stages = count_stages(name)
+    for kwargs, error, words in (
             (dict(attn_stages=[True] * (stages + 1)), ValueError, f'one value for each of the {stages} stages'),
             (dict(dv=7), ValueError, 'cannot be augmented: dv=7'),
             (dict(img_size=(3, 64, 64)), ValueError, 'img_size must be an int or a pair'),
             (dict(unheard_of=1), TypeError, 'unheard_of')):
         with pytest.raises(error, match=words):
-            create(name, device='meta', **{'attn_stages': only_last, **args})
+            create(name, device='meta', **{'attn_stages': [True] * stages, **kwargs})
 
 
 def test_no_positions(name):
@@ -224,11 +233,11 @@ def test_weight_decay_and_layer_decay(name):
 
 @every_network
 @torch.no_grad()
-def test_fx_features(name, model, x):
-    features = model.forward_features(x)
-    names = get_graph_node_names(model)[1]
-    node = [n for n in names if n.startswith('layer4' if 'resnet' in name else 'norm')][-1]
-    torch.testing.assert_close(create_feature_extractor(model, [node])(x)[node], features)
+def test_fx_features(model, x):
+    last, names = model.feature_info[-1]['module'], get_graph_node_names(model)[1]
+    node = [n for n in names if n.startswith(last)][-1]
+    expected = model.forward_intermediates(x, intermediates_only=True)[-1]
+    torch.testing.assert_close(create_feature_extractor(model, [node])(x)[node], expected)
 
 
 @slow_but_for_two
@@ -242,10 +251,10 @@ def test_compile_fullgraph(model, x):
 
 @slow_but_for_two
 @torch.no_grad()
-def test_export(name, model, x):
-    if 'resnet' in name:
+def test_export(model, x):
+    if any(isinstance(module, nn.MaxPool2d) for module in model.modules()):
         skip_where_pooling_has_one_size()
-    smallest = 33 if 'resnet' in name else 16  # a last map of one pixel would be a special case to torch.export
+    smallest = max(16, model.feature_info[-1]['reduction'] + 1)  # a last map of one pixel is a special case to export
     height, width = (torch.export.Dim(n, min=smallest, max=512) for n in ('height', 'width'))
     dynamic_shapes = ({0: torch.export.Dim('batch', max=64), 2: height, 3: width},)
     program = torch.export.export(model, (x,), dynamic_shapes=dynamic_shapes)
@@ -268,14 +277,10 @@ def test_script(name, x):
 @pytest.mark.filterwarnings('ignore:.*torch.jit.*deprecated')
 @torch.no_grad()
 def test_explicit_attention_compiles_exports_and_scripts():
-    fused, x = evaluating('aa_simplecnn'), images('aa_simplecnn')
-    set_fused_attn(False)
-    try:
-        model = create('aa_simplecnn').eval()
-    finally:
-        set_fused_attn(True)
-    model.load_state_dict(fused.state_dict())
-    expected = fused(x)
+    model, x = evaluating('aa_simplecnn'), images('aa_simplecnn')
+    expected = model(x)
+    for layer in augmented(model).values():
+        layer.attn.fused_attn = False
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
     torch._dynamo.reset()
     ways = [
@@ -291,8 +296,7 @@ def test_compile_inductor_trains(model, x):
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True)
     compiled(x).square().sum().backward()
-    gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
+    gradients = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     model(x).square().sum().backward()
-    for n, p in model.named_parameters():
-        torch.testing.assert_close(gradients[n], p.grad, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(gradients, [p.grad for p in model.parameters()], rtol=1e-3, atol=1e-4)

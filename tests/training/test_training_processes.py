@@ -70,7 +70,7 @@ def test_torchrun_ends_when_a_rank_is_lost(tmp_path, data, how, reported):
     process = subprocess.run(
         [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', __file__, how, died,
          'train', write_recipe(output), '--output', output, '--data-dir', data],
-        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(Path(loop.__file__).parents[2])},
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(sys.path)},
         stderr=subprocess.PIPE, text=True, timeout=300)
     text = process.stderr
     assert_ended(output, died, process.returncode, text)
