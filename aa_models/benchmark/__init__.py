@@ -1,10 +1,10 @@
 """Time and memory of layers and models against named rivals; README.md beside this file has the results."""
 from .case import Settings
 from .comparisons import benchmark_attention, benchmark_growth, benchmark_layer, benchmark_model
-from .measure import COLUMNS, Row
+from .measure import COLUMNS
 from .plot import draw_growth
 
 __all__ = [
-    'COLUMNS', 'Row', 'Settings', 'benchmark_attention', 'benchmark_growth', 'benchmark_layer', 'benchmark_model',
+    'COLUMNS', 'Settings', 'benchmark_attention', 'benchmark_growth', 'benchmark_layer', 'benchmark_model',
     'draw_growth',
 ]

@@ -17,7 +17,6 @@ from .measure import Row, measure_groups
 from .rivals import LAYERS, make_attention, make_layer
 
 OURS, *RIVALS = LAYERS
-SIZES = (4, 8, 16, 32, 64, 96, 128)
 MODELS = ('aa_resnet18', 'laa_resnet18', 'aa_resnet50', 'laa_resnet50', 'aa_wrn28_10', 'laa_wrn28_10')
 # (H * W)² tensors of all heads that a training step of these layers holds at the same time
 _FULL_LOGITS = {'bottleneck': 5, 'naive': 4}
@@ -49,8 +48,9 @@ def benchmark_layer(
 
 
 def benchmark_growth(
-        sizes: Sequence[int] = SIZES, *, channels: int = 64, num_heads: int = 8, dim_head: int = 20,
-        dv: int | None = None, rivals: Sequence[str] = RIVALS, max_memory: float = 4., settings: Settings | None = None,
+        sizes: Sequence[int] = (4, 8, 16, 32, 64, 96, 128), *, channels: int = 64, num_heads: int = 8,
+        dim_head: int = 20, dv: int | None = None, rivals: Sequence[str] = RIVALS, max_memory: float = 4.,
+        settings: Settings | None = None,
 ) -> Iterator[Row]:
     """Do what `benchmark_layer` does on one square map after the other, by default with one input in a batch.
 

@@ -30,7 +30,6 @@ from aa_models.errors import WorkError
 from .case import Case
 
 Row = dict[str, Any]
-
 MIN_TURN = 0.02  # seconds; a shorter turn would time the clock and the caches rather than the step
 # timm's columns in timm's order, then ours
 COLUMNS = (
@@ -58,8 +57,9 @@ def measure_groups(groups: Sequence[Sequence[Case]], max_memory: float = math.in
 
     def rows() -> Iterator[Row]:
         too_large: set[str] = set()
-        for cases in groups:
-            for row in _measure([case for case in cases if case.name not in too_large]):
+        for group in groups:
+            cases = [case for case in group if case.name not in too_large]
+            for row in _measure(cases) if cases else ():
                 if max(row.get('infer_memory', 0), row.get('train_memory', 0)) > 1000 * max_memory:
                     too_large.add(row['model'])
                 yield row
@@ -68,8 +68,6 @@ def measure_groups(groups: Sequence[Sequence[Case]], max_memory: float = math.in
 
 
 def _measure(cases: Sequence[Case]) -> Iterator[Row]:
-    if not cases:
-        return
     settings, times = cases[0].settings, {}
     if settings.where.type == 'cuda':
         torch.cuda.set_device(settings.where)
@@ -107,10 +105,9 @@ def _row(case: Case, rival: str, times: dict[str, list[dict[str, float]]], peaks
 
 
 def time_by_turns(steps: Mapping[str, Callable[[], None]], rounds: int, warmup: int) -> list[dict[str, float]]:
-    """Run A B C A B C …, so that whatever slows the machine down meets all contestants alike.
+    """For each round after the warmup the seconds of one run by name, from as many runs as fill `MIN_TURN`.
 
-    Returns:
-        For each round after the warmup the seconds of one run by name, from as many runs as fill `MIN_TURN`.
+    They run A B C A B C …, so that whatever slows the machine down meets all contestants alike.
     """
     timers = {name: timeit.Timer(step, timer=_clock) for name, step in steps.items()}
     for _ in range(warmup):
@@ -141,11 +138,9 @@ def peak_memory(case: Case) -> dict[str, int]:
 def _cuda_peak(case: Case, mode: str) -> int:
     step = case.step(mode)
     step()  # what is made once, as by compilation, is no part of a step
-    torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     step()
-    torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
 
 

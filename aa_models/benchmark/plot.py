@@ -16,6 +16,9 @@ def draw_growth(rows: Sequence[Row], path: str, title: str) -> None:
         rows: One for each model and size.
         path: The picture; its ending says which kind.
         title: Printed above.
+
+    Raises:
+        WriteError: The picture cannot be written.
     """
     from matplotlib.figure import Figure  # an optional package
 

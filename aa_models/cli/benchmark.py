@@ -24,7 +24,7 @@ from aa_models.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-    from aa_models.benchmark import Row
+    from aa_models.benchmark.measure import Row
 
 __all__ = ['add_arguments', 'run']
 

@@ -163,18 +163,18 @@ def test_no_full_logits_in_memory():
 
 def test_layer(capsys, tmp_path):
     status, out, err = run_command(
-        capsys, 'benchmark', 'layer', *SMALL, '--size', 6, 5, '--channels', 8, '--rivals', 'conv', 'bottleneck',
+        capsys, 'benchmark', 'layer', *SMALL, '--size', 6, 5, '--channels', 8, '--rivals', 'bottleneck',
         '--results-file', tmp_path / 'r.csv')
     assert status == 0, err
     lines = out.splitlines()
     assert f'{torch.get_num_threads()} thread' in lines[0] and torch.__version__ in lines[0]
     assert torch.backends.cpu.get_cpu_capability() in lines[0] and 'float32' in lines[1]
-    assert [line.split()[0] for line in lines[2:]] == ['model', 'aa', 'conv', 'bottleneck']
+    assert [line.split()[0] for line in lines[2:]] == ['model', 'aa', 'bottleneck']
     rows = rows_of(tmp_path / 'r.csv')
     assert list(rows[0]) == list(COLUMNS)
     assert {row['size'] for row in rows} == {'6x5'}
     assert all(float(row['train_step_time']) > 0 and float(row['infer_memory']) >= 0 for row in rows)
-    assert [row['rival'] for row in rows] == ['', 'aa', 'aa']
+    assert [row['rival'] for row in rows] == ['', 'aa']
 
 
 def test_attention(capsys, tmp_path):

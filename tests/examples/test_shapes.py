@@ -43,7 +43,7 @@ def test_crescent_is_a_disc_without_another():
 
 @pytest.mark.parametrize('shape', shapes.SHAPES)
 def test_drawn_to_be_seen(shape, monkeypatch):
-    """Without noise and stripes the outline is the only other colour, far from the ground's."""
+    """Without noise and stripes the outline is the only other colour, far from the background's."""
     random = np.random.default_rng(0)
     monkeypatch.setattr(shapes, 'STRIPES', 0)
     monkeypatch.setattr(shapes, 'NOISE', 0)
