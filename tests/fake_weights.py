@@ -1,6 +1,7 @@
 """A small checkpoint under a tag of its own, so that every way to weights is tested whichever real ones exist."""
 import contextlib
 import hashlib
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -56,3 +57,9 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
     x = torch.randn(2, *INPUT_SIZE, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         return model.eval()(x)
+
+
+def put(checkpoint: Path, folder: Path) -> Path:
+    """Copy the folder of a checkpoint into another; returns the file of its weights there."""
+    shutil.copytree(checkpoint, folder / NAME_TAG)
+    return folder / NAME_TAG / 'model.safetensors'

@@ -11,6 +11,7 @@ from timm.models._features import feature_take_indices
 from torch import nn
 
 from aa_models.data.cifar100 import CIFAR100_MEAN, CIFAR100_STD
+from aa_models.errors import InputError
 
 from ._augmented import rel_table_names, reset_attention, reset_parameters
 
@@ -122,7 +123,7 @@ class StagedNet(nn.Module):
             intermediates_only: Return the intermediate features alone.
         """
         if output_fmt != 'NCHW':
-            raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
+            raise InputError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
         take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
         num_stages = len(self.stages)
         x = self.stem(x)

@@ -1,0 +1,60 @@
+"""A checkpoint of random weights and the places where the weights of a model may lie."""
+import huggingface_hub.constants
+import pytest
+import timm
+from safetensors.torch import load_file
+
+from aa_models.models import pretrained
+from fake_weights import INPUT_SIZE, NAME, NAME_TAG, NUM_CLASSES, logits, put, registered, save_checkpoint
+from hub_server import HubServer, send_client_to
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+    """Folder of the test tag's checkpoint, the tag registered."""
+    folder = tmp_path_factory.mktemp('checkpoint') / NAME_TAG
+    with registered(save_checkpoint(folder)):
+        yield folder
+
+
+@pytest.fixture(scope='module')
+def expected(checkpoint):
+    """Logits of the checkpoint, loaded without timm and without our code."""
+    model = timm.create_model(NAME, num_classes=NUM_CLASSES, img_size=INPUT_SIZE[1:])
+    model.load_state_dict(load_file(checkpoint / 'model.safetensors'))
+    return logits(model)
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """The four places, empty: local folders and the root of a Hub that the client talks to."""
+    folders = {
+        'variable': tmp_path / 'variable',
+        'checkout': tmp_path / 'checkout' / 'weights',
+        'package': tmp_path / 'checkout' / 'aa_models' / 'weights',
+        'hub': tmp_path / 'hub' / 'aa-models',
+    }
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    (tmp_path / 'checkout' / 'pyproject.toml').touch()
+    monkeypatch.setattr(pretrained, '_PACKAGE', folders['package'].parent)
+    monkeypatch.setenv('AA_MODELS_WEIGHTS', str(folders['variable']))
+    with HubServer(tmp_path / 'hub') as hub:
+        send_client_to(hub, tmp_path / 'cache', monkeypatch)
+        yield folders
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+
+
+@pytest.fixture
+def no_search(monkeypatch):
+    """Fails the test if this package's own search is started."""
+    monkeypatch.setattr(pretrained, 'locate', lambda *_: pytest.fail('the user named a source'))
+
+
+@pytest.fixture
+def found(places, checkpoint):
+    put(checkpoint, places['checkout'])
