@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from aa_models.benchmark import Row
 
-__all__ = ['add_arguments', 'run']
-
 HELP = {
     'layer': """Compare the augmented convolution with other layers of the same channels on one map.
 

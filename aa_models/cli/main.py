@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from aa_models import __version__
 from aa_models.errors import UserError, WorkError
 
-__all__ = ['main']
-
 COMMANDS = (  # each a module of this package
     'attention', 'benchmark', 'curves', 'export', 'info', 'list', 'pack', 'predict', 'publish', 'train', 'validate')
 

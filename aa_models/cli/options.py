@@ -4,8 +4,6 @@ import ast
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ['DEFAULT_MODEL', 'ParseKeyValues', 'add_device', 'add_model']
-
 DEFAULT_MODEL = 'aa_resnet18'
 
 
@@ -16,10 +14,7 @@ class ParseKeyValues(argparse.Action):
     """
 
     def __call__(
-            self,
-            parser: argparse.ArgumentParser,
-            namespace: argparse.Namespace,
-            values: str | Sequence[Any] | None,
+            self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: str | Sequence[Any] | None,
             option_string: str | None = None,
     ) -> None:
         pairs = {}

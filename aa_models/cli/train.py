@@ -19,8 +19,6 @@ from pathlib import Path
 from .options import add_device
 from .recipe_options import add_data, add_recipe_options, recipe_values
 
-__all__ = ['USAGE', 'add_arguments', 'run']
-
 _logger = logging.getLogger(__name__)
 USAGE = '%(prog)s RECIPE --output DIR [options]'  # argparse would print every value of a recipe
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from aa_models.training.recipe import Recipe
     from aa_models.training.validation import Validation
 
-__all__ = ['add_arguments', 'run']
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""

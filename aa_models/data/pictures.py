@@ -6,8 +6,6 @@ from PIL import Image, ImageOps
 
 from aa_models.errors import InputError, NoSuchFileError
 
-__all__ = ['find_pictures', 'picture_mode', 'read_picture']
-
 
 def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
     """Replace folders by the pictures in and below them, in the order of their names.

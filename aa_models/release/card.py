@@ -24,8 +24,6 @@ from aa_models.training.loaders import size_text
 from aa_models.training.recipe import Recipe
 from aa_models.zoo import own_models
 
-__all__ = ['CARD', 'SECTIONS', 'load_card', 'make_card', 'stated_accuracy', 'write_accuracy']
-
 CARD = 'README.md'
 SECTIONS = ('Accuracy', 'Use', 'Training', 'Data, use and limits')
 TEMPLATE = Path(__file__).with_name('card_template.md')
@@ -42,15 +40,8 @@ PAPERS: dict[type[GridAttention], tuple[str, str]] = {
 
 
 def make_card(
-        name: str,
-        model: nn.Module,
-        input_size: tuple[int, int, int],
-        recipe: Recipe,
-        log: Path,
-        dataset: KnownDataset,
-        labels: list[str] | None,
-        machine: str | None,
-        repo: str | None,
+        name: str, model: nn.Module, input_size: tuple[int, int, int], recipe: Recipe, log: Path, dataset: KnownDataset,
+        labels: list[str] | None, machine: str | None, repo: str | None,
 ) -> ModelCard:
     """Write the card of a model whose accuracy has not been measured yet.
 
@@ -102,13 +93,7 @@ def load_card(folder: Path) -> ModelCard:
 
 
 def write_accuracy(
-        folder: Path,
-        figures: dict[str, float],
-        images: int,
-        dataset: KnownDataset,
-        name: str,
-        split: str,
-        how: str,
+        folder: Path, figures: dict[str, float], images: int, dataset: KnownDataset, name: str, split: str, how: str,
         speed: str,
 ) -> None:
     """Put a measurement into a folder's card: into the text and, as `model-index`, into its metadata.

@@ -25,8 +25,6 @@ from aa_models.zoo import WEIGHTS_FILE
 
 from .card import CARD, make_card
 
-__all__ = ['CONFIG', 'FILES', 'checked_tag', 'pack_run']
-
 CONFIG = 'config.json'
 FILES = {WEIGHTS_FILE, CONFIG, CARD, checkpoints.RECIPE, checkpoints.LOG}
 # Entries of a cfg that describe other weights than these. The licence stays: it binds whatever is made from them.
@@ -34,13 +32,8 @@ FOREIGN = ('notes', 'description', 'origin_url', 'label_names', 'label_descripti
 
 
 def pack_run(
-        directory: Path,
-        tag: str | None = None,
-        *,
-        to: Path | None = None,
-        repo: str | None = None,
-        machine: str | None = None,
-        reuse: bool = False,
+        directory: Path, tag: str | None = None, *, to: Path | None = None, repo: str | None = None,
+        machine: str | None = None, reuse: bool = False,
 ) -> Path:
     """Write the folder `<model>.<tag>/` of a finished run, whole or not at all. An earlier one is replaced.
 
@@ -126,13 +119,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
 
 
 def _fill(
-        part: Path,
-        name: str,
-        model: nn.Module,
-        recipe: Recipe,
-        directory: Path,
-        repo: str | None,
-        machine: str | None,
+        part: Path, name: str, model: nn.Module, recipe: Recipe, directory: Path, repo: str | None, machine: str | None,
 ) -> None:
     """Write all files of a folder that is to be called `name`. The model is in float16 afterwards."""
     facts = checkpoints.facts_of(directory)

@@ -18,16 +18,9 @@ from .card import CARD, SECTIONS, stated_accuracy
 from .folder import CONFIG, FILES
 from .results import read_results
 
-__all__ = ['faults_of', 'find_folder', 'publish_folder']
-
 
 def publish_folder(
-        name: str,
-        repo_id: str,
-        *,
-        private: bool = False,
-        create_pr: bool = False,
-        results: Path | None = None,
+        name: str, repo_id: str, *, private: bool = False, create_pr: bool = False, results: Path | None = None,
         dry_run: bool = False,
 ) -> tuple[list[Path], str | None]:
     """Check the folder of a checkpoint and upload it.

@@ -8,10 +8,7 @@ from typing import Any
 from aa_models.errors import InputError
 from aa_models.training.recipe import replace_text
 
-__all__ = ['COLUMNS', 'read_results', 'update_results']
-
-COLUMNS = (
-    'model', 'top1', 'top1_err', 'top5', 'top5_err', 'param_count', 'img_size', 'crop_pct', 'interpolation')
+COLUMNS = ('model', 'top1', 'top1_err', 'top5', 'top5_err', 'param_count', 'img_size', 'crop_pct', 'interpolation')
 
 
 def read_results(path: str | os.PathLike[str]) -> list[dict[str, str]]:

@@ -13,8 +13,6 @@ from torch import nn
 from aa_models.errors import InputError
 from aa_models.models.create import build_model, check_image_size
 
-__all__ = ['export_model', 'export_pretrained']
-
 SUFFIXES = {'onnx': '.onnx', 'torch-export': '.pt2'}
 ONNX_NEEDS = ('onnx', 'onnxscript')
 
@@ -22,13 +20,8 @@ Shape = tuple[int, int, int, int]
 
 
 def export_pretrained(
-        name: str,
-        format: str,
-        output: Path | None = None,
-        *,
-        batch_size: int = 1,
-        img_size: Sequence[int] | None = None,
-        dynamic: bool = False,
+        name: str, format: str, output: Path | None = None, *, batch_size: int = 1,
+        img_size: Sequence[int] | None = None, dynamic: bool = False,
 ) -> tuple[Path, Shape]:
     """Export a model with its weights, all arguments being checked before any work.
 
@@ -68,11 +61,7 @@ def export_pretrained(
 
 @torch.no_grad()
 def export_model(
-        model: nn.Module,
-        shape: Shape,
-        output: Path,
-        format: str = 'torch-export',
-        dynamic: bool = False,
+        model: nn.Module, shape: Shape, output: Path, format: str = 'torch-export', dynamic: bool = False,
 ) -> None:
     """Write a model as a file that needs none of this package; whole or not at all.
 

@@ -142,10 +142,7 @@ def _whole_epoch(path: Path) -> int | None:
 
 
 def resume(
-        checkpoint: Path,
-        task: TrainingTask,
-        optimizer: torch.optim.Optimizer,
-        scaler: NativeScaler | None,
+        checkpoint: Path, task: TrainingTask, optimizer: torch.optim.Optimizer, scaler: NativeScaler | None,
         saver: CheckpointSaver | None,
 ) -> int:
     """Load all that a checkpoint holds. Then save it again, in case the saving was interrupted after this file.

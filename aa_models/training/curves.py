@@ -9,8 +9,6 @@ from aa_models.errors import InputError, NoSuchFileError
 
 from .checkpoints import LOG
 
-__all__ = ['draw_curves', 'read_curve']
-
 
 def read_curve(path: Path) -> tuple[str, dict[int, float]]:
     """Read a run's log.

@@ -11,13 +11,8 @@ from .progress import Progress
 
 @torch.inference_mode()
 def evaluate(
-        model: nn.Module,
-        loader: Any,
-        make_evaluator: Callable[..., Any],
-        autocast: torch.autocast,
-        progress: Progress,
-        channels_last: bool = False,
-        distributed: bool = False,
+        model: nn.Module, loader: Any, make_evaluator: Callable[..., Any], autocast: torch.autocast, progress: Progress,
+        channels_last: bool = False, distributed: bool = False,
 ) -> tuple[dict[str, float], int]:
     """Measure a model.
 

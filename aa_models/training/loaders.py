@@ -190,11 +190,7 @@ def choose_evenly(indices: list[int], labels: list[int] | None, count: int, seed
 
 
 def make_train_loader(
-        dataset: Images,
-        recipe: Recipe,
-        data_config: dict[str, Any],
-        device: torch.device,
-        distributed: bool,
+        dataset: Images, recipe: Recipe, data_config: dict[str, Any], device: torch.device, distributed: bool,
 ) -> Any:
     """Batches of augmented images, normalised and on the device."""
     trivial = recipe.auto_augment == 'ta_wide'
@@ -228,11 +224,7 @@ def make_train_loader(
 
 
 def make_eval_loader(
-        dataset: Images,
-        recipe: Recipe,
-        data_config: dict[str, Any],
-        device: torch.device,
-        distributed: bool = False,
+        dataset: Images, recipe: Recipe, data_config: dict[str, Any], device: torch.device, distributed: bool = False,
 ) -> Any:
     """Batches of centre-cropped images, normalised and on the device."""
     return create_loader(

@@ -102,12 +102,7 @@ class Trainer:
     """
 
     def __init__(
-            self,
-            recipe: Recipe,
-            model: nn.Module,
-            process: Process,
-            train_loader: Any,
-            eval_loader: Any,
+            self, recipe: Recipe, model: nn.Module, process: Process, train_loader: Any, eval_loader: Any,
             log_seconds: float = 30.0,
     ) -> None:
         self.recipe, self.model, self.process, self.log_seconds = recipe, model, process, log_seconds

@@ -49,10 +49,7 @@ class StopSignals:
         return self
 
     def __exit__(
-            self,
-            kind: type[BaseException] | None,
-            error: BaseException | None,
-            trace: TracebackType | None,
+            self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None,
     ) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)

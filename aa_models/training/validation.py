@@ -21,8 +21,6 @@ from .loaders import DATA_KEYS, check_labels, class_names, data_config_of, make_
 from .progress import Progress
 from .recipe import Recipe
 
-__all__ = ['Validation', 'validate', 'validation_recipe']
-
 FROM_CHECKPOINT = ('model', 'model_kwargs', 'num_classes', *DATA_KEYS)
 
 
@@ -68,13 +66,8 @@ def validation_recipe(checkpoint: Path | None = None, **values: Any) -> Recipe:
 
 
 def validate(
-        recipe: Recipe,
-        *,
-        checkpoint: Path | None = None,
-        use_ema: bool = False,
-        data_dir: str | None = None,
-        download: bool = False,
-        device: str | None = None,
+        recipe: Recipe, *, checkpoint: Path | None = None, use_ema: bool = False, data_dir: str | None = None,
+        download: bool = False, device: str | None = None,
 ) -> Validation:
     """Measure a model on the recipe's `val_split`.
 
