@@ -56,7 +56,10 @@ def pack_run(
         raise InputError(f'run = {str(directory)!r} holds no {checkpoints.RECIPE}: it is no output directory of a run')
     recipe = load_recipe(directory / checkpoints.RECIPE)
     tag = checked_tag(tag, recipe, directory)
-    checkpoint = _last_checkpoint(directory, recipe)
+    checkpoint = checkpoints.newest_whole(directory)
+    done = 0 if checkpoint is None else checkpoints.epoch_of(checkpoint) + 1
+    if done < recipe.epochs:
+        raise InputError(f'run = {str(directory)!r} is at {done} of {recipe.epochs} epochs: finish it first')
     model = build_model(recipe.model, num_classes=recipe.num_classes, **recipe.model_kwargs)
     folder = (to or directory) / f'{cfg_of(model)["architecture"]}.{tag}'
     if reuse and _is_made_from(folder, directory):
@@ -81,15 +84,6 @@ def checked_tag(tag: str | None, recipe: Recipe, directory: Path) -> str:
     if not re.fullmatch(r'[\w-]+', tag, flags=re.ASCII):
         raise InputError(f'tag = {tag!r} must be made of letters, digits, _ and -')
     return tag
-
-
-def _last_checkpoint(directory: Path, recipe: Recipe) -> Path:
-    """The checkpoint after the last epoch."""
-    checkpoint = checkpoints.newest_whole(directory)
-    done = 0 if checkpoint is None else checkpoints.epoch_of(checkpoint) + 1
-    if checkpoint is None or done < recipe.epochs:
-        raise InputError(f'run = {str(directory)!r} is at {done} of {recipe.epochs} epochs: finish it first')
-    return checkpoint
 
 
 def _is_made_from(folder: Path, directory: Path) -> bool:
@@ -139,7 +133,7 @@ def _fill(
 
 
 def _save(model: nn.Module, folder: Path, config: dict[str, Any], labels: list[str] | None) -> None:
-    """Weights and config. The model is in float16 afterwards."""
+    """Write weights and config."""
     largest = {name: tensor.abs().max().item() for name, tensor in model.state_dict().items() if tensor.numel()}
     model.half()
     for name, tensor in model.state_dict().items():

@@ -51,8 +51,8 @@ def export_pretrained(
     if output.suffix != SUFFIXES[format] or not output.absolute().parent.is_dir():
         raise InputError(f'output = {str(output)!r} must be a {SUFFIXES[format]} file in a folder that exists')
     model = build_model(name, pretrained=True, exportable=True).eval()
-    channels, height, width = resolve_data_config(model=model)['input_size']
-    height, width = img_size or (height, width)
+    channels, *own_size = resolve_data_config(model=model)['input_size']
+    height, width = img_size or own_size
     shape = (batch_size, channels, height, width)
     check_image_size(model, shape[1:])  # the exporters' own errors would bury the reason
     export_model(model, shape, output, format, dynamic)
@@ -83,9 +83,8 @@ def export_model(
         program = torch.export.export(model, (x,), dynamic_shapes=free)
         if format == 'onnx':
             # one file without external data: protobuf's limit of 2 GB is far above any model here
-            written = torch.onnx.export(
-                program, (x,), dynamo=True, dynamic_shapes=free, input_names=['input'], output_names=['logits'],
-                verbose=False)
+            names = dict(input_names=['input'], output_names=['logits'])
+            written = torch.onnx.export(program, (x,), dynamo=True, dynamic_shapes=free, verbose=False, **names)
             assert written is not None  # `None` is only what the exporter without `dynamo` returns
             written.save(part, external_data=False)
         else:

@@ -1,4 +1,5 @@
 """The training loop: a model with its optimiser and schedule, one epoch at a time."""
+import contextlib
 import math
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from .evaluate import evaluate
 from .progress import Progress
 from .recipe import Recipe
 
+DIVERGED = 'training stops, the last checkpoint is kept (a smaller lr, a longer warm-up or clip_grad may help)'
 CHECK_EVERY = 16  # batches whose losses are read together, because each reading waits for the device
 
 
@@ -61,9 +63,7 @@ class LossMeter:
         for loss, (_, images) in zip(torch.stack([loss for loss, _ in self.waiting]).tolist(), self.waiting):
             self.batches += 1
             if not math.isfinite(loss):
-                raise DivergenceError(
-                    f'the loss is {loss} at epoch {self.epoch + 1}, batch {self.batches}: training stops, the last '
-                    'checkpoint is kept (a smaller lr, a longer warm-up or clip_grad may help)')
+                raise DivergenceError(f'the loss is {loss} at epoch {self.epoch + 1}, batch {self.batches}: {DIVERGED}')
             self.total += loss * images
             self.count += images
             self.latest = dict(loss=loss)
@@ -85,8 +85,8 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
             model, recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum,
             layer_decay=recipe.layer_decay, **recipe.opt_kwargs)
     except (TypeError, ValueError) as error:
-        given = f'opt_kwargs = {recipe.opt_kwargs}'
-        raise InputError(f'opt = {recipe.opt!r} cannot be made with {given}: {error}') from error
+        raise InputError(
+            f'opt = {recipe.opt!r} cannot be made with opt_kwargs = {recipe.opt_kwargs}: {error}') from error
 
 
 class Trainer:
@@ -114,10 +114,10 @@ class Trainer:
         self.optimizer = make_optimizer(model, recipe)
         warmup = cast(int, recipe.warmup_epochs)  # timm's annotation; it computes with fractions of an epoch, too
         self.scheduler, _ = create_scheduler_v2(
-            self.optimizer, recipe.sched, num_epochs=recipe.epochs - warmup, warmup_epochs=warmup,
-            warmup_prefix=True, warmup_lr=recipe.warmup_lr, min_lr=recipe.min_lr,
-            decay_epochs=recipe.decay_epochs, decay_rate=recipe.decay_rate,
-            step_on_epochs=not recipe.sched_on_updates, updates_per_epoch=self.updates_per_epoch)
+            self.optimizer, recipe.sched, num_epochs=recipe.epochs - warmup, warmup_epochs=warmup, warmup_prefix=True,
+            warmup_lr=recipe.warmup_lr, min_lr=recipe.min_lr, decay_epochs=recipe.decay_epochs,
+            decay_rate=recipe.decay_rate, step_on_epochs=not recipe.sched_on_updates,
+            updates_per_epoch=self.updates_per_epoch)
         self.mixup = None
         if recipe.mixing:
             self.mixup = Mixup(
@@ -198,9 +198,7 @@ class Trainer:
         """Before they are saved, because no loss was computed after the last update."""
         for name, weight in cast(nn.Module, self.task.get_trainable_module()).named_parameters():
             if not torch.isfinite(weight).all():
-                raise DivergenceError(
-                    f'{name} is infinite or not a number after epoch {epoch + 1}: training stops, the last checkpoint '
-                    'is kept (a smaller lr, a longer warm-up or clip_grad may help)')
+                raise DivergenceError(f'{name} is infinite or not a number after epoch {epoch + 1}: {DIVERGED}')
 
     @property
     def lr(self) -> float:
@@ -213,23 +211,18 @@ class Trainer:
             images, labels = self.mixup(images, labels)
         if self.recipe.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        if update:
-            return self._backward(images, labels, group, update)
-        with self.task.no_sync():
-            return self._backward(images, labels, group, update)
-
-    def _backward(self, images: torch.Tensor, labels: torch.Tensor, group: int, update: bool) -> torch.Tensor:
-        with self.autocast:
-            loss = self.task(images, labels)['loss']
         clip, parameters = self.recipe.clip_grad, self.task.get_clip_parameters()
-        if self.scaler is not None:
-            self.scaler(loss / group, self.optimizer, clip_grad=clip, parameters=parameters, need_update=update)
-        else:
-            (loss / group).backward()
-            if update:
-                if clip is not None:
-                    dispatch_clip_grad(parameters, clip)
-                self.optimizer.step()
+        with contextlib.nullcontext() if update else self.task.no_sync():
+            with self.autocast:
+                loss = self.task(images, labels)['loss']
+            if self.scaler is not None:
+                self.scaler(loss / group, self.optimizer, clip_grad=clip, parameters=parameters, need_update=update)
+            else:
+                (loss / group).backward()
+        if update and self.scaler is None:
+            if clip is not None:
+                dispatch_clip_grad(parameters, clip)
+            self.optimizer.step()
         if update:
             self.optimizer.zero_grad()
         return loss
