@@ -4,8 +4,6 @@ import ast
 from collections.abc import Sequence
 from typing import Any
 
-DEFAULT_MODEL = 'aa_resnet18'
-
 
 class ParseKeyValues(argparse.Action):
     """Read words KEY=VALUE into a dict; a value that is no Python literal is a string.
@@ -32,7 +30,7 @@ class ParseKeyValues(argparse.Action):
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Declare `--model`: a network that is used as it is, with its weights."""
     parser.add_argument(
-        '--model', default=DEFAULT_MODEL, metavar='NAME',
+        '--model', default='aa_resnet18', metavar='NAME',
         help='model with weights, local-dir:FOLDER or hf-hub:OWNER/NAME (default: %(default)s)')
 
 

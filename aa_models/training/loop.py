@@ -15,9 +15,9 @@ from torch import nn
 from aa_models.device import Process, autocast
 from aa_models.errors import DivergenceError, InputError
 
-from .evaluate import evaluate
 from .progress import Progress
 from .recipe import Recipe
+from .validation import evaluate
 
 DIVERGED = 'training stops, the last checkpoint is kept (a smaller lr, a longer warm-up or clip_grad may help)'
 CHECK_EVERY = 16  # batches whose losses are read together, because each reading waits for the device
@@ -118,11 +118,9 @@ class Trainer:
             warmup_lr=recipe.warmup_lr, min_lr=recipe.min_lr, decay_epochs=recipe.decay_epochs,
             decay_rate=recipe.decay_rate, step_on_epochs=not recipe.sched_on_updates,
             updates_per_epoch=self.updates_per_epoch)
-        self.mixup = None
-        if recipe.mixing:
-            self.mixup = Mixup(
-                mixup_alpha=recipe.mixup, cutmix_alpha=recipe.cutmix, prob=recipe.mixup_prob,
-                label_smoothing=recipe.smoothing, num_classes=model.num_classes)
+        self.mixup = Mixup(
+            mixup_alpha=recipe.mixup, cutmix_alpha=recipe.cutmix, prob=recipe.mixup_prob,
+            label_smoothing=recipe.smoothing, num_classes=model.num_classes) if recipe.mixing else None
         criterion = create_classification_loss(smoothing=recipe.smoothing, soft_targets=recipe.mixing)
         self.task = ClassificationTask(model, Float32Loss(criterion), device=process.device, verbose=False)
         if recipe.ema:
@@ -174,11 +172,7 @@ class Trainer:
         return dict(loss=loss, lr=lr, seconds=progress.seconds, img_per_s=progress.speed)
 
     def _begin(self, epoch: int) -> int:
-        """Bring everything into the state that an epoch starts in, whatever went before it.
-
-        Returns:
-            The number of updates before this epoch.
-        """
+        """Bring everything into the state that an epoch starts in, and return the number of updates before it."""
         seed_epoch(self.recipe.seed, epoch, self.process.rank)
         for part in (self.train_loader.dataset, self.train_loader.sampler):
             if hasattr(part, 'set_epoch'):

@@ -192,9 +192,7 @@ def load_recipe(source: str | os.PathLike[str], **overrides: Any) -> Recipe:
     Raises:
         InputError: No such recipe, no YAML mapping, an unknown key, a wrong type or an impossible value.
     """
-    path = Path(source)
-    if not path.is_file():
-        path = RECIPE_DIR / f'{source}.yaml'
+    path = Path(source) if Path(source).is_file() else RECIPE_DIR / f'{source}.yaml'
     if not path.is_file():
         names = ', '.join(recipe_names())
         raise InputError(f'no recipe {str(source)!r}: it is neither a file nor one of the packaged ones ({names})')

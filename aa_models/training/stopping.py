@@ -24,12 +24,7 @@ class Stopped(KeyboardInterrupt):
 
     def __init__(self, message: str, number: signal.Signals) -> None:
         super().__init__(message)
-        self.number = number
-
-    @property
-    def status(self) -> int:
-        """The customary exit status: 130 for SIGINT, 143 for SIGTERM."""
-        return 128 + self.number
+        self.number, self.status = number, 128 + number  # the customary exit status: 130 for SIGINT, 143 for SIGTERM
 
 
 class StopSignals:
@@ -53,8 +48,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _handle(self, number: signal.Signals, handler: Handler) -> None:
-        before = signal.signal(number, handler)
-        self.before.setdefault(number, before)
+        self.before.setdefault(number, signal.signal(number, handler))
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received.append(signal.Signals(number))

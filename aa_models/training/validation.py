@@ -1,5 +1,5 @@
 """Top-1 and top-5 of a model on a dataset, by one process or by several that share the images."""
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from timm.models import load_checkpoint
-from timm.task import ClassificationEvaluator
+from timm.task import ClassificationEvaluator, evaluation_sample_limit
 from timm.utils import load_checkpoint_metadata
 from torch import nn
 
@@ -16,7 +16,6 @@ from aa_models.errors import InputError, NoSuchFileError
 from aa_models.models.create import build_model, num_classes_of
 from aa_models.schema import checked
 
-from .evaluate import evaluate
 from .loaders import DATA_KEYS, check_labels, class_names, data_config_of, make_eval_loader, open_dataset
 from .progress import Progress
 from .recipe import Recipe
@@ -35,11 +34,6 @@ class Validation:
     data_config: dict[str, Any]
     class_names: list[str] | None
     process: Process
-
-    @property
-    def speed(self) -> float:
-        """Images in a second, of all processes together."""
-        return self.images / max(self.seconds, 1e-9)
 
 
 def validation_recipe(checkpoint: Path | None = None, **values: Any) -> Recipe:
@@ -99,10 +93,43 @@ def validate(
         progress = Progress('validation', len(loader), show=process.rank == 0)
         figures, images = evaluate(
             model, loader, partial(ClassificationEvaluator, process.device),
-            autocast(process.device, recipe.amp, recipe.amp_dtype), progress, recipe.channels_last,
-            process.distributed)
+            autocast(process.device, recipe.amp, recipe.amp_dtype), progress, recipe.channels_last, process.distributed)
         return Validation(
             figures['top1'], figures['top5'], images, progress.seconds, model, config, class_names(dataset), process)
+
+
+@torch.inference_mode()
+def evaluate(
+        model: nn.Module, loader: Any, make_evaluator: Callable[..., Any], autocast: torch.autocast, progress: Progress,
+        channels_last: bool = False, distributed: bool = False,
+) -> tuple[dict[str, float], int]:
+    """Measure a model in one pass over a validation set.
+
+    Args:
+        model: Takes (B, 3, H, W), gives logits (B, num_classes).
+        loader: Of several processes each has its own share; those images that a sampler repeats to make the shares
+            equal are not counted.
+        make_evaluator: Makes timm's evaluator; takes `max_samples`.
+        distributed: Sum over all processes.
+
+    Returns:
+        The evaluator's figures `loss`, `top1` and `top5` (percent), and the number of images.
+    """
+    model.eval()
+    evaluator = make_evaluator(max_samples=evaluation_sample_limit(loader))
+    for images, labels in loader:
+        if channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with autocast:
+            logits = model(images)
+        evaluator.update(logits, labels)
+        progress.step(len(images))
+    count = evaluator.counts[0].clone()
+    if distributed:
+        torch.distributed.all_reduce(count)
+    figures = evaluator.compute(distributed=distributed)
+    progress.close()
+    return figures, int(count)
 
 
 def _content_of(checkpoint: Path) -> Mapping[str, Any]:
