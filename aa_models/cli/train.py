@@ -62,9 +62,8 @@ def run(args: argparse.Namespace) -> int:
     def make_folder() -> None:
         _logger.info(f'the weights after the last epoch are in {pack_run(output, tag, reuse=True)}')
 
-    _, rank, _ = world_info_from_env()
     if not logging.root.handlers:
-        setup_default_logging(logging.INFO if rank == 0 else logging.ERROR)
+        setup_default_logging(logging.INFO if world_info_from_env()[1] == 0 else logging.ERROR)
     logging.getLogger('timm.utils.checkpoint_saver').setLevel(logging.WARNING)  # lists its files at every epoch
     try:
         train(

@@ -14,7 +14,6 @@ from aa_models.errors import InputError
 from aa_models.models.create import build_model, check_image_size
 
 SUFFIXES = {'onnx': '.onnx', 'torch-export': '.pt2'}
-ONNX_NEEDS = ('onnx', 'onnxscript')
 
 Shape = tuple[int, int, int, int]
 
@@ -44,7 +43,7 @@ def export_pretrained(
     for argument, values in (('batch_size', [batch_size]), ('img_size', list(img_size or (1,)))):
         if min(values) < 1:
             raise InputError(f'{argument} = {" ".join(map(str, values))} must be at least 1')
-    missing = [name for name in ONNX_NEEDS if not importlib.util.find_spec(name)]
+    missing = [name for name in ('onnx', 'onnxscript') if not importlib.util.find_spec(name)]
     if format == 'onnx' and missing:
         raise InputError(f"format = 'onnx' needs {' and '.join(missing)}: pip install 'aa-models[export]'")
     output = output or Path(f'{name.rstrip("/").rpartition("/")[2]}{SUFFIXES[format]}')

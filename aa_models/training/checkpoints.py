@@ -60,8 +60,7 @@ def prepare(directory: Path, recipe: Recipe, overwrite: bool, facts: dict[str, A
     checkpoint = newest_whole(directory)
     if checkpoint is not None:
         stored = vars(load_checkpoint_metadata(checkpoint)['args'])
-        before = checked(Recipe, stored, f'recipe in {checkpoint}')
-        _same_recipe(before, recipe, f'{str(checkpoint)!r} is a checkpoint')
+        _same_recipe(checked(Recipe, stored, f'recipe in {checkpoint}'), recipe, f'{str(checkpoint)!r} is a checkpoint')
     with writing(directory):
         recipe.save(directory / RECIPE)
         replace_text(directory / FACTS, json.dumps(facts))

@@ -23,11 +23,6 @@ DIVERGED = 'training stops, the last checkpoint is kept (a smaller lr, a longer 
 CHECK_EVERY = 16  # batches whose losses are read together, because each reading waits for the device
 
 
-def seed_epoch(seed: int, epoch: int, rank: int) -> None:
-    """Make all random numbers of an epoch a function of (seed, epoch, rank), whatever was drawn before it."""
-    random_seed(int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0]))
-
-
 class Float32Loss(nn.Module):
     """A loss computed in float32: autocast on a CPU would compute its softmax and logarithm in bfloat16."""
 
@@ -53,11 +48,7 @@ class LossMeter:
             self.settle()
 
     def settle(self) -> None:
-        """Read the waiting losses.
-
-        Raises:
-            DivergenceError: One of them is infinite or not a number.
-        """
+        """Read the waiting losses, with a `DivergenceError` where one is infinite or not a number."""
         if not self.waiting:
             return
         for loss, (_, images) in zip(torch.stack([loss for loss, _ in self.waiting]).tolist(), self.waiting):
@@ -74,12 +65,8 @@ class LossMeter:
         return self.total / max(self.count, 1)
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The optimiser that a recipe names.
-
-    Raises:
-        InputError: It does not take the recipe's `opt_kwargs`.
-    """
+def _make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The optimiser that a recipe names, with an error where it does not take the recipe's `opt_kwargs`."""
     try:
         return create_optimizer_v2(
             model, recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum,
@@ -111,7 +98,7 @@ class Trainer:
         self.autocast = autocast(process.device, recipe.amp, recipe.amp_dtype)
         half = recipe.amp and recipe.amp_dtype == 'float16'
         self.scaler = NativeScaler(device=process.device.type) if half else None  # bfloat16 has float32's range
-        self.optimizer = make_optimizer(model, recipe)
+        self.optimizer = _make_optimizer(model, recipe)
         warmup = cast(int, recipe.warmup_epochs)  # timm's annotation; it computes with fractions of an epoch, too
         self.scheduler, _ = create_scheduler_v2(
             self.optimizer, recipe.sched, num_epochs=recipe.epochs - warmup, warmup_epochs=warmup, warmup_prefix=True,
@@ -173,7 +160,9 @@ class Trainer:
 
     def _begin(self, epoch: int) -> int:
         """Bring everything into the state that an epoch starts in, and return the number of updates before it."""
-        seed_epoch(self.recipe.seed, epoch, self.process.rank)
+        # all random numbers of an epoch are a function of these three, whatever was drawn before it
+        seeds = np.random.SeedSequence([self.recipe.seed, epoch, self.process.rank])
+        random_seed(int(seeds.generate_state(1)[0]))
         for part in (self.train_loader.dataset, self.train_loader.sampler):
             if hasattr(part, 'set_epoch'):
                 part.set_epoch(epoch)

@@ -46,14 +46,10 @@ def validation_recipe(checkpoint: Path | None = None, **values: Any) -> Recipe:
     Raises:
         InputError: No model, or an impossible value.
     """
-    stored = {}
-    if checkpoint is not None:
-        content = _content_of(checkpoint)
-        found = {key: getattr(content.get('args'), key, None) for key in FROM_CHECKPOINT}
-        stored = {key: value for key, value in found.items() if value}
-    if values.get('img_size') or values.get('input_size'):
-        stored = {key: value for key, value in stored.items() if key not in ('img_size', 'input_size')}
-    values = {**stored, **values}
+    args = None if checkpoint is None else _content_of(checkpoint).get('args')
+    sizes = ('img_size', 'input_size')
+    keys = [key for key in FROM_CHECKPOINT if key not in sizes or not any(map(values.get, sizes))]
+    values = {**{key: value for key in keys if (value := getattr(args, key, None))}, **values}
     if not values.get('model'):
         raise InputError('--model is missing: give a name, local-dir:… or hf-hub:…')
     return checked(Recipe, values, 'validation')
@@ -77,9 +73,8 @@ def validate(
         InputError: A model, checkpoint or dataset that cannot be used.
     """
     if use_ema and (checkpoint is None or 'state_dict_ema' not in _content_of(checkpoint)):
-        raise InputError(
-            f'checkpoint = {str(checkpoint)!r} holds no averaged weights (--use-ema)' if checkpoint else
-            '--use-ema needs a --checkpoint')
+        what = f'checkpoint = {str(checkpoint)!r} holds no averaged weights (--use-ema)'
+        raise InputError(what if checkpoint else '--use-ema needs a --checkpoint')
     with process_on(device) as process:
         model = _load_model(recipe, checkpoint, use_ema).to(process.device)
         if recipe.channels_last:
