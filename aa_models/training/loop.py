@@ -9,7 +9,7 @@ from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.task import ClassificationTask, create_classification_loss
-from timm.utils import NativeScaler, dispatch_clip_grad, distribute_bn, random_seed, reduce_tensor
+from timm.utils import AverageMeter, NativeScaler, dispatch_clip_grad, distribute_bn, random_seed, reduce_tensor
 from torch import nn
 
 from aa_models.device import Process, autocast
@@ -34,11 +34,12 @@ class Float32Loss(nn.Module):
         return self.criterion(output.float(), target)
 
 
-class LossMeter:
+class LossMeter(AverageMeter):
     """Mean loss of an epoch; an infinite loss, or one that is not a number, is an error."""
 
     def __init__(self, epoch: int) -> None:
-        self.epoch, self.total, self.count, self.batches = epoch, 0.0, 0, 0
+        super().__init__()
+        self.epoch, self.batches = epoch, 0
         self.latest: dict[str, float] = {}  # nothing to show before the first reading
         self.waiting: list[tuple[torch.Tensor, int]] = []
 
@@ -55,14 +56,9 @@ class LossMeter:
             self.batches += 1
             if not math.isfinite(loss):
                 raise DivergenceError(f'the loss is {loss} at epoch {self.epoch + 1}, batch {self.batches}: {DIVERGED}')
-            self.total += loss * images
-            self.count += images
+            self.update(loss, images)
             self.latest = dict(loss=loss)
         self.waiting.clear()
-
-    @property
-    def mean(self) -> float:
-        return self.total / max(self.count, 1)
 
 
 def _make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -151,7 +147,7 @@ class Trainer:
         self._check_weights(epoch)
         progress.close()
         self.scheduler.step(epoch + 1)
-        loss = meter.mean
+        loss = float(meter.avg)
         if self.process.distributed:
             for ema in (False, True) if self.recipe.ema else (False,):
                 distribute_bn(self.task.get_trainable_module(ema), self.process.world_size, reduce=True)
@@ -214,7 +210,4 @@ class Trainer:
         """Measure the model, or its moving average where the recipe keeps one."""
         progress = Progress('validation', len(self.eval_loader), every=self.log_seconds, show=self.process.rank == 0)
         model = cast(nn.Module, self.task.get_eval_model(ema=self.recipe.ema))
-        figures, _ = evaluate(
-            model, self.eval_loader, self.task.create_evaluator, self.autocast, progress, self.recipe.channels_last,
-            self.process.distributed)
-        return figures
+        return evaluate(model, self.eval_loader, self.task.create_evaluator, self.recipe, self.process, progress)[0]

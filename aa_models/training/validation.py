@@ -87,16 +87,15 @@ def validate(
         loader = make_eval_loader(dataset, recipe, config, process.device, process.distributed)
         progress = Progress('validation', len(loader), show=process.rank == 0)
         figures, images = evaluate(
-            model, loader, partial(ClassificationEvaluator, process.device),
-            autocast(process.device, recipe.amp, recipe.amp_dtype), progress, recipe.channels_last, process.distributed)
+            model, loader, partial(ClassificationEvaluator, process.device), recipe, process, progress)
         return Validation(
             figures['top1'], figures['top5'], images, progress.seconds, model, config, class_names(dataset), process)
 
 
 @torch.inference_mode()
 def evaluate(
-        model: nn.Module, loader: Any, make_evaluator: Callable[..., Any], autocast: torch.autocast, progress: Progress,
-        channels_last: bool = False, distributed: bool = False,
+        model: nn.Module, loader: Any, make_evaluator: Callable[..., Any], recipe: Recipe, process: Process,
+        progress: Progress,
 ) -> tuple[dict[str, float], int]:
     """Measure a model in one pass over a validation set.
 
@@ -105,7 +104,9 @@ def evaluate(
         loader: Of several processes each has its own share; those images that a sampler repeats to make the shares
             equal are not counted.
         make_evaluator: Makes timm's evaluator; takes `max_samples`.
-        distributed: Sum over all processes.
+        recipe: Says precision and memory format.
+        process: One of those whose figures are summed.
+        progress: Is closed at the end.
 
     Returns:
         The evaluator's figures `loss`, `top1` and `top5` (percent), and the number of images.
@@ -113,16 +114,16 @@ def evaluate(
     model.eval()
     evaluator = make_evaluator(max_samples=evaluation_sample_limit(loader))
     for images, labels in loader:
-        if channels_last:
+        if recipe.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        with autocast:
+        with autocast(process.device, recipe.amp, recipe.amp_dtype):
             logits = model(images)
         evaluator.update(logits, labels)
         progress.step(len(images))
     count = evaluator.counts[0].clone()
-    if distributed:
+    if process.distributed:
         torch.distributed.all_reduce(count)
-    figures = evaluator.compute(distributed=distributed)
+    figures = evaluator.compute(distributed=process.distributed)
     progress.close()
     return figures, int(count)
 
