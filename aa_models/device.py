@@ -15,8 +15,6 @@ from timm.utils.distributed import init_distributed_device_so, is_distributed_en
 
 from .errors import InputError, UserError
 
-__all__ = ['Process', 'autocast', 'find_device', 'machine_name', 'process_on', 'start_device']
-
 
 @dataclass(frozen=True)
 class Process:

@@ -4,11 +4,6 @@ The command line prints them in one line; every other exception keeps its traceb
 that a caller of the library would expect, so `except ValueError` goes on working.
 """
 
-__all__ = [
-    'DivergenceError', 'HubError', 'InputError', 'InputTypeError', 'NoSuchFileError', 'UserError', 'WeightsError',
-    'WorkError', 'WriteError',
-]
-
 
 class UserError(Exception):
     """A request that cannot be met; the message says what was given and what is possible."""

@@ -13,8 +13,6 @@ A command is a module `aa_models/cli/<command>.py` that parses, calls a function
 import os
 import sys
 
-__all__ = ['is_command_line']
-
 
 def is_command_line() -> bool:
     """Whether this process was started as `aa-models` or as `python -m aa_models`."""

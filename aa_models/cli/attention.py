@@ -21,8 +21,6 @@ from aa_models.errors import InputError
 
 from .options import add_device, add_model
 
-__all__ = ['add_arguments', 'run']
-
 if TYPE_CHECKING:
     from PIL import Image
     from torch import nn

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from aa_models.benchmark.measure import Row
 
-__all__ = ['add_arguments', 'run']
-
 HELP = {
     'layer': """Compare the augmented convolution with other layers of the same channels on one map.
 
@@ -90,15 +88,13 @@ OPTIONS: list[tuple[str, str, dict[str, Any]]] = [
         help='heights and widths of the maps (default: %(default)s)')),
     ('layer growth', '--channels', dict(
         type=int, default=160, metavar='C', help='channels of input and output (default: %(default)s)')),
-    ('layer attention growth', '--num-heads', dict(
-        type=int, default=8, metavar='N', help='heads (default: %(default)s)')),
+    ('layer attention growth', '--num-heads', dict(type=int, default=8, metavar='N', help='heads (default: 8)')),
     ('layer attention growth', '--dim-head', dict(
         type=int, default=20, metavar='D', help='depth of the queries and keys of a head (default: %(default)s)')),
     ('layer attention growth', '--dv', dict(
         type=int, metavar='D', help='depth of the values of all heads (default: C, or that of the keys)')),
-    ('layer growth', '--rivals', dict(
-        nargs='+', default=RIVALS, choices=RIVALS, metavar='NAME',
-        help=f'layers to compare with, of {", ".join(RIVALS)} (default: all)')),
+    ('layer growth', '--rivals', dict(nargs='+', default=RIVALS, choices=RIVALS, metavar='NAME',
+                                      help=f'layers to compare with, of {", ".join(RIVALS)} (default: all)')),
     ('growth', '--max-memory', dict(
         type=float, default=4., metavar='GB',
         help='leave a layer out from the size on where a step would need more (default: %(default)g)')),
@@ -113,8 +109,7 @@ OPTIONS: list[tuple[str, str, dict[str, Any]]] = [
     ('', '--compile', dict(action='store_true', help='run through torch.compile')),
     ('', '--device', dict(metavar='NAME', help='cpu, cuda or cuda:N (default: cuda where there is one)')),
     ('', '--rounds', dict(type=int, default=10, metavar='N', help='turns of each contestant (default: %(default)s)')),
-    ('', '--warmup', dict(
-        type=int, default=2, metavar='N', help='turns before those that count (default: %(default)s)')),
+    ('', '--warmup', dict(type=int, default=2, metavar='N', help='turns before those that count (default: 2)')),
     ('', '--no-memory', dict(
         dest='memory', action='store_false',
         help='do not measure memory, which on the CPU starts a process for each contestant')),
@@ -124,8 +119,7 @@ OPTIONS: list[tuple[str, str, dict[str, Any]]] = [
 HEADS = {
     'infer_step_time': 'forward ms', 'infer_ratio': 'ratio', 'train_step_time': 'training ms', 'train_ratio': 'ratio',
     'infer_memory': 'forward MB', 'infer_memory_ratio': 'ratio', 'train_memory': 'training MB',
-    'train_memory_ratio': 'ratio',
-}
+    'train_memory_ratio': 'ratio'}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

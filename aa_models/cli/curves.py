@@ -9,8 +9,6 @@ Example:
 import argparse
 from pathlib import Path
 
-__all__ = ['add_arguments', 'run']
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""

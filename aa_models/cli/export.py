@@ -14,13 +14,10 @@ Examples:
 import argparse
 from pathlib import Path
 
-__all__ = ['add_arguments', 'run']
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
-    parser.add_argument(
-        'name', metavar='NAME', help='model with weights, local-dir:FOLDER or hf-hub:OWNER/NAME')
+    parser.add_argument('name', metavar='NAME', help='model with weights, local-dir:FOLDER or hf-hub:OWNER/NAME')
     parser.add_argument('--format', required=True, choices=('onnx', 'torch-export'), help='kind of file')
     parser.add_argument('--dynamic', action='store_true', help='any batch and any height and width')
     parser.add_argument(

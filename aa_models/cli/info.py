@@ -19,8 +19,6 @@ from aa_models.errors import InputError
 from .options import ParseKeyValues
 from .tables import print_table
 
-__all__ = ['add_arguments', 'run']
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""

@@ -16,8 +16,6 @@ from aa_models.zoo import read_zoo
 
 from .tables import print_table
 
-__all__ = ['add_arguments', 'run']
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""

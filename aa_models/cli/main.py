@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from aa_models import __version__
 from aa_models.errors import UserError, WorkError
 
-__all__ = ['main']
-
 COMMANDS = (  # each a module of this package
     'attention', 'benchmark', 'curves', 'export', 'info', 'list', 'pack', 'predict', 'publish', 'train', 'validate')
 
@@ -42,22 +40,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog='aa-models',
-        description='Attention-augmented convolutional networks: look at them, use them, train them.',
-        epilog='`aa-models COMMAND --help` explains a command and shows examples.',
-    )
+        prog='aa-models', epilog='`aa-models COMMAND --help` explains a command and shows examples.',
+        description='Attention-augmented convolutional networks: look at them, use them, train them.')
     parser.add_argument('--version', action='version', version=f'aa-models {__version__}')
     commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
     for name in COMMANDS:
         module = importlib.import_module(f'aa_models.cli.{name}')
         description = inspect.getdoc(module) or ''
         command = commands.add_parser(
-            name,
-            help=description.partition('\n')[0],
-            description=description,
-            usage=getattr(module, 'USAGE', None),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+            name, help=description.partition('\n')[0], description=description, usage=getattr(module, 'USAGE', None),
+            formatter_class=argparse.RawDescriptionHelpFormatter)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     return parser

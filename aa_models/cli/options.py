@@ -4,10 +4,6 @@ import ast
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ['DEFAULT_MODEL', 'ParseKeyValues', 'add_device', 'add_model']
-
-DEFAULT_MODEL = 'aa_resnet18'
-
 
 class ParseKeyValues(argparse.Action):
     """Read words KEY=VALUE into a dict; a value that is no Python literal is a string.
@@ -16,10 +12,7 @@ class ParseKeyValues(argparse.Action):
     """
 
     def __call__(
-            self,
-            parser: argparse.ArgumentParser,
-            namespace: argparse.Namespace,
-            values: str | Sequence[Any] | None,
+            self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: str | Sequence[Any] | None,
             option_string: str | None = None,
     ) -> None:
         pairs = {}
@@ -37,7 +30,7 @@ class ParseKeyValues(argparse.Action):
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Declare `--model`: a network that is used as it is, with its weights."""
     parser.add_argument(
-        '--model', default=DEFAULT_MODEL, metavar='NAME',
+        '--model', default='aa_resnet18', metavar='NAME',
         help='model with weights, local-dir:FOLDER or hf-hub:OWNER/NAME (default: %(default)s)')
 
 

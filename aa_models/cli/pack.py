@@ -11,8 +11,6 @@ Examples:
 import argparse
 from pathlib import Path
 
-__all__ = ['add_arguments', 'run']
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""

@@ -16,8 +16,6 @@ from aa_models.errors import InputError
 
 from .options import add_device, add_model
 
-__all__ = ['add_arguments', 'run']
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""

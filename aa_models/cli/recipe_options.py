@@ -5,8 +5,6 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from .options import ParseKeyValues
 
-__all__ = ['add_data', 'add_recipe_options', 'recipe_values']
-
 
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Declare where the images are."""
@@ -15,8 +13,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def add_recipe_options(
-        parser: argparse.ArgumentParser | argparse._ArgumentGroup,
-        names: Collection[str] | None = None,
+        parser: argparse.ArgumentParser | argparse._ArgumentGroup, names: Collection[str] | None = None,
 ) -> None:
     """Give the parser an option for each field of `Recipe`; only those that are used end in the namespace.
 

@@ -1,8 +1,6 @@
 """Print tables."""
 from collections.abc import Iterable, Sequence
 
-__all__ = ['print_table']
-
 
 def print_table(rows: Iterable[Sequence[str]]) -> None:
     """Print rows in columns, the first to the left and the others, which are figures, to the right."""

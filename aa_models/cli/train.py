@@ -19,8 +19,6 @@ from pathlib import Path
 from .options import add_device
 from .recipe_options import add_data, add_recipe_options, recipe_values
 
-__all__ = ['USAGE', 'add_arguments', 'run']
-
 _logger = logging.getLogger(__name__)
 USAGE = '%(prog)s RECIPE --output DIR [options]'  # argparse would print every value of a recipe
 
@@ -64,9 +62,8 @@ def run(args: argparse.Namespace) -> int:
     def make_folder() -> None:
         _logger.info(f'the weights after the last epoch are in {pack_run(output, tag, reuse=True)}')
 
-    _, rank, _ = world_info_from_env()
     if not logging.root.handlers:
-        setup_default_logging(logging.INFO if rank == 0 else logging.ERROR)
+        setup_default_logging(logging.INFO if world_info_from_env()[1] == 0 else logging.ERROR)
     logging.getLogger('timm.utils.checkpoint_saver').setLevel(logging.WARNING)  # lists its files at every epoch
     try:
         train(

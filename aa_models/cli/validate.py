@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from aa_models.training.recipe import Recipe
     from aa_models.training.validation import Validation
 
-__all__ = ['add_arguments', 'run']
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
@@ -101,7 +99,7 @@ def _write_card(folder: Path, recipe: 'Recipe', result: 'Validation') -> None:
         known_dataset(recipe.dataset, result.class_names), recipe.dataset, recipe.val_split,
         f'{precision} on {result.process.device.type}, input {size_text(result.data_config["input_size"])} px, '
         f'crop {result.data_config["crop_pct"]:g}',
-        f'{result.speed:.0f} images a second on {machine_name(result.process)}, loading included')
+        f'{result.images / result.seconds:.0f} images a second on {machine_name(result.process)}, loading included')
 
 
 def _row(name: str, result: 'Validation') -> dict[str, Any]:
@@ -111,12 +109,8 @@ def _row(name: str, result: 'Validation') -> dict[str, Any]:
     source, path = parse_model_name(name)
     return dict(
         model=Path(path).resolve().name if source == 'local-dir' else name,
-        top1=round(result.top1, 4),
-        top1_err=round(100 - result.top1, 4),
-        top5=round(result.top5, 4),
-        top5_err=round(100 - result.top5, 4),
+        top1=round(result.top1, 4), top1_err=round(100 - result.top1, 4),
+        top5=round(result.top5, 4), top5_err=round(100 - result.top5, 4),
         param_count=round(sum(p.numel() for p in result.model.parameters()) / 1e6, 2),
-        img_size=result.data_config['input_size'][-1],
-        crop_pct=result.data_config['crop_pct'],
-        interpolation=result.data_config['interpolation'],
-    )
+        img_size=result.data_config['input_size'][-1], crop_pct=result.data_config['crop_pct'],
+        interpolation=result.data_config['interpolation'])

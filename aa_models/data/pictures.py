@@ -6,8 +6,6 @@ from PIL import Image, ImageOps
 
 from aa_models.errors import InputError, NoSuchFileError
 
-__all__ = ['find_pictures', 'picture_mode', 'read_picture']
-
 
 def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
     """Replace folders by the pictures in and below them, in the order of their names.
@@ -22,9 +20,7 @@ def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
     for path in map(Path, paths):
         if not path.exists():
             raise NoSuchFileError(f'{path} does not exist')
-        pictures = [path]
-        if path.is_dir():
-            pictures = sorted(p for p in path.rglob('*') if _looks_like_picture(p))
+        pictures = sorted(filter(_looks_like_picture, path.rglob('*'))) if path.is_dir() else [path]
         if not pictures:
             raise InputError(f'the folder {path} contains no picture')
         found += pictures

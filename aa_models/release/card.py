@@ -24,8 +24,6 @@ from aa_models.training.loaders import size_text
 from aa_models.training.recipe import Recipe
 from aa_models.zoo import own_models
 
-__all__ = ['CARD', 'SECTIONS', 'load_card', 'make_card', 'stated_accuracy', 'write_accuracy']
-
 CARD = 'README.md'
 SECTIONS = ('Accuracy', 'Use', 'Training', 'Data, use and limits')
 TEMPLATE = Path(__file__).with_name('card_template.md')
@@ -33,24 +31,16 @@ ACCURACY = re.compile('(<!-- accuracy -->\n).*(<!-- end of accuracy -->)', re.DO
 
 POSITIONS = {'rel': 'relative positions', 'sincos': 'sine/cosine positions', 'coord': 'coordinate channels'}
 PAPERS: dict[type[GridAttention], tuple[str, str]] = {
-    SoftmaxAttention: ('softmax', (
-        '[Attention Augmented Convolutional Networks](https://arxiv.org/abs/1904.09925), Bello et al., 2019')),
-    LinearAttention: ('linear', (
-        '[Efficient Attention: Attention with Linear Complexities](https://arxiv.org/abs/1812.01243), Shen et al., '
-        '2018')),
+    SoftmaxAttention: ('softmax', '[Attention Augmented Convolutional Networks]'
+                                  '(https://arxiv.org/abs/1904.09925), Bello et al., 2019'),
+    LinearAttention: ('linear', '[Efficient Attention: Attention with Linear Complexities]'
+                                '(https://arxiv.org/abs/1812.01243), Shen et al., 2018'),
 }
 
 
 def make_card(
-        name: str,
-        model: nn.Module,
-        input_size: tuple[int, int, int],
-        recipe: Recipe,
-        log: Path,
-        dataset: KnownDataset,
-        labels: list[str] | None,
-        machine: str | None,
-        repo: str | None,
+        name: str, model: nn.Module, input_size: tuple[int, int, int], recipe: Recipe, log: Path, dataset: KnownDataset,
+        labels: list[str] | None, machine: str | None, repo: str | None,
 ) -> ModelCard:
     """Write the card of a model whose accuracy has not been measured yet.
 
@@ -67,22 +57,13 @@ def make_card(
     """
     own = cfg_of(model)['architecture'] in own_models()
     text = Template(TEMPLATE.read_text(encoding='utf-8')).substitute(
-        _training(recipe, dataset.title, log),
-        name=name,
-        what=_what(model, dataset.title),
-        parameters=f'{sum(p.numel() for p in model.parameters()) / 1e6:.2f}',
-        gmacs=in_giga(count_macs(model, input_size)),
-        size=' × '.join(map(str, input_size[1:])),
-        train_size=size_text(input_size),
-        num_classes=num_classes_of(model),
+        _training(recipe, dataset.title, log), name=name, what=_what(model, dataset.title), data=dataset.about,
+        dataset=dataset.title, parameters=f'{sum(p.numel() for p in model.parameters()) / 1e6:.2f}',
+        gmacs=in_giga(count_macs(model, input_size)), size=' × '.join(map(str, input_size[1:])),
+        train_size=size_text(input_size), num_classes=num_classes_of(model), top=min(5, num_classes_of(model)),
         registers='\nimport aa_models  # registers the model with timm\n' if own else '',
-        source=f'hf-hub:{repo}' if repo else f'local-dir:{name}',
-        top=min(5, num_classes_of(model)),
-        machine=f' on {machine}' if machine else '',
-        data=dataset.about,
-        dataset=dataset.title,
-        classes=_classes(labels),
-    )
+        source=f'hf-hub:{repo}' if repo else f'local-dir:{name}', machine=f' on {machine}' if machine else '',
+        classes=_classes(labels))
     return ModelCard(f'---\n{_metadata(model, dataset).to_yaml()}\n---\n\n{text.rstrip()}\n')
 
 
@@ -102,13 +83,7 @@ def load_card(folder: Path) -> ModelCard:
 
 
 def write_accuracy(
-        folder: Path,
-        figures: dict[str, float],
-        images: int,
-        dataset: KnownDataset,
-        name: str,
-        split: str,
-        how: str,
+        folder: Path, figures: dict[str, float], images: int, dataset: KnownDataset, name: str, split: str, how: str,
         speed: str,
 ) -> None:
     """Put a measurement into a folder's card: into the text and, as `model-index`, into its metadata.
@@ -136,11 +111,9 @@ def write_accuracy(
     data.model_name = folder.resolve().name
     data.eval_results = [
         EvalResult(
-            task_type='image-classification', dataset_type=dataset.hub_name or 'imagefolder',
-            dataset_name=dataset.title, dataset_split=split, metric_type='accuracy', metric_name=figure,
-            metric_value=float(value))
-        for figure, value in (('top-1 accuracy', top1), ('top-5 accuracy', top5))
-    ]
+            'image-classification', dataset_type=dataset.hub_name or 'imagefolder', dataset_name=dataset.title,
+            dataset_split=split, metric_type='accuracy', metric_name=figure, metric_value=float(value))
+        for figure, value in (('top-1 accuracy', top1), ('top-5 accuracy', top5))]
     card.save(folder / CARD)
 
 
@@ -153,14 +126,10 @@ def stated_accuracy(card: ModelCard) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _metadata(model: nn.Module, dataset: KnownDataset) -> ModelCardData:
+    tags = ['image-classification', 'timm', *(['attention-augmented-convolution'] if _attention(model) else [])]
     return ModelCardData(
-        license=cfg_of(model).get('license'),
-        library_name='timm',
-        pipeline_tag='image-classification',
-        tags=['image-classification', 'timm', *(['attention-augmented-convolution'] if _attention(model) else [])],
-        datasets=[dataset.hub_name] if dataset.hub_name else None,
-        metrics=['accuracy'],
-    )
+        license=cfg_of(model).get('license'), library_name='timm', pipeline_tag='image-classification', tags=tags,
+        datasets=[dataset.hub_name] if dataset.hub_name else None, metrics=['accuracy'])
 
 
 def _attention(model: nn.Module) -> list[GridAttention]:
@@ -200,11 +169,6 @@ def _training(recipe: Recipe, title: str, log: Path) -> dict[str, Any]:
     return dict(
         start=f'fine-tuned from the weights of `{recipe.model}`' if recipe.pretrained else 'trained from scratch',
         images=f'{recipe.train_images} images of {title}' if recipe.train_images else title,
-        epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
         accumulation=f', gradients of {recipe.grad_accum_steps} batches added for an update' if accumulated else '',
-        opt=recipe.opt,
-        lr=f'{recipe.lr:g}',
-        hours=f'{seconds / 3600:.1f}',
-        averaged=', as their moving average' if recipe.ema else '',
-    )
+        averaged=', as their moving average' if recipe.ema else '', hours=f'{seconds / 3600:.1f}',
+        epochs=recipe.epochs, batch_size=recipe.batch_size, opt=recipe.opt, lr=f'{recipe.lr:g}')

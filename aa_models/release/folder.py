@@ -25,8 +25,6 @@ from aa_models.zoo import WEIGHTS_FILE
 
 from .card import CARD, make_card
 
-__all__ = ['CONFIG', 'FILES', 'checked_tag', 'pack_run']
-
 CONFIG = 'config.json'
 FILES = {WEIGHTS_FILE, CONFIG, CARD, checkpoints.RECIPE, checkpoints.LOG}
 # Entries of a cfg that describe other weights than these. The licence stays: it binds whatever is made from them.
@@ -34,13 +32,8 @@ FOREIGN = ('notes', 'description', 'origin_url', 'label_names', 'label_descripti
 
 
 def pack_run(
-        directory: Path,
-        tag: str | None = None,
-        *,
-        to: Path | None = None,
-        repo: str | None = None,
-        machine: str | None = None,
-        reuse: bool = False,
+        directory: Path, tag: str | None = None, *, to: Path | None = None, repo: str | None = None,
+        machine: str | None = None, reuse: bool = False,
 ) -> Path:
     """Write the folder `<model>.<tag>/` of a finished run, whole or not at all. An earlier one is replaced.
 
@@ -63,7 +56,10 @@ def pack_run(
         raise InputError(f'run = {str(directory)!r} holds no {checkpoints.RECIPE}: it is no output directory of a run')
     recipe = load_recipe(directory / checkpoints.RECIPE)
     tag = checked_tag(tag, recipe, directory)
-    checkpoint = _last_checkpoint(directory, recipe)
+    checkpoint = checkpoints.newest_whole(directory)
+    done = 0 if checkpoint is None else checkpoints.epoch_of(checkpoint) + 1
+    if done < recipe.epochs:
+        raise InputError(f'run = {str(directory)!r} is at {done} of {recipe.epochs} epochs: finish it first')
     model = build_model(recipe.model, num_classes=recipe.num_classes, **recipe.model_kwargs)
     folder = (to or directory) / f'{cfg_of(model)["architecture"]}.{tag}'
     if reuse and _is_made_from(folder, directory):
@@ -88,15 +84,6 @@ def checked_tag(tag: str | None, recipe: Recipe, directory: Path) -> str:
     if not re.fullmatch(r'[\w-]+', tag, flags=re.ASCII):
         raise InputError(f'tag = {tag!r} must be made of letters, digits, _ and -')
     return tag
-
-
-def _last_checkpoint(directory: Path, recipe: Recipe) -> Path:
-    """The checkpoint after the last epoch."""
-    checkpoint = checkpoints.newest_whole(directory)
-    done = 0 if checkpoint is None else checkpoints.epoch_of(checkpoint) + 1
-    if checkpoint is None or done < recipe.epochs:
-        raise InputError(f'run = {str(directory)!r} is at {done} of {recipe.epochs} epochs: finish it first')
-    return checkpoint
 
 
 def _is_made_from(folder: Path, directory: Path) -> bool:
@@ -126,13 +113,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
 
 
 def _fill(
-        part: Path,
-        name: str,
-        model: nn.Module,
-        recipe: Recipe,
-        directory: Path,
-        repo: str | None,
-        machine: str | None,
+        part: Path, name: str, model: nn.Module, recipe: Recipe, directory: Path, repo: str | None, machine: str | None,
 ) -> None:
     """Write all files of a folder that is to be called `name`. The model is in float16 afterwards."""
     facts = checkpoints.facts_of(directory)
@@ -152,7 +133,7 @@ def _fill(
 
 
 def _save(model: nn.Module, folder: Path, config: dict[str, Any], labels: list[str] | None) -> None:
-    """Weights and config. The model is in float16 afterwards."""
+    """Write weights and config."""
     largest = {name: tensor.abs().max().item() for name, tensor in model.state_dict().items() if tensor.numel()}
     model.half()
     for name, tensor in model.state_dict().items():

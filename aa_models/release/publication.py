@@ -18,16 +18,9 @@ from .card import CARD, SECTIONS, stated_accuracy
 from .folder import CONFIG, FILES
 from .results import read_results
 
-__all__ = ['faults_of', 'find_folder', 'publish_folder']
-
 
 def publish_folder(
-        name: str,
-        repo_id: str,
-        *,
-        private: bool = False,
-        create_pr: bool = False,
-        results: Path | None = None,
+        name: str, repo_id: str, *, private: bool = False, create_pr: bool = False, results: Path | None = None,
         dry_run: bool = False,
 ) -> tuple[list[Path], str | None]:
     """Check the folder of a checkpoint and upload it.
@@ -90,8 +83,7 @@ def faults_of(folder: Path, results: Path, repo_id: str) -> list[str]:
     faults += [f'{name} does not belong there' for name in sorted(found - FILES)]
     if found >= FILES:
         card = ModelCard.load(folder / CARD)
-        faults += [*_weights_faults(folder), *_card_faults(card, repo_id)]
-        faults += _accuracy_faults(card, folder.name, results)
+        faults += _weights_faults(folder) + _card_faults(card, repo_id) + _accuracy_faults(card, folder.name, results)
     return faults
 
 
@@ -141,5 +133,4 @@ def _accuracy_faults(card: ModelCard, name: str, results: Path) -> list[str]:
     known = tuple(f'{float(row[column]):.3f}' for column in ('top1', 'top5'))
     return [
         f'{where} says {" and ".join(stated) or "nothing"}, {results} {" and ".join(known)} (top-1 and top-5, percent)'
-        for where, stated in ((CARD, text), (f'model-index of {CARD}', metadata)) if stated != known
-    ]
+        for where, stated in ((CARD, text), (f'model-index of {CARD}', metadata)) if stated != known]

@@ -8,10 +8,7 @@ from typing import Any
 from aa_models.errors import InputError
 from aa_models.training.recipe import replace_text
 
-__all__ = ['COLUMNS', 'read_results', 'update_results']
-
-COLUMNS = (
-    'model', 'top1', 'top1_err', 'top5', 'top5_err', 'param_count', 'img_size', 'crop_pct', 'interpolation')
+COLUMNS = ('model', 'top1', 'top1_err', 'top5', 'top5_err', 'param_count', 'img_size', 'crop_pct', 'interpolation')
 
 
 def read_results(path: str | os.PathLike[str]) -> list[dict[str, str]]:
@@ -34,8 +31,8 @@ def read_results(path: str | os.PathLike[str]) -> list[dict[str, str]]:
             columns, rows = tuple(reader.fieldnames or ()), list(reader)
             [float(row[column]) for row in rows for column in ('top1', 'top5')]
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        what = f'{type(error).__name__}: {error}'
-        raise InputError(f'results_file = {str(path)!r} is no table of results: {what}') from error
+        raise InputError(
+            f'results_file = {str(path)!r} is no table of results: {type(error).__name__}: {error}') from error
     if columns != COLUMNS:
         raise InputError(f'results_file = {str(path)!r} has the columns {list(columns)}, not {list(COLUMNS)}')
     return rows
@@ -44,9 +41,8 @@ def read_results(path: str | os.PathLike[str]) -> list[dict[str, str]]:
 def update_results(path: str | os.PathLike[str], row: dict[str, Any]) -> None:
     """Put a row into a table, which is made where there is none; a row of the same model goes."""
     rows = [other for other in read_results(path) if other['model'] != row['model']]
-    rows = sorted([*rows, row], key=lambda row: -float(row['top1']))
     text = StringIO()
     writer = csv.DictWriter(text, fieldnames=COLUMNS, lineterminator='\n')
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(sorted([*rows, row], key=lambda row: -float(row['top1'])))
     replace_text(path, text.getvalue())

@@ -13,22 +13,14 @@ from torch import nn
 from aa_models.errors import InputError
 from aa_models.models.create import build_model, check_image_size
 
-__all__ = ['export_model', 'export_pretrained']
-
 SUFFIXES = {'onnx': '.onnx', 'torch-export': '.pt2'}
-ONNX_NEEDS = ('onnx', 'onnxscript')
 
 Shape = tuple[int, int, int, int]
 
 
 def export_pretrained(
-        name: str,
-        format: str,
-        output: Path | None = None,
-        *,
-        batch_size: int = 1,
-        img_size: Sequence[int] | None = None,
-        dynamic: bool = False,
+        name: str, format: str, output: Path | None = None, *, batch_size: int = 1,
+        img_size: Sequence[int] | None = None, dynamic: bool = False,
 ) -> tuple[Path, Shape]:
     """Export a model with its weights, all arguments being checked before any work.
 
@@ -51,15 +43,15 @@ def export_pretrained(
     for argument, values in (('batch_size', [batch_size]), ('img_size', list(img_size or (1,)))):
         if min(values) < 1:
             raise InputError(f'{argument} = {" ".join(map(str, values))} must be at least 1')
-    missing = [name for name in ONNX_NEEDS if not importlib.util.find_spec(name)]
+    missing = [name for name in ('onnx', 'onnxscript') if not importlib.util.find_spec(name)]
     if format == 'onnx' and missing:
         raise InputError(f"format = 'onnx' needs {' and '.join(missing)}: pip install 'aa-models[export]'")
     output = output or Path(f'{name.rstrip("/").rpartition("/")[2]}{SUFFIXES[format]}')
     if output.suffix != SUFFIXES[format] or not output.absolute().parent.is_dir():
         raise InputError(f'output = {str(output)!r} must be a {SUFFIXES[format]} file in a folder that exists')
     model = build_model(name, pretrained=True, exportable=True).eval()
-    channels, height, width = resolve_data_config(model=model)['input_size']
-    height, width = img_size or (height, width)
+    channels, *own_size = resolve_data_config(model=model)['input_size']
+    height, width = img_size or own_size
     shape = (batch_size, channels, height, width)
     check_image_size(model, shape[1:])  # the exporters' own errors would bury the reason
     export_model(model, shape, output, format, dynamic)
@@ -68,11 +60,7 @@ def export_pretrained(
 
 @torch.no_grad()
 def export_model(
-        model: nn.Module,
-        shape: Shape,
-        output: Path,
-        format: str = 'torch-export',
-        dynamic: bool = False,
+        model: nn.Module, shape: Shape, output: Path, format: str = 'torch-export', dynamic: bool = False,
 ) -> None:
     """Write a model as a file that needs none of this package; whole or not at all.
 
@@ -94,9 +82,8 @@ def export_model(
         program = torch.export.export(model, (x,), dynamic_shapes=free)
         if format == 'onnx':
             # one file without external data: protobuf's limit of 2 GB is far above any model here
-            written = torch.onnx.export(
-                program, (x,), dynamo=True, dynamic_shapes=free, input_names=['input'], output_names=['logits'],
-                verbose=False)
+            names = dict(input_names=['input'], output_names=['logits'])
+            written = torch.onnx.export(program, (x,), dynamo=True, dynamic_shapes=free, verbose=False, **names)
             assert written is not None  # `None` is only what the exporter without `dynamo` returns
             written.save(part, external_data=False)
         else:

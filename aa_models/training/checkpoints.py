@@ -59,7 +59,8 @@ def prepare(directory: Path, recipe: Recipe, overwrite: bool, facts: dict[str, A
         raise InputError(f'output = {str(directory)!r} holds checkpoints but no {RECIPE}: choose another directory')
     checkpoint = newest_whole(directory)
     if checkpoint is not None:
-        _same_recipe(recipe_of(checkpoint), recipe, f'{str(checkpoint)!r} is a checkpoint')
+        stored = vars(load_checkpoint_metadata(checkpoint)['args'])
+        _same_recipe(checked(Recipe, stored, f'recipe in {checkpoint}'), recipe, f'{str(checkpoint)!r} is a checkpoint')
     with writing(directory):
         recipe.save(directory / RECIPE)
         replace_text(directory / FACTS, json.dumps(facts))
@@ -74,12 +75,6 @@ def _same_recipe(stored: Recipe, recipe: Recipe, what: str) -> None:
     if differing:
         raise InputError(
             f'{what} of another recipe ({"; ".join(differing)}): choose another directory, or --overwrite to lose it')
-
-
-def recipe_of(checkpoint: Path) -> Recipe:
-    """The recipe that was run when a checkpoint was saved."""
-    stored = vars(load_checkpoint_metadata(checkpoint)['args'])
-    return checked(Recipe, stored, f'recipe in {checkpoint}')
 
 
 @contextlib.contextmanager
@@ -136,16 +131,13 @@ def _whole_epoch(path: Path) -> int | None:
             if archive.testzip() is not None:
                 return None
         stored = load_checkpoint_metadata(path)  # only data: a pickle that names code is refused unread
-        return epoch_of(path) if all(key in stored for key in NEEDED) else None
+        return int(stored['epoch']) if all(key in stored for key in NEEDED) else None
     except Exception:  # a broken file fails in many ways, and all of them mean the same
         return None
 
 
 def resume(
-        checkpoint: Path,
-        task: TrainingTask,
-        optimizer: torch.optim.Optimizer,
-        scaler: NativeScaler | None,
+        checkpoint: Path, task: TrainingTask, optimizer: torch.optim.Optimizer, scaler: NativeScaler | None,
         saver: CheckpointSaver | None,
 ) -> int:
     """Load all that a checkpoint holds. Then save it again, in case the saving was interrupted after this file.

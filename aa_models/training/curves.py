@@ -9,8 +9,6 @@ from aa_models.errors import InputError, NoSuchFileError
 
 from .checkpoints import LOG
 
-__all__ = ['draw_curves', 'read_curve']
-
 
 def read_curve(path: Path) -> tuple[str, dict[int, float]]:
     """Read a run's log.
@@ -27,8 +25,8 @@ def read_curve(path: Path) -> tuple[str, dict[int, float]]:
         raise NoSuchFileError(f'run = {str(path)!r} is neither a log nor a folder with {LOG}')
     try:
         with log.open(newline='', encoding='utf-8') as file:
-            curve = {
-                int(row['epoch']) + 1: float(row['eval_top1']) for row in csv.DictReader(file) if row.get('eval_top1')}
+            rows = [row for row in csv.DictReader(file) if row.get('eval_top1')]
+            curve = {int(row['epoch']) + 1: float(row['eval_top1']) for row in rows}
     except (ValueError, KeyError, csv.Error) as error:
         raise InputError(f'run = {str(path)!r} is no log of a training run: {error!r}') from error
     if not curve:

@@ -1,8 +1,10 @@
 """From a dataset's name to the loaders of training and validation, all of them timm's."""
 import copy
+import itertools
 import os
 import random
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,8 +84,8 @@ def open_dataset(name: str, root: str | None, split: str, **options: Any) -> Ima
         if not isinstance(dataset, IterableDataset) and len(dataset) == 0:
             raise ValueError('no images')
     except Exception as error:  # each kind of dataset raises its own, bare assertions among them
-        what = f'dataset {name or "folder"!r}, split {split!r}, data_dir {root!r}'
-        raise InputError(f'{what} cannot be read: {error or type(error).__name__}') from error
+        raise InputError(f'dataset {name or "folder"!r}, split {split!r}, data_dir {root!r} cannot be read: '
+                         f'{error or type(error).__name__}') from error
     return dataset
 
 
@@ -92,9 +94,8 @@ def open_datasets(recipe: Recipe, root: str | None, download: bool) -> tuple[Ima
     options = dict(download=download, batch_size=recipe.batch_size, seed=recipe.seed)
     train = open_dataset(recipe.dataset, root, recipe.train_split, is_training=True, **options)
     if isinstance(train, IterableDataset) and not recipe.workers:
-        raise InputError(
-            f'workers = 0, but must be at least 1: without worker processes the order of {recipe.dataset!r} cannot be '
-            'repeated')
+        raise InputError('workers = 0, but must be at least 1: without worker processes the order of '
+                         f'{recipe.dataset!r} cannot be repeated')
     names = class_names(train)
     if names and len(names) == 1:
         raise InputError(f'data_dir = {root!r} has one class only, {names[0]!r}: a folder {recipe.train_split}/CLASS/… '
@@ -139,10 +140,6 @@ def _check_pair(train: Images, evaluation: Images, recipe: Recipe, root: str | N
             f'{recipe.train_split} and {recipe.val_split} of data_dir = {root!r} differ in their classes: {differing}')
 
 
-def _whole(dataset: Images) -> Images:
-    return dataset.dataset if isinstance(dataset, _Part) else dataset
-
-
 def _samples(dataset: Images) -> list[tuple[str, int]] | None:
     """Path and label of each picture, where the dataset is a folder."""
     return getattr(getattr(dataset, 'reader', dataset), 'samples', None)
@@ -150,7 +147,7 @@ def _samples(dataset: Images) -> list[tuple[str, int]] | None:
 
 def class_names(dataset: Images) -> list[str] | None:
     """The names of the classes in the order of their labels, where the dataset knows them."""
-    dataset = _whole(dataset)
+    dataset = dataset.dataset if isinstance(dataset, _Part) else dataset
     index = getattr(getattr(dataset, 'reader', dataset), 'class_to_idx', None)
     if not isinstance(index, dict) or sorted(index.values()) != list(range(len(index))):
         return None
@@ -171,7 +168,7 @@ def check_labels(dataset: Images, num_classes: int) -> None:
     Raises:
         InputError: There are labels that the model has no output for.
     """
-    labels = labels_of(_whole(dataset))
+    labels = labels_of(dataset.dataset if isinstance(dataset, _Part) else dataset)
     if labels and max(labels) >= num_classes:
         raise InputError(f'num_classes = {num_classes}, but the images have labels to {max(labels)}')
 
@@ -180,38 +177,25 @@ def choose_evenly(indices: list[int], labels: list[int] | None, count: int, seed
     """`count` of the indices in rising order, as evenly from all classes as can be where their labels are known."""
     order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))
     if labels is not None:
-        seen: dict[int, int] = {}
-        turn = []  # how many images of its class come before each image
-        for label in (labels[i] for i in order.tolist()):
-            turn.append(seen.get(label, 0))
-            seen[label] = turn[-1] + 1
+        counters: dict[int, Iterator[int]] = defaultdict(itertools.count)
+        turn = [next(counters[labels[i]]) for i in order.tolist()]  # images of its class that come before each image
         order = order[torch.tensor(turn).argsort(stable=True)]
     return sorted(indices[i] for i in order[:count].tolist())
 
 
 def make_train_loader(
-        dataset: Images,
-        recipe: Recipe,
-        data_config: dict[str, Any],
-        device: torch.device,
-        distributed: bool,
+        dataset: Images, recipe: Recipe, data_config: dict[str, Any], device: torch.device, distributed: bool,
 ) -> Any:
     """Batches of augmented images, normalised and on the device."""
     trivial = recipe.auto_augment == 'ta_wide'
     height, width = data_config['input_size'][1:]
     narrow, wide = (ratio * width / height for ratio in recipe.ratio)  # validation does not stretch pictures either
-    loader = create_loader(
-        dataset,
-        is_training=True,
-        batch_size=recipe.batch_size,
-        scale=recipe.scale,
-        ratio=(narrow, wide),
-        hflip=recipe.hflip,
-        color_jitter=None if trivial or not recipe.color_jitter else recipe.color_jitter,  # type: ignore[arg-type]  # taken
-        auto_augment=None if trivial else recipe.auto_augment,
-        re_prob=recipe.re_prob,
-        **_loader_options(data_config, recipe.workers, device, distributed),
-    )
+    options = dict(
+        **_loader_options(recipe, data_config, device, distributed), is_training=True, scale=recipe.scale,
+        ratio=(narrow, wide), hflip=recipe.hflip, re_prob=recipe.re_prob,
+        color_jitter=None if trivial or not recipe.color_jitter else recipe.color_jitter,
+        auto_augment=None if trivial else recipe.auto_augment)
+    loader = create_loader(dataset, **options)
     steps = dataset.transform.transforms
     if recipe.crop_padding:
         if not isinstance(steps[0], RandomResizedCropAndInterpolation):
@@ -228,33 +212,17 @@ def make_train_loader(
 
 
 def make_eval_loader(
-        dataset: Images,
-        recipe: Recipe,
-        data_config: dict[str, Any],
-        device: torch.device,
-        distributed: bool = False,
+        dataset: Images, recipe: Recipe, data_config: dict[str, Any], device: torch.device, distributed: bool = False,
 ) -> Any:
     """Batches of centre-cropped images, normalised and on the device."""
-    return create_loader(
-        dataset,
-        batch_size=recipe.batch_size,
-        crop_pct=data_config['crop_pct'],
-        crop_mode=data_config['crop_mode'],
-        **_loader_options(data_config, recipe.workers, device, distributed),
-    )
+    options = _loader_options(recipe, data_config, device, distributed)
+    return create_loader(dataset, crop_pct=data_config['crop_pct'], crop_mode=data_config['crop_mode'], **options)
 
 
 def _loader_options(
-        data_config: dict[str, Any], workers: int, device: torch.device, distributed: bool) -> dict[str, Any]:
+        recipe: Recipe, data_config: dict[str, Any], device: torch.device, distributed: bool) -> dict[str, Any]:
+    shared = {key: data_config[key] for key in ('input_size', 'interpolation', 'mean', 'std')}
+    # new workers take their seeds from the epoch's: no state outlives an epoch
     return dict(
-        input_size=data_config['input_size'],
-        interpolation=data_config['interpolation'],
-        mean=data_config['mean'],
-        std=data_config['std'],
-        num_workers=workers,
-        distributed=distributed,
-        device=device,
-        pin_memory=device.type == 'cuda',
-        worker_seeding='all',
-        persistent_workers=False,  # new workers take their seeds from the epoch's: no state outlives an epoch
-    )
+        **shared, batch_size=recipe.batch_size, num_workers=recipe.workers, distributed=distributed, device=device,
+        pin_memory=device.type == 'cuda', worker_seeding='all', persistent_workers=False)

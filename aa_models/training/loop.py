@@ -1,4 +1,5 @@
 """The training loop: a model with its optimiser and schedule, one epoch at a time."""
+import contextlib
 import math
 from typing import Any, cast
 
@@ -8,22 +9,18 @@ from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.task import ClassificationTask, create_classification_loss
-from timm.utils import NativeScaler, dispatch_clip_grad, distribute_bn, random_seed, reduce_tensor
+from timm.utils import AverageMeter, NativeScaler, dispatch_clip_grad, distribute_bn, random_seed, reduce_tensor
 from torch import nn
 
 from aa_models.device import Process, autocast
 from aa_models.errors import DivergenceError, InputError
 
-from .evaluate import evaluate
 from .progress import Progress
 from .recipe import Recipe
+from .validation import evaluate
 
+DIVERGED = 'training stops, the last checkpoint is kept (a smaller lr, a longer warm-up or clip_grad may help)'
 CHECK_EVERY = 16  # batches whose losses are read together, because each reading waits for the device
-
-
-def seed_epoch(seed: int, epoch: int, rank: int) -> None:
-    """Make all random numbers of an epoch a function of (seed, epoch, rank), whatever was drawn before it."""
-    random_seed(int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0]))
 
 
 class Float32Loss(nn.Module):
@@ -37,11 +34,12 @@ class Float32Loss(nn.Module):
         return self.criterion(output.float(), target)
 
 
-class LossMeter:
+class LossMeter(AverageMeter):
     """Mean loss of an epoch; an infinite loss, or one that is not a number, is an error."""
 
     def __init__(self, epoch: int) -> None:
-        self.epoch, self.total, self.count, self.batches = epoch, 0.0, 0, 0
+        super().__init__()
+        self.epoch, self.batches = epoch, 0
         self.latest: dict[str, float] = {}  # nothing to show before the first reading
         self.waiting: list[tuple[torch.Tensor, int]] = []
 
@@ -51,42 +49,27 @@ class LossMeter:
             self.settle()
 
     def settle(self) -> None:
-        """Read the waiting losses.
-
-        Raises:
-            DivergenceError: One of them is infinite or not a number.
-        """
+        """Read the waiting losses, with a `DivergenceError` where one is infinite or not a number."""
         if not self.waiting:
             return
         for loss, (_, images) in zip(torch.stack([loss for loss, _ in self.waiting]).tolist(), self.waiting):
             self.batches += 1
             if not math.isfinite(loss):
-                raise DivergenceError(
-                    f'the loss is {loss} at epoch {self.epoch + 1}, batch {self.batches}: training stops, the last '
-                    'checkpoint is kept (a smaller lr, a longer warm-up or clip_grad may help)')
-            self.total += loss * images
-            self.count += images
+                raise DivergenceError(f'the loss is {loss} at epoch {self.epoch + 1}, batch {self.batches}: {DIVERGED}')
+            self.update(loss, images)
             self.latest = dict(loss=loss)
         self.waiting.clear()
 
-    @property
-    def mean(self) -> float:
-        return self.total / max(self.count, 1)
 
-
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The optimiser that a recipe names.
-
-    Raises:
-        InputError: It does not take the recipe's `opt_kwargs`.
-    """
+def _make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The optimiser that a recipe names, with an error where it does not take the recipe's `opt_kwargs`."""
     try:
         return create_optimizer_v2(
             model, recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum,
             layer_decay=recipe.layer_decay, **recipe.opt_kwargs)
     except (TypeError, ValueError) as error:
-        given = f'opt_kwargs = {recipe.opt_kwargs}'
-        raise InputError(f'opt = {recipe.opt!r} cannot be made with {given}: {error}') from error
+        raise InputError(
+            f'opt = {recipe.opt!r} cannot be made with opt_kwargs = {recipe.opt_kwargs}: {error}') from error
 
 
 class Trainer:
@@ -102,12 +85,7 @@ class Trainer:
     """
 
     def __init__(
-            self,
-            recipe: Recipe,
-            model: nn.Module,
-            process: Process,
-            train_loader: Any,
-            eval_loader: Any,
+            self, recipe: Recipe, model: nn.Module, process: Process, train_loader: Any, eval_loader: Any,
             log_seconds: float = 30.0,
     ) -> None:
         self.recipe, self.model, self.process, self.log_seconds = recipe, model, process, log_seconds
@@ -116,18 +94,16 @@ class Trainer:
         self.autocast = autocast(process.device, recipe.amp, recipe.amp_dtype)
         half = recipe.amp and recipe.amp_dtype == 'float16'
         self.scaler = NativeScaler(device=process.device.type) if half else None  # bfloat16 has float32's range
-        self.optimizer = make_optimizer(model, recipe)
+        self.optimizer = _make_optimizer(model, recipe)
         warmup = cast(int, recipe.warmup_epochs)  # timm's annotation; it computes with fractions of an epoch, too
         self.scheduler, _ = create_scheduler_v2(
-            self.optimizer, recipe.sched, num_epochs=recipe.epochs - warmup, warmup_epochs=warmup,
-            warmup_prefix=True, warmup_lr=recipe.warmup_lr, min_lr=recipe.min_lr,
-            decay_epochs=recipe.decay_epochs, decay_rate=recipe.decay_rate,
-            step_on_epochs=not recipe.sched_on_updates, updates_per_epoch=self.updates_per_epoch)
-        self.mixup = None
-        if recipe.mixing:
-            self.mixup = Mixup(
-                mixup_alpha=recipe.mixup, cutmix_alpha=recipe.cutmix, prob=recipe.mixup_prob,
-                label_smoothing=recipe.smoothing, num_classes=model.num_classes)
+            self.optimizer, recipe.sched, num_epochs=recipe.epochs - warmup, warmup_epochs=warmup, warmup_prefix=True,
+            warmup_lr=recipe.warmup_lr, min_lr=recipe.min_lr, decay_epochs=recipe.decay_epochs,
+            decay_rate=recipe.decay_rate, step_on_epochs=not recipe.sched_on_updates,
+            updates_per_epoch=self.updates_per_epoch)
+        self.mixup = Mixup(
+            mixup_alpha=recipe.mixup, cutmix_alpha=recipe.cutmix, prob=recipe.mixup_prob,
+            label_smoothing=recipe.smoothing, num_classes=model.num_classes) if recipe.mixing else None
         criterion = create_classification_loss(smoothing=recipe.smoothing, soft_targets=recipe.mixing)
         self.task = ClassificationTask(model, Float32Loss(criterion), device=process.device, verbose=False)
         if recipe.ema:
@@ -171,7 +147,7 @@ class Trainer:
         self._check_weights(epoch)
         progress.close()
         self.scheduler.step(epoch + 1)
-        loss = meter.mean
+        loss = float(meter.avg)
         if self.process.distributed:
             for ema in (False, True) if self.recipe.ema else (False,):
                 distribute_bn(self.task.get_trainable_module(ema), self.process.world_size, reduce=True)
@@ -179,12 +155,10 @@ class Trainer:
         return dict(loss=loss, lr=lr, seconds=progress.seconds, img_per_s=progress.speed)
 
     def _begin(self, epoch: int) -> int:
-        """Bring everything into the state that an epoch starts in, whatever went before it.
-
-        Returns:
-            The number of updates before this epoch.
-        """
-        seed_epoch(self.recipe.seed, epoch, self.process.rank)
+        """Bring everything into the state that an epoch starts in, and return the number of updates before it."""
+        # all random numbers of an epoch are a function of these three, whatever was drawn before it
+        seeds = np.random.SeedSequence([self.recipe.seed, epoch, self.process.rank])
+        random_seed(int(seeds.generate_state(1)[0]))
         for part in (self.train_loader.dataset, self.train_loader.sampler):
             if hasattr(part, 'set_epoch'):
                 part.set_epoch(epoch)
@@ -203,9 +177,7 @@ class Trainer:
         """Before they are saved, because no loss was computed after the last update."""
         for name, weight in cast(nn.Module, self.task.get_trainable_module()).named_parameters():
             if not torch.isfinite(weight).all():
-                raise DivergenceError(
-                    f'{name} is infinite or not a number after epoch {epoch + 1}: training stops, the last checkpoint '
-                    'is kept (a smaller lr, a longer warm-up or clip_grad may help)')
+                raise DivergenceError(f'{name} is infinite or not a number after epoch {epoch + 1}: {DIVERGED}')
 
     @property
     def lr(self) -> float:
@@ -218,23 +190,18 @@ class Trainer:
             images, labels = self.mixup(images, labels)
         if self.recipe.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        if update:
-            return self._backward(images, labels, group, update)
-        with self.task.no_sync():
-            return self._backward(images, labels, group, update)
-
-    def _backward(self, images: torch.Tensor, labels: torch.Tensor, group: int, update: bool) -> torch.Tensor:
-        with self.autocast:
-            loss = self.task(images, labels)['loss']
         clip, parameters = self.recipe.clip_grad, self.task.get_clip_parameters()
-        if self.scaler is not None:
-            self.scaler(loss / group, self.optimizer, clip_grad=clip, parameters=parameters, need_update=update)
-        else:
-            (loss / group).backward()
-            if update:
-                if clip is not None:
-                    dispatch_clip_grad(parameters, clip)
-                self.optimizer.step()
+        with contextlib.nullcontext() if update else self.task.no_sync():
+            with self.autocast:
+                loss = self.task(images, labels)['loss']
+            if self.scaler is not None:
+                self.scaler(loss / group, self.optimizer, clip_grad=clip, parameters=parameters, need_update=update)
+            else:
+                (loss / group).backward()
+        if update and self.scaler is None:
+            if clip is not None:
+                dispatch_clip_grad(parameters, clip)
+            self.optimizer.step()
         if update:
             self.optimizer.zero_grad()
         return loss
@@ -243,7 +210,4 @@ class Trainer:
         """Measure the model, or its moving average where the recipe keeps one."""
         progress = Progress('validation', len(self.eval_loader), every=self.log_seconds, show=self.process.rank == 0)
         model = cast(nn.Module, self.task.get_eval_model(ema=self.recipe.ema))
-        figures, _ = evaluate(
-            model, self.eval_loader, self.task.create_evaluator, self.autocast, progress, self.recipe.channels_last,
-            self.process.distributed)
-        return figures
+        return evaluate(model, self.eval_loader, self.task.create_evaluator, self.recipe, self.process, progress)[0]

@@ -57,8 +57,7 @@ class Recipe:
         None, ge=1, description="height and width of the network's input; none: the model's own")
     input_size: OrNone[tuple[Size, Size, Size]] = Field(
         None, description='channels, height and width of the input, where it is not square')
-    mean: OrNone[tuple[Float, Float, Float]] = Field(
-        None, description="mean of each channel; none: the model's own")
+    mean: OrNone[tuple[Float, Float, Float]] = Field(None, description="mean of each channel; none: the model's own")
     std: OrNone[tuple[Positive, Positive, Positive]] = Field(
         None, description="standard deviation of each channel; none: the model's own")
     interpolation: OrNone[Literal['bilinear', 'bicubic', 'nearest', 'lanczos']] = Field(
@@ -68,8 +67,7 @@ class Recipe:
     crop_padding: Int = Field(
         0, ge=0, description='shift by up to that many source pixels, reflecting at the border, instead of cropping to '
         'scale and ratio')
-    scale: tuple[Positive, Positive] = Field(
-        (0.08, 1.0), description='least and largest area of the random crop')
+    scale: tuple[Positive, Positive] = Field((0.08, 1.0), description='least and largest area of the random crop')
     ratio: tuple[Positive, Positive] = Field(
         (3 / 4, 4 / 3), description="least and largest aspect ratio of the random crop, relative to the input's")
     hflip: Float = Field(0.5, ge=0, le=1, description='probability of a horizontal flip')
@@ -93,8 +91,7 @@ class Recipe:
         None, gt=0, description='factor on the learning rate for each layer below the head')
     lr: Float = Field(0.1, gt=0, description='largest learning rate, for the batch of all devices together')
     # all of these schedules are functions of the step alone, which exact resume needs
-    sched: Literal['cosine', 'step', 'wsd', 'constant'] = Field(
-        'cosine', description='schedule of the learning rate')
+    sched: Literal['cosine', 'step', 'wsd', 'constant'] = Field('cosine', description='schedule of the learning rate')
     sched_on_updates: bool = Field(True, description='change the learning rate at every update, not every epoch')
     epochs: Int = Field(100, ge=1, description='epochs in all, warm-up included')
     warmup_epochs: Float = Field(5.0, ge=0, description='epochs of linear warm-up')
@@ -195,9 +192,7 @@ def load_recipe(source: str | os.PathLike[str], **overrides: Any) -> Recipe:
     Raises:
         InputError: No such recipe, no YAML mapping, an unknown key, a wrong type or an impossible value.
     """
-    path = Path(source)
-    if not path.is_file():
-        path = RECIPE_DIR / f'{source}.yaml'
+    path = Path(source) if Path(source).is_file() else RECIPE_DIR / f'{source}.yaml'
     if not path.is_file():
         names = ', '.join(recipe_names())
         raise InputError(f'no recipe {str(source)!r}: it is neither a file nor one of the packaged ones ({names})')

@@ -7,10 +7,9 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
@@ -24,12 +23,7 @@ class Stopped(KeyboardInterrupt):
 
     def __init__(self, message: str, number: signal.Signals) -> None:
         super().__init__(message)
-        self.number = number
-
-    @property
-    def status(self) -> int:
-        """The customary exit status: 130 for SIGINT, 143 for SIGTERM."""
-        return 128 + self.number
+        self.number, self.status = number, 128 + number  # the customary exit status: 130 for SIGINT, 143 for SIGTERM
 
 
 class StopSignals:
@@ -43,23 +37,17 @@ class StopSignals:
 
     def __enter__(self) -> 'StopSignals':
         if threading.current_thread() is threading.main_thread():  # no other thread may set handlers
-            for number in SIGNALS:
+            for number in (signal.SIGINT, signal.SIGTERM):
                 if signal.getsignal(number) is not signal.SIG_IGN:  # a shell ignores SIGINT for a job in the background
                     self._handle(number, self._receive)
         return self
 
-    def __exit__(
-            self,
-            kind: type[BaseException] | None,
-            error: BaseException | None,
-            trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
     def _handle(self, number: signal.Signals, handler: Handler) -> None:
-        before = signal.signal(number, handler)
-        self.before.setdefault(number, before)
+        self.before.setdefault(number, signal.signal(number, handler))
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received.append(signal.Signals(number))

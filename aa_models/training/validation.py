@@ -1,5 +1,5 @@
 """Top-1 and top-5 of a model on a dataset, by one process or by several that share the images."""
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from timm.models import load_checkpoint
-from timm.task import ClassificationEvaluator
+from timm.task import ClassificationEvaluator, evaluation_sample_limit
 from timm.utils import load_checkpoint_metadata
 from torch import nn
 
@@ -16,12 +16,9 @@ from aa_models.errors import InputError, NoSuchFileError
 from aa_models.models.create import build_model, num_classes_of
 from aa_models.schema import checked
 
-from .evaluate import evaluate
 from .loaders import DATA_KEYS, check_labels, class_names, data_config_of, make_eval_loader, open_dataset
 from .progress import Progress
 from .recipe import Recipe
-
-__all__ = ['Validation', 'validate', 'validation_recipe']
 
 FROM_CHECKPOINT = ('model', 'model_kwargs', 'num_classes', *DATA_KEYS)
 
@@ -38,11 +35,6 @@ class Validation:
     class_names: list[str] | None
     process: Process
 
-    @property
-    def speed(self) -> float:
-        """Images in a second, of all processes together."""
-        return self.images / max(self.seconds, 1e-9)
-
 
 def validation_recipe(checkpoint: Path | None = None, **values: Any) -> Recipe:
     """What to validate and how, in terms of a recipe: values, then those that a checkpoint was trained with.
@@ -54,27 +46,18 @@ def validation_recipe(checkpoint: Path | None = None, **values: Any) -> Recipe:
     Raises:
         InputError: No model, or an impossible value.
     """
-    stored = {}
-    if checkpoint is not None:
-        content = _content_of(checkpoint)
-        found = {key: getattr(content.get('args'), key, None) for key in FROM_CHECKPOINT}
-        stored = {key: value for key, value in found.items() if value}
-    if values.get('img_size') or values.get('input_size'):
-        stored = {key: value for key, value in stored.items() if key not in ('img_size', 'input_size')}
-    values = {**stored, **values}
+    args = None if checkpoint is None else _content_of(checkpoint).get('args')
+    sizes = ('img_size', 'input_size')
+    keys = [key for key in FROM_CHECKPOINT if key not in sizes or not any(map(values.get, sizes))]
+    values = {**{key: value for key in keys if (value := getattr(args, key, None))}, **values}
     if not values.get('model'):
         raise InputError('--model is missing: give a name, local-dir:… or hf-hub:…')
     return checked(Recipe, values, 'validation')
 
 
 def validate(
-        recipe: Recipe,
-        *,
-        checkpoint: Path | None = None,
-        use_ema: bool = False,
-        data_dir: str | None = None,
-        download: bool = False,
-        device: str | None = None,
+        recipe: Recipe, *, checkpoint: Path | None = None, use_ema: bool = False, data_dir: str | None = None,
+        download: bool = False, device: str | None = None,
 ) -> Validation:
     """Measure a model on the recipe's `val_split`.
 
@@ -90,9 +73,8 @@ def validate(
         InputError: A model, checkpoint or dataset that cannot be used.
     """
     if use_ema and (checkpoint is None or 'state_dict_ema' not in _content_of(checkpoint)):
-        raise InputError(
-            f'checkpoint = {str(checkpoint)!r} holds no averaged weights (--use-ema)' if checkpoint else
-            '--use-ema needs a --checkpoint')
+        what = f'checkpoint = {str(checkpoint)!r} holds no averaged weights (--use-ema)'
+        raise InputError(what if checkpoint else '--use-ema needs a --checkpoint')
     with process_on(device) as process:
         model = _load_model(recipe, checkpoint, use_ema).to(process.device)
         if recipe.channels_last:
@@ -105,11 +87,45 @@ def validate(
         loader = make_eval_loader(dataset, recipe, config, process.device, process.distributed)
         progress = Progress('validation', len(loader), show=process.rank == 0)
         figures, images = evaluate(
-            model, loader, partial(ClassificationEvaluator, process.device),
-            autocast(process.device, recipe.amp, recipe.amp_dtype), progress, recipe.channels_last,
-            process.distributed)
+            model, loader, partial(ClassificationEvaluator, process.device), recipe, process, progress)
         return Validation(
             figures['top1'], figures['top5'], images, progress.seconds, model, config, class_names(dataset), process)
+
+
+@torch.inference_mode()
+def evaluate(
+        model: nn.Module, loader: Any, make_evaluator: Callable[..., Any], recipe: Recipe, process: Process,
+        progress: Progress,
+) -> tuple[dict[str, float], int]:
+    """Measure a model in one pass over a validation set.
+
+    Args:
+        model: Takes (B, 3, H, W), gives logits (B, num_classes).
+        loader: Of several processes each has its own share; those images that a sampler repeats to make the shares
+            equal are not counted.
+        make_evaluator: Makes timm's evaluator; takes `max_samples`.
+        recipe: Says precision and memory format.
+        process: One of those whose figures are summed.
+        progress: Is closed at the end.
+
+    Returns:
+        The evaluator's figures `loss`, `top1` and `top5` (percent), and the number of images.
+    """
+    model.eval()
+    evaluator = make_evaluator(max_samples=evaluation_sample_limit(loader))
+    for images, labels in loader:
+        if recipe.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with autocast(process.device, recipe.amp, recipe.amp_dtype):
+            logits = model(images)
+        evaluator.update(logits, labels)
+        progress.step(len(images))
+    count = evaluator.counts[0].clone()
+    if process.distributed:
+        torch.distributed.all_reduce(count)
+    figures = evaluator.compute(distributed=process.distributed)
+    progress.close()
+    return figures, int(count)
 
 
 def _content_of(checkpoint: Path) -> Mapping[str, Any]:
