@@ -120,29 +120,27 @@ def test_predict_command_answers(capsys):
     assert len(right) >= 4 and sum(right) > len(right) / 2
     _, _, excerpt = README.partition('```text\ntests/photographs/')
     name, *lines = excerpt.partition('\n```')[0].splitlines()
-    guesses = [line.split('%  ') for line in lines]
-    assert [words for _, words in guesses] == [guess['description'] for guess in answers[name][:len(guesses)]]
-    for (percent, _), guess in zip(guesses, answers[name]):
-        assert float(percent) == pytest.approx(100 * guess['probability'], abs=0.1)
+    for line, guess in zip(lines, answers[name][:len(lines)], strict=True):
+        percent, words = line.split('%  ')
+        assert words == guess['description'] and float(percent) == pytest.approx(100 * guess['probability'], abs=0.1)
 
 
 def test_tiny_imagenet_is_laid_out(tmp_path):
     """The lines of weights/README.md turn the official archive's layout into folders of classes."""
-    root = tmp_path / 'tiny-imagenet-200'
+    root, wnids = tmp_path / 'tiny-imagenet-200', ['n01443537', 'n01629819']
     (root / 'val' / 'images').mkdir(parents=True)
-    annotations = []
-    for i, wnid in enumerate(('n01443537', 'n01629819')):
+    for i, wnid in enumerate(wnids):
         (root / 'train' / wnid / 'images').mkdir(parents=True)
         (root / 'train' / wnid / f'{wnid}_boxes.txt').touch()
         for path in (root / 'train' / wnid / 'images' / f'{wnid}_0.JPEG', root / 'val' / 'images' / f'val_{i}.JPEG'):
             Image.new('RGB', (64, 64)).save(path)
-        annotations.append(f'val_{i}.JPEG\t{wnid}\t0\t0\t62\t63\n')
-    (root / 'val' / 'val_annotations.txt').write_text(''.join(annotations))
+    (root / 'val' / 'val_annotations.txt').write_text(
+        ''.join(f'val_{i}.JPEG\t{wnid}\t0\t0\t62\t63\n' for i, wnid in enumerate(wnids)))
     block, = (block for _, _, block in BLOCKS if 'val_annotations.txt' in block)
     subprocess.run(['bash', '-euo', 'pipefail', '-c', block], cwd=tmp_path, check=True)
     for split, expected in (('train', 'n01443537_0.JPEG n01629819_0.JPEG'), ('val', 'val_0.JPEG val_1.JPEG')):
         dataset = open_dataset('', str(root), split)
-        assert class_names(dataset) == ['n01443537', 'n01629819']
+        assert class_names(dataset) == wnids
         assert [Path(path).name for path, _ in dataset.reader.samples] == expected.split()
         assert [label for _, label in dataset] == [0, 1]
 
@@ -167,9 +165,8 @@ def test_zoo_table():
 
 def measured(name_tag):
     """A checkpoint's row in the table of results, which its card agrees with (release/test_weights.py)."""
-    row, = (row for row in read_results(ROOT / 'weights' / f'results-{name_tag.partition(".")[2]}.csv')
-            if row['model'] == name_tag)
-    return row
+    rows = read_results(ROOT / 'weights' / f'results-{name_tag.partition(".")[2]}.csv')
+    return next(row for row in rows if row['model'] == name_tag)
 
 
 @pytest.mark.parametrize('name_tag', own_checkpoints())

@@ -22,11 +22,7 @@ RECIPE = dict(
 
 
 def make_pictures(
-        folder: Path,
-        classes: int = 3,
-        each: int = 8,
-        splits: tuple[str, ...] = ('train', 'validation'),
-) -> Path:
+        folder: Path, classes: int = 3, each: int = 8, splits: tuple[str, ...] = ('train', 'validation')) -> Path:
     """Pictures of 20 × 18 px, each class a colour under noise, as folder/split/class/number.png."""
     generator = torch.Generator().manual_seed(0)
     for split in splits:

@@ -9,8 +9,7 @@ from aa_models.training.loaders import class_names, open_dataset
 
 
 def outline(shape):
-    points = shapes.SHAPES[shape]
-    return np.stack([points.real, points.imag], axis=1)
+    return np.stack([shapes.SHAPES[shape].real, shapes.SHAPES[shape].imag], axis=1)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from aa_models.device import Process, find_device, machine_name, start_device
 from aa_models.errors import InputError
 from aa_models.training import run
-from training_runs import make_pictures, run_training
+from training_runs import run_training
 
 CPU = torch.device('cpu')
 
@@ -74,8 +74,8 @@ def test_deterministic_algorithms_are_a_switch_and_end_with_the_run(monkeypatch,
 
 
 @pytest.mark.parametrize('values, wanted', [({}, True), (dict(deterministic=False), False)])
-def test_recipe_decides_on_deterministic_algorithms(tmp_path, monkeypatch, values, wanted):
+def test_recipe_decides_on_deterministic_algorithms(tmp_path, data, monkeypatch, values, wanted):
     seen, deterministic = [], run.deterministic
     monkeypatch.setattr(run, 'deterministic', lambda *args: seen.append(args) or deterministic(*args))
-    run_training(tmp_path / 'out', make_pictures(tmp_path / 'data', each=3), epochs=1, **values)
+    run_training(tmp_path / 'out', data, epochs=1, **values)
     assert seen == [(wanted, CPU)]

@@ -1,4 +1,4 @@
-"""Training in processes of its own: one of several is lost, a signal reaches a whole group."""
+"""Training in processes of its own: several make one run, one is lost, a signal reaches a whole group."""
 import multiprocessing
 import os
 import signal
@@ -11,16 +11,54 @@ import pytest
 import torch
 
 from aa_models.cli import main as cli
-from aa_models.training import loop, stopping
-from training_runs import checkpoint_of, make_pictures, write_recipe
+from aa_models.training import checkpoints, loop, stopping
+from interruptions import lose_epochs
+from training_runs import checkpoint_of, log_of, make_pictures, run_training, run_validation, torchrun, write_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+needs_distributed = pytest.mark.skipif(
+    not torch.distributed.is_available(), reason='torch was built without torch.distributed')
 step = loop.Trainer._step
 
 
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    return make_pictures(tmp_path_factory.mktemp('data') / 'pictures')  # three batches an epoch
+@needs_distributed
+def test_two_processes_make_one_run(tmp_path, data):
+    # an epoch is one batch of all images, so that the order in which the processes share them does not matter; and
+    # the model has no batch norm, which would see half of them
+    values = dict(model='test_convnext', model_kwargs={}, img_size=32, epochs=3, ema=True, ema_decay=0.5)
+    alone = run_training(tmp_path / 'alone', data, batch_size=24, **values)
+    values['batch_size'] = 12
+    output = tmp_path / 'out'
+    words = ['train', write_recipe(output, **values), '--data-dir', data, '--output', output]
+    torchrun(*words)
+    whole, other = checkpoint_of(output), checkpoint_of(alone)
+    for key in ('state_dict', 'state_dict_ema'):
+        torch.testing.assert_close(whole[key], other[key], rtol=1e-4, atol=1e-5)
+    for row, other in zip(log_of(output), log_of(alone), strict=True):
+        for loss in ('train_loss', 'eval_loss'):
+            assert float(row[loss]) == pytest.approx(float(other[loss]), rel=1e-4)
+        assert row['eval_top1'] == other['eval_top1']
+    lose_epochs(output)
+    assert checkpoints.newest_whole(output) is not None
+    torchrun(*words)
+    for key in ('state_dict', 'state_dict_ema'):
+        torch.testing.assert_close(checkpoint_of(output)[key], whole[key], rtol=0, atol=0)
+
+
+@needs_distributed
+def test_processes_share_the_validation(tmp_path, capsys):
+    """The sampler repeats one of the 21 images to give both processes 11; it is counted once."""
+    data = make_pictures(tmp_path / 'data', each=7)
+    folder = run_training(tmp_path / 'out', data, epochs=1, lr=0.2) / 'aa_simplecnn.out'
+    words = ['--model', f'local-dir:{folder}', '--data-dir', data, '--batch-size', 4, '--results-file']
+    capsys.readouterr()
+    run_validation(*words, tmp_path / 'alone.csv')
+    alone = capsys.readouterr().out
+    together = torchrun('validate', *words, tmp_path / 'together.csv', '--workers', 0, '--card')
+    assert alone.count('of 21 images') == 1 and alone.partition(' in ')[0] == together.partition(' in ')[0]
+    assert len(together.splitlines()) == 1
+    assert (tmp_path / 'alone.csv').read_bytes() == (tmp_path / 'together.csv').read_bytes()
+    assert (folder / 'README.md').read_text().count('21 images') == 1
 
 
 def lose_rank(how, died, *words):
@@ -50,10 +88,6 @@ def lose_rank(how, died, *words):
     seen, groups, leave = [], [], stopping.StopSignals.__exit__
     loop.Trainer._step = lost
     return cli.main(words)
-
-
-needs_distributed = pytest.mark.skipif(
-    not torch.distributed.is_available(), reason='torch was built without torch.distributed')
 
 
 def assert_ended(output, died, status, text):
