@@ -4,6 +4,7 @@ They take a layer for its parameters and settings alone and share no code with i
 small. Sequences are maps of one row.
 """
 import math
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -14,16 +15,20 @@ def augmented_conv(layer, x):
     x = x.double()
     outputs = []
     if layer.conv is not None:
-        weight, bias = layer.conv.weight.double(), layer.conv.bias
+        bias = None if layer.conv.bias is None else layer.conv.bias.double()
+        geometry = layer.stride, layer.padding, layer.dilation, layer.groups
         convolve = F.conv2d if x.dim() == 4 else F.conv1d
-        padded = F.pad(x, [layer.left_pad, 0]) if layer.left_pad else x
-        outputs.append(convolve(
-            padded, weight, None if bias is None else bias.double(), layer.stride, layer.padding, layer.dilation,
-            layer.groups))
+        outputs.append(convolve(F.pad(x, [layer.left_pad, 0]), layer.conv.weight.double(), bias, *geometry))
     if layer.attn is not None:
         size = tuple(outputs[0].shape[2:]) if outputs else output_size(layer, x.shape[2:])
         outputs.append(attention_branch(layer, x, size))
     return torch.cat(outputs, dim=1)
+
+
+def conv1x1(conv, x):
+    """A convolution with a kernel of one pixel, over any number of axes."""
+    out = torch.einsum('oc,bc...->bo...', conv.weight.double().flatten(1), x)
+    return out if conv.bias is None else out + conv.bias.double().view(-1, *[1] * (x.dim() - 2))
 
 
 def output_size(layer, size):
@@ -52,12 +57,10 @@ def sampled(layer, x, size):
     x = x if axes == 2 else x.unsqueeze(2)
     height, width = size if axes == 2 else (1, size[0])
     out = x.new_zeros(x.shape[0], x.shape[1], height, width)
-    for i in range(height):
-        for j in range(width):
-            row = centre(layer, 0, i) if axes == 2 else 0
-            column = centre(layer, axes - 1, j)
-            if 0 <= row < x.shape[2] and 0 <= column < x.shape[3]:
-                out[:, :, i, j] = x[:, :, row, column]
+    for i, j in product(range(height), range(width)):
+        row, column = centre(layer, 0, i) if axes == 2 else 0, centre(layer, axes - 1, j)
+        if 0 <= row < x.shape[2] and 0 <= column < x.shape[3]:
+            out[:, :, i, j] = x[:, :, row, column]
     return out
 
 
@@ -65,29 +68,24 @@ def pooled(x, p, axes):
     """Mean over the part of a (2p - 1)-wide window that lies inside the map, at every p-th pixel."""
     height, width = math.ceil(x.shape[2] / p) if axes == 2 else 1, math.ceil(x.shape[3] / p)
     out = x.new_zeros(x.shape[0], x.shape[1], height, width)
-    for i in range(height):
-        for j in range(width):
-            top, left = max(0, i * p - p + 1), max(0, j * p - p + 1)
-            out[:, :, i, j] = x[:, :, top:i * p + p, left:j * p + p].mean((2, 3))
+    for i, j in product(range(height), range(width)):
+        top, left = max(0, i * p - p + 1), max(0, j * p - p + 1)
+        out[:, :, i, j] = x[:, :, top:i * p + p, left:j * p + p].mean((2, 3))
     return out
 
 
 def enlarged(x, height, width):
     """Bilinear interpolation between pixel centres, constant beyond the outermost ones."""
-    def taps(i, n_out, n_in):
-        source = min(max((i + 0.5) * n_in / n_out - 0.5, 0.), n_in - 1.)
-        low = int(source)
-        return low, min(low + 1, n_in - 1), source - low
+    def weights(n_out, n_in):
+        matrix = x.new_zeros(n_out, n_in)
+        for i in range(n_out):
+            source = min(max((i + 0.5) * n_in / n_out - 0.5, 0.), n_in - 1.)
+            low = int(source)
+            matrix[i, low] += 1 - (source - low)
+            matrix[i, min(low + 1, n_in - 1)] += source - low
+        return matrix
 
-    out = x.new_zeros(x.shape[0], x.shape[1], height, width)
-    for i in range(height):
-        i0, i1, a = taps(i, height, x.shape[2])
-        for j in range(width):
-            j0, j1, b = taps(j, width, x.shape[3])
-            out[:, :, i, j] = (
-                (1 - a) * ((1 - b) * x[:, :, i0, j0] + b * x[:, :, i0, j1])
-                + a * ((1 - b) * x[:, :, i1, j0] + b * x[:, :, i1, j1]))
-    return out
+    return torch.einsum('iy,jx,bcyx->bcij', weights(height, x.shape[2]), weights(width, x.shape[3]), x)
 
 
 def relative(table, offset, length, causal=False):
@@ -115,20 +113,17 @@ def with_positions(attn, x, axes):
         per_axis = d // axes
         for k in range(per_axis // 2):
             den = 10000 ** (2 * k / per_axis)  # for two axes this is 10000^(4k / d)
-            for i in range(H):
-                for j in range(W):
-                    for first, position in ((0, i), (per_axis, j)) if axes == 2 else ((0, j),):
-                        x[:, first + 2 * k, i, j] += math.sin(position / den)
-                        x[:, first + 2 * k + 1, i, j] += math.cos(position / den)
+            for i, j in product(range(H), range(W)):
+                for first, position in ((0, i), (per_axis, j)) if axes == 2 else ((0, j),):
+                    x[:, first + 2 * k, i, j] += math.sin(position / den)
+                    x[:, first + 2 * k + 1, i, j] += math.cos(position / den)
     if attn.pos_embed == 'coord':
         def unit(i, n):
             return 2 * i / (n - 1) - 1 if n > 1 else 0.
         extra = x.new_zeros(B, axes + 1, H, W)
-        for i in range(H):
-            for j in range(W):
-                coords = [unit(i, H), unit(j, W)] if axes == 2 else [unit(j, W)]
-                for channel, value in enumerate([*coords, math.hypot(*coords)]):
-                    extra[:, channel, i, j] = value
+        for i, j in product(range(H), range(W)):
+            coords = [unit(i, H), unit(j, W)] if axes == 2 else [unit(j, W)]
+            extra[:, :, i, j] = x.new_tensor([*coords, math.hypot(*coords)])
         x = torch.cat([x, extra], dim=1)
     return x
 
@@ -136,11 +131,7 @@ def with_positions(attn, x, axes):
 def heads(attn, x, axes):
     """q, k, v of the attended map x: (B, num_heads, H * W, dim)."""
     B, _, H, W = x.shape
-    x = with_positions(attn, x, axes)
-    weight = attn.qkv.weight.double().flatten(1)
-    qkv = torch.einsum('oc,bchw->bohw', weight, x)
-    if attn.qkv.bias is not None:
-        qkv = qkv + attn.qkv.bias.double()[:, None, None]
+    qkv = conv1x1(attn.qkv, with_positions(attn, x, axes))
     q, k, v = qkv[:, :attn.dk], qkv[:, attn.dk:2 * attn.dk], qkv[:, 2 * attn.dk:]
     # channels of a head are neighbours, positions are in row-major order
     return [t.reshape(B, attn.num_heads, -1, H * W).transpose(2, 3) for t in (q, k, v)]
@@ -150,16 +141,15 @@ def softmax_weights(attn, q, k, H, W):
     """softmax_j(q_i / sqrt(d) · (k_j + r_w[j_x - i_x] + r_h[j_y - i_y])), pair by pair."""
     q = q / math.sqrt(q.shape[-1])
     logits = q.new_full((*q.shape[:2], H * W, H * W), -math.inf)
-    for i in range(H * W):
-        for j in range(H * W):
-            if attn.causal and j > i:
-                continue
-            key = k[:, :, j]
-            if attn.rel_h is not None:
-                key = key + relative(attn.rel_h.double(), j // W - i // W, H)
-            if attn.rel_w is not None:
-                key = key + relative(attn.rel_w.double(), j % W - i % W, W, attn.causal)
-            logits[:, :, i, j] = (q[:, :, i] * key).sum(-1)
+    for i, j in product(range(H * W), repeat=2):
+        if attn.causal and j > i:
+            continue
+        key = k[:, :, j]
+        if attn.rel_h is not None:
+            key = key + relative(attn.rel_h.double(), j // W - i // W, H)
+        if attn.rel_w is not None:
+            key = key + relative(attn.rel_w.double(), j % W - i % W, W, attn.causal)
+        logits[:, :, i, j] = (q[:, :, i] * key).sum(-1)
     return logits.softmax(-1)
 
 
@@ -187,10 +177,7 @@ def attention_branch(layer, x, size):
     attn, axes = layer.attn, len(size)
     (H, W), weights, v = attention(layer, x, size)
     out = torch.einsum('bnij,bnjd->bnid', weights, v)
-    out = out.transpose(2, 3).reshape(x.shape[0], attn.dv, H, W)
-    out = torch.einsum('oc,bchw->bohw', attn.proj.weight.double().flatten(1), out)
-    if attn.proj.bias is not None:
-        out = out + attn.proj.bias.double()[:, None, None]
+    out = conv1x1(attn.proj, out.transpose(2, 3).reshape(x.shape[0], attn.dv, H, W))
     if attn.attn_pool > 1:
         out = enlarged(out, *(size if axes == 2 else (1, size[0])))
     return out if axes == 2 else out.squeeze(2)
@@ -202,20 +189,13 @@ def self_attention_conv(layer, x):
     Returns:
         The output and β (B, num_heads, H * W, H * W); the activation is the layer's own.
     """
-    def conv1x1(weight, bias, x):
-        out = torch.einsum('oc,bcn->bon', weight.double().flatten(1), x)
-        return out if bias is None else out + bias.double()[:, None]
-
-    x = x.double()
-    flat, depth = x.flatten(2), layer.num_heads * layer.dim_head
-    qkv = conv1x1(layer.attn.qkv.weight, layer.attn.qkv.bias, flat)
+    flat, depth = x.double().flatten(2), layer.num_heads * layer.dim_head
+    qkv = conv1x1(layer.attn.qkv, flat)
     scores, contexts = [], []
     for head in range(layer.num_heads):
         g, f, h = (qkv[:, part * depth + head * layer.dim_head:][:, :layer.dim_head] for part in range(3))
         scores.append((torch.einsum('bdj,bdi->bji', g, f) / math.sqrt(layer.dim_head)).softmax(-1))
         contexts.append(torch.einsum('bji,bdi->bdj', scores[-1], h))
-    attended = conv1x1(layer.attn.proj.weight, layer.attn.proj.bias, torch.cat(contexts, dim=1))
-    same = isinstance(layer.shortcut, torch.nn.Identity)
-    shortcut = flat if same else conv1x1(layer.shortcut.weight, layer.shortcut.bias, flat)
-    out = shortcut + layer.gamma.double() * attended
+    shortcut = flat if isinstance(layer.shortcut, torch.nn.Identity) else conv1x1(layer.shortcut, flat)
+    out = shortcut + layer.gamma.double() * conv1x1(layer.attn.proj, torch.cat(contexts, dim=1))
     return layer.act(out.unflatten(2, x.shape[2:])), torch.stack(scores, dim=1)

@@ -1,10 +1,9 @@
 """Properties of the attention: what the papers say of it, and the same numbers by every implementation."""
 import pytest
 import torch
-from timm.layers import set_fused_attn
 
 import reference
-from aa_models.layers import AugmentedConv1d, AugmentedConv2d
+from aa_models.layers import AugmentedConv2d
 from aa_models.layers.position import add_sincos, append_coords, rel_logits_h, rel_logits_w, resize_rel_table
 from aa_models.layers.softmax_attention import attention_weights, fold_rel_pos
 
@@ -107,33 +106,5 @@ def test_coordinates_run_from_corner_to_corner():
     assert append_coords(torch.zeros(1, 2, 1, 1))[0, 2:].flatten().tolist() == [0, 0, 0]
 
 
-@torch.no_grad()
-def test_axes_are_not_mixed_up():
-    """A map that only its rows tell apart, and a table for rows alone: no weight depends on the column."""
-    layer = layer_of()
-    layer.attn.rel_w.zero_()
-    x = torch.randn(1, 8, 5, 1, dtype=torch.float64).expand(1, 8, 5, 6)
-    weights = layer.attn.attention_map(x).view(2, 5, 6, 5, 6)
-    torch.testing.assert_close(weights, weights[:, :, :1, :, :1].expand_as(weights))
-    assert weights.std(dim=3).min() > 1e-4
-
-
-def test_fused_follows_timm():
-    try:
-        set_fused_attn(False)
-        assert not layer_of().attn.fused_attn
-    finally:
-        set_fused_attn(True)
-    assert layer_of().attn.fused_attn
-
-
-@torch.no_grad()
-def test_sequences_are_maps_of_one_row():
-    one = AugmentedConv1d(8, 12, 3, 2, 1, dk=8, dv=8, num_heads=2, feat_size=6, dtype=torch.float64)
-    two = AugmentedConv2d(
-        8, 12, (1, 3), (1, 2), (0, 1), dk=8, dv=8, num_heads=2, feat_size=(1, 6), dtype=torch.float64)
-    state = {name: p.unsqueeze(2) if p.dim() == 3 else p for name, p in one.state_dict().items()}
-    two.load_state_dict({**state, 'attn.rel_h': torch.zeros(1, 4, dtype=torch.float64)})
-    x = torch.randn(2, 8, 11, dtype=torch.float64)
-    torch.testing.assert_close(one(x), two(x.unsqueeze(2)).squeeze(2))
-    assert one.attn.attention_map(x).shape == (2, 2, 6, 6)
+def test_fused_follows_timm(fused):
+    assert layer_of().attn.fused_attn == fused

@@ -8,26 +8,17 @@ import sys
 import numpy as np
 import pytest
 import torch
-from timm.layers import set_fused_attn
 from torch import nn
 
 import reference
 from aa_models.layers import AugmentedConv1d, AugmentedConv2d
 
-KINDS = [
-    ('softmax', 'rel'), ('softmax', 'sincos'), ('softmax', 'coord'), ('softmax', None),
-    ('linear', 'sincos'), ('linear', 'coord'), ('linear', None),
-]
+KINDS = [dict(attention='softmax', pos_embed=pos_embed) for pos_embed in ('rel', 'sincos', 'coord', None)]
+KINDS += [dict(attention='linear', pos_embed=pos_embed) for pos_embed in ('sincos', 'coord', None)]
+every_kind = pytest.mark.parametrize('kind', KINDS, ids=lambda kind: '{attention}-{pos_embed}'.format(**kind))
 
 
-@pytest.fixture(params=[True, False], ids=['fused', 'explicit'])
-def fused(request):
-    set_fused_attn(request.param)
-    yield request.param
-    set_fused_attn(True)
-
-
-def random_layer(rng, axes, attention, pos_embed, **fixed):
+def random_layer(rng, axes, **fixed):
     """A layer of random geometry and an input for it: non-square, odd, size 1, strided, dilated, grouped, pooled."""
     num_heads, groups = rng.choice([1, 2, 3]), rng.choice([1, 1, 2])
     dv = num_heads * rng.choice([1, 2])
@@ -45,8 +36,7 @@ def random_layer(rng, axes, attention, pos_embed, **fixed):
     args.update(fixed)
     layer = (AugmentedConv2d if axes == 2 else AugmentedConv1d)(
         2 * groups + 2 * (groups == 1), dv + 2 * groups, groups=groups, dk=num_heads * rng.choice([1, 3]), dv=dv,
-        num_heads=num_heads, attention=attention, pos_embed=pos_embed,
-        feat_size=tuple(rng.choice([1, 2, 4, 7]) for _ in range(axes)), **args).double()
+        num_heads=num_heads, feat_size=tuple(rng.choice([1, 2, 4, 7]) for _ in range(axes)), **args).double()
     for axis in range(axes):  # no smaller than the kernel
         need = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
         if layer.padding == 'valid':
@@ -56,14 +46,14 @@ def random_layer(rng, axes, attention, pos_embed, **fixed):
     return layer, torch.randn(2, layer.in_channels, *sizes, dtype=torch.float64)
 
 
-@pytest.mark.parametrize('attention,pos_embed', KINDS)
+@every_kind
 @pytest.mark.parametrize('axes', [1, 2])
 @torch.no_grad()
-def test_equals_reference(fused, axes, attention, pos_embed):
-    rng = random.Random(f'{axes}{attention}{pos_embed}')
+def test_equals_reference(fused, axes, kind):
+    rng = random.Random(f'{axes}{kind["attention"]}{kind["pos_embed"]}')
     torch.manual_seed(rng.randrange(2 ** 32))
     for _ in range(6):
-        layer, x = random_layer(rng, axes, attention, pos_embed)
+        layer, x = random_layer(rng, axes, **kind)
         expected = reference.augmented_conv(layer, x)
         torch.testing.assert_close(layer(x), expected, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(layer.float()(x.float()).double(), expected, rtol=1e-5, atol=1e-5)
@@ -73,7 +63,7 @@ def test_equals_reference(fused, axes, attention, pos_embed):
 def test_causal_equals_reference(fused):
     rng = random.Random(0)
     for pos_embed, _ in itertools.product(['rel', 'sincos', None], range(4)):
-        layer, x = random_layer(rng, 1, 'softmax', pos_embed, causal=True, padding=0, attn_pool=1)
+        layer, x = random_layer(rng, 1, pos_embed=pos_embed, causal=True, padding=0, attn_pool=1)
         torch.testing.assert_close(layer(x), reference.augmented_conv(layer, x), rtol=1e-9, atol=1e-9)
 
 
@@ -99,13 +89,12 @@ def test_causal_sees_no_later_input(fused, stride, dilation, kernel_size):
 @pytest.mark.parametrize('axes,conv,augmented', [(1, nn.Conv1d, AugmentedConv1d), (2, nn.Conv2d, AugmentedConv2d)])
 @torch.no_grad()
 def test_output_size_is_that_of_the_plain_convolution(axes, conv, augmented):
-    x = torch.randn(1, 4, 12, 9)[(slice(None),) * (axes + 2)] if axes == 2 else torch.randn(1, 4, 11)
-    for k, s, p, d, g in itertools.product([1, 2, 3, 4], [1, 2, 3], [0, 1, 3], [1, 2], [1, 2]):
-        args = (4, 8, k, s, p, d, g)
-        assert augmented(*args, dk=4, dv=4, num_heads=2)(x).shape == conv(*args)(x).shape
-    for k, d, p in itertools.product([1, 2, 3, 4], [1, 2], ['same', 'valid']):
-        args = (4, 8, k, 1, p, d)
-        assert augmented(*args, dk=4, dv=4, num_heads=2)(x).shape == conv(*args)(x).shape
+    x = torch.randn(1, 4, *(12, 9)[:axes])
+    geometries = [
+        *itertools.product([1, 2, 3, 4], [1, 2, 3], [0, 1, 3], [1, 2], [1, 2]),
+        *itertools.product([1, 2, 3, 4], [1], ['same', 'valid'], [1, 2], [1])]
+    for geometry in geometries:
+        assert augmented(4, 8, *geometry, dk=4, dv=4, num_heads=2)(x).shape == conv(4, 8, *geometry)(x).shape
 
 
 @torch.no_grad()
@@ -173,32 +162,27 @@ def test_a_share_that_rounds_to_nothing_is_a_plain_convolution():
         assert AugmentedConv2d(8, 64, 3).attn is None
 
 
-@pytest.mark.parametrize('attention,pos_embed', KINDS)
-def test_every_parameter_has_a_gradient(fused, attention, pos_embed):
-    layer = AugmentedConv2d(4, 8, 3, 2, 1, dk=4, dv=4, num_heads=2, attention=attention, pos_embed=pos_embed,
-                            feat_size=(3, 4), attn_pool=2)
+@every_kind
+def test_every_parameter_has_a_gradient(fused, kind):
+    layer = AugmentedConv2d(4, 8, 3, 2, 1, dk=4, dv=4, num_heads=2, feat_size=(3, 4), attn_pool=2, **kind)
     layer(torch.randn(2, 4, 9, 12)).square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in layer.parameters())
 
 
-@pytest.mark.parametrize('attention,pos_embed', [('softmax', 'rel'), ('linear', 'sincos')])
-def test_gradients_are_right(fused, attention, pos_embed):
-    layer = AugmentedConv2d(4, 6, 3, 2, 1, dk=4, dv=4, num_heads=2, attention=attention, pos_embed=pos_embed,
-                            feat_size=(3, 2), attn_pool=2).double()
+@pytest.mark.parametrize('kind', [{}, dict(attention='linear', pos_embed='sincos')], ids=['softmax', 'linear'])
+def test_gradients_are_right(fused, kind):
+    layer = AugmentedConv2d(4, 6, 3, 2, 1, dk=4, dv=4, num_heads=2, feat_size=(3, 2), attn_pool=2, **kind).double()
     x = torch.randn(1, 4, 7, 5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(layer, x)
-    parameters = dict(layer.named_parameters())
-    names = list(parameters)
+    names, values = zip(*layer.named_parameters())
     assert torch.autograd.gradcheck(
-        lambda *values: torch.func.functional_call(layer, dict(zip(names, values)), (x.detach(),)),
-        tuple(parameters.values()))
+        lambda *values: torch.func.functional_call(layer, dict(zip(names, values)), (x.detach(),)), values)
 
 
-@pytest.mark.parametrize('attention,pos_embed', KINDS)
+@every_kind
 @torch.no_grad()
-def test_low_precision(fused, attention, pos_embed):
-    layer = AugmentedConv2d(16, 32, 3, padding=1, dk=16, dv=16, num_heads=4, attention=attention, pos_embed=pos_embed,
-                            feat_size=(6, 7))
+def test_low_precision(fused, kind):
+    layer = AugmentedConv2d(16, 32, 3, padding=1, dk=16, dv=16, num_heads=4, feat_size=(6, 7), **kind)
     x = torch.randn(2, 16, 6, 7)
     expected = layer(x)
     for dtype, tolerance in ((torch.bfloat16, 0.06), (torch.float16, 0.008)):
@@ -211,12 +195,11 @@ def test_low_precision(fused, attention, pos_embed):
     torch.testing.assert_close(result.float(), expected, rtol=0.06, atol=0.06)
 
 
-@pytest.mark.parametrize('attention,pos_embed', KINDS)
+@every_kind
 @torch.no_grad()
-def test_large_activations_in_float16(fused, attention, pos_embed):
+def test_large_activations_in_float16(fused, kind):
     """Their logits are beyond 65504, where float16 ends."""
-    layer = AugmentedConv2d(64, 128, 3, padding=1, dk=0.25, dv=0.25, attention=attention, pos_embed=pos_embed,
-                            feat_size=14)
+    layer = AugmentedConv2d(64, 128, 3, padding=1, dk=0.25, dv=0.25, feat_size=14, **kind)
     x = 1000 * torch.randn(1, 64, 14, 14)
     with torch.autocast('cpu', torch.float16):
         assert layer(x).isfinite().all()
@@ -224,11 +207,10 @@ def test_large_activations_in_float16(fused, attention, pos_embed):
     torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]), rtol=0.01, atol=0)
 
 
-@pytest.mark.parametrize('attention,pos_embed', KINDS)
+@every_kind
 @torch.no_grad()
-def test_channels_last(fused, attention, pos_embed):
-    layer = AugmentedConv2d(8, 16, 3, 2, 1, dk=8, dv=8, num_heads=4, attention=attention, pos_embed=pos_embed,
-                            attn_pool=2).double()
+def test_channels_last(fused, kind):
+    layer = AugmentedConv2d(8, 16, 3, 2, 1, dk=8, dv=8, num_heads=4, attn_pool=2, **kind).double()
     x = torch.randn(2, 8, 9, 12, dtype=torch.float64)
     expected = layer(x)
     result = layer.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
@@ -241,9 +223,8 @@ def test_meta_device_and_initialisation():
     assert all(p.is_meta and p.dtype == torch.float64 for p in layer.parameters())
     assert layer(torch.randn(2, 8, 9, 9, device='meta', dtype=torch.float64)).shape == (2, 16, 7, 7)
     layer = layer.to_empty(device='cpu')
-    with torch.no_grad():
-        for p in layer.parameters():
-            p.fill_(float('nan'))
+    for p in layer.parameters():
+        nn.init.constant_(p, float('nan'))
     layer.reset_parameters()
     for name, p in layer.named_parameters():
         assert p.isfinite().all() and (p.std() > 0 or name.endswith(('qkv.bias', 'proj.bias'))), name

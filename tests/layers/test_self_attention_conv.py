@@ -6,18 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_model, save_model
-from timm.layers import set_fused_attn
 from torch import nn
 
 import reference
 from aa_models.layers import SelfAttentionConv2d
-
-
-@pytest.fixture(params=[True, False], ids=['fused', 'explicit'])
-def fused(request):
-    set_fused_attn(request.param)
-    yield request.param
-    set_fused_attn(True)
 
 
 def small(**kwargs):
@@ -39,19 +31,6 @@ def test_equals_reference(fused):
             torch.testing.assert_close(layer(x), expected, rtol=1e-9, atol=1e-9)
             torch.testing.assert_close(layer.attention_map(x), scores, rtol=1e-9, atol=1e-9)
             torch.testing.assert_close(layer.float()(x.float()).double(), expected, rtol=1e-5, atol=1e-5)
-
-
-@torch.no_grad()
-def test_scores_are_those_that_make_the_output():
-    """They are the weights that sum up the values, not that sum itself."""
-    layer = SelfAttentionConv2d(8, num_heads=2, dim_head=3, gamma=1., dtype=torch.float64)
-    x = torch.randn(2, 8, 3, 5, dtype=torch.float64)
-    scores = layer.attention_map(x)
-    assert scores.shape == (2, 2, 15, 15) and (scores >= 0).all()
-    torch.testing.assert_close(scores.sum(-1), torch.ones(2, 2, 15, dtype=torch.float64))
-    values = layer.attn.qkv(x)[:, 12:].unflatten(1, (2, 3)).flatten(3)  # (B, num_heads, dim_head, H * W)
-    context = (values @ scores.transpose(-2, -1)).flatten(1, 2).unflatten(2, (3, 5))
-    torch.testing.assert_close(layer(x) - x, layer.attn.proj(context))
 
 
 @torch.no_grad()
@@ -113,26 +92,18 @@ def test_low_precision_and_channels_last(fused):
     layer = small(num_heads=3, act_layer='relu')
     x = torch.randn(2, 8, 6, 7)
     expected = layer(x)
-    with torch.autocast('cpu', torch.bfloat16):
-        result = layer(x)
-    assert result.dtype == torch.bfloat16
-    torch.testing.assert_close(result.float(), expected, rtol=0.06, atol=0.06)
     result = layer.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
     torch.testing.assert_close(result, expected)
     assert result.is_contiguous(memory_format=torch.channels_last)
-    result = layer.bfloat16()(x.bfloat16())
-    assert result.dtype == torch.bfloat16
-    torch.testing.assert_close(result.float(), expected, rtol=0.06, atol=0.06)
+    with torch.autocast('cpu', torch.bfloat16):
+        mixed = layer(x)
+    for result in (mixed, layer.bfloat16()(x.bfloat16())):
+        assert result.dtype == torch.bfloat16
+        torch.testing.assert_close(result.float(), expected, rtol=0.06, atol=0.06)
 
 
-@torch.no_grad()
-def test_saved_and_loaded(tmp_path):
-    layer, x = small(act_layer='prelu'), torch.randn(1, 8, 4, 5)
-    torch.save(layer.state_dict(), tmp_path / 'layer.pt')
-    other = small(gamma=0., act_layer='prelu')
-    other.load_state_dict(torch.load(tmp_path / 'layer.pt', weights_only=True))
-    assert torch.equal(other(x), layer(x)) and other.gamma == layer.gamma
-    assert set(layer.state_dict()) == {
+def test_names_of_what_is_saved():
+    assert set(small(act_layer='prelu').state_dict()) == {
         'gamma', 'act.weight', *(f'{m}.{p}' for m in ('attn.qkv', 'attn.proj', 'shortcut') for p in ('weight', 'bias'))}
 
 
@@ -184,9 +155,8 @@ def test_meta_device_and_initialisation():
     layer = small(gamma=0.25, act_layer='prelu', device='meta', dtype=torch.float64)
     assert all(p.is_meta and p.dtype == torch.float64 for p in layer.parameters())
     layer = layer.to_empty(device='cpu')
-    with torch.no_grad():
-        for p in layer.parameters():
-            p.fill_(float('nan'))
+    for p in layer.parameters():
+        nn.init.constant_(p, float('nan'))
     layer.reset_parameters()
     assert all(p.isfinite().all() for p in layer.parameters())
     assert layer.gamma.tolist() == [0.25] and layer.attn.qkv.weight.std() > 0 and layer.shortcut.weight.std() > 0
@@ -207,13 +177,11 @@ def test_activation_by_name_class_or_partial():
     (dict(in_channels=0), ValueError, 'in_channels .* got 0'),
     (dict(out_channels=-3), ValueError, 'out_channels .* got -3'),
     (dict(num_heads=True), ValueError, 'num_heads .* got True'),
-    (dict(num_heads=None), ValueError, 'num_heads .* got None'),
-    (dict(dim_head=2.5), ValueError, 'dim_head .* got 2.5'),
-    (dict(gamma='0'), TypeError, "gamma .* got '0'"),
+    (dict(num_heads=None), ValueError, 'num_heads .* got None'), (dict(filters=8), TypeError, 'filters'),
+    (dict(dim_head=2.5), ValueError, 'dim_head .* got 2.5'), (dict(gamma='0'), TypeError, "gamma .* got '0'"),
     (dict(act_layer='rellu'), ValueError, "act_layer .* got 'rellu'"),
     (dict(act_layer=F.relu), TypeError, 'act_layer .* got <function relu'),
     (dict(act_layer=nn.ReLU()), TypeError, r'act_layer .* got ReLU\(\)'),
-    (dict(filters=8), TypeError, 'filters'),
 ])
 def test_bad_arguments(kwargs, error, words):
     with pytest.raises(error, match=words):
