@@ -82,8 +82,9 @@ def export_model(
         program = torch.export.export(model, (x,), dynamic_shapes=free)
         if format == 'onnx':
             # one file without external data: protobuf's limit of 2 GB is far above any model here
-            names = dict(input_names=['input'], output_names=['logits'])
-            written = torch.onnx.export(program, (x,), dynamo=True, dynamic_shapes=free, verbose=False, **names)
+            written = torch.onnx.export(
+                program, (x,), dynamo=True, dynamic_shapes=free, input_names=['input'], output_names=['logits'],
+                verbose=False)
             assert written is not None  # `None` is only what the exporter without `dynamo` returns
             written.save(part, external_data=False)
         else:

@@ -1,4 +1,6 @@
 """Arguments of the augmented convolutions: what they may be, and what is said of others."""
+import re
+
 import pytest
 import torch
 
