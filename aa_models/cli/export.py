@@ -20,9 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('name', metavar='NAME', help='model with weights, local-dir:FOLDER or hf-hub:OWNER/NAME')
     parser.add_argument('--format', required=True, choices=('onnx', 'torch-export'), help='kind of file')
     parser.add_argument('--dynamic', action='store_true', help='any batch and any height and width')
-    parser.add_argument(
-        '--img-size', type=int, nargs=2, metavar=('H', 'W'),
-        help="height and width of the images, pixels (default: the model's)")
+    parser.add_argument('--img-size', type=int, nargs=2, metavar=('H', 'W'),
+                        help="height and width of the images, pixels (default: the model's)")
     parser.add_argument('--batch-size', type=int, default=1, metavar='N', help='images in a batch (default: 1)')
     parser.add_argument(
         '-o', '--output', type=Path, metavar='FILE', help='(default: NAME with the suffix .onnx or .pt2)')

@@ -20,9 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--repo-id', required=True, metavar='OWNER/NAME', help='repository on the Hub')
     parser.add_argument('--private', action='store_true', help='make the repository private if it is created')
     parser.add_argument('--create-pr', action='store_true', help='open a pull request instead of a commit')
-    parser.add_argument(
-        '--results-file', type=Path, metavar='CSV',
-        help='table with the accuracy of the card (default: results-TAG.csv beside the folder)')
+    parser.add_argument('--results-file', type=Path, metavar='CSV',
+                        help='table with the accuracy of the card (default: results-TAG.csv beside the folder)')
     parser.add_argument('--dry-run', action='store_true', help='check, and show what would go')
 
 

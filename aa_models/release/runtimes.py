@@ -82,11 +82,9 @@ def export_model(
         program = torch.export.export(model, (x,), dynamic_shapes=free)
         if format == 'onnx':
             # one file without external data: protobuf's limit of 2 GB is far above any model here
-            written = torch.onnx.export(
-                program, (x,), dynamo=True, dynamic_shapes=free, input_names=['input'], output_names=['logits'],
-                verbose=False)
-            assert written is not None  # `None` is only what the exporter without `dynamo` returns
-            written.save(part, external_data=False)
+            torch.onnx.export(
+                program, (x,), part, dynamo=True, dynamic_shapes=free, external_data=False, verbose=False,
+                input_names=['input'], output_names=['logits'])
         else:
             torch.export.save(program, part)
         os.replace(part, output)

@@ -161,8 +161,7 @@ class Recipe:
 
     def plain(self) -> dict[str, Any]:
         """All values as YAML has them: lists for tuples."""
-        values: dict[str, Any] = TypeAdapter(Recipe).dump_python(self, mode='json')
-        return values
+        return TypeAdapter(Recipe).dump_python(self, mode='json')
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all values as YAML."""
@@ -171,8 +170,7 @@ class Recipe:
 
 def recipe_fields() -> dict[str, FieldInfo]:
     """The keys of a recipe with type, default and description."""
-    fields: dict[str, FieldInfo] = getattr(Recipe, '__pydantic_fields__')  # noqa: B009, unknown to type checkers
-    return fields
+    return getattr(Recipe, '__pydantic_fields__')  # noqa: B009, unknown to type checkers
 
 
 def replace_text(path: str | os.PathLike[str], text: str) -> None:
