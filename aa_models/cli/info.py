@@ -23,9 +23,8 @@ from .tables import print_table
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     parser.add_argument('name', metavar='NAME', help='model of this package or of timm, with or without a tag')
-    parser.add_argument(
-        '--model-kwargs', nargs='*', default={}, action=ParseKeyValues, metavar='KEY=VALUE',
-        help='further arguments of the model')
+    parser.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKeyValues, metavar='KEY=VALUE',
+                        help='further arguments of the model')
     parser.add_argument(
         '--img-size', type=int, nargs='+', metavar=('H', 'W'),
         help="size of the image, pixels, one number for both; this package's models get their relative tables made for "

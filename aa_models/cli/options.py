@@ -29,9 +29,8 @@ class ParseKeyValues(argparse.Action):
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Declare `--model`: a network that is used as it is, with its weights."""
-    parser.add_argument(
-        '--model', default='aa_resnet18', metavar='NAME',
-        help='model with weights, local-dir:FOLDER or hf-hub:OWNER/NAME (default: %(default)s)')
+    parser.add_argument('--model', default='aa_resnet18', metavar='NAME',
+                        help='model with weights, local-dir:FOLDER or hf-hub:OWNER/NAME (default: %(default)s)')
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
