@@ -1,7 +1,10 @@
 """Attention maps of whole networks and over pictures: numbers, places, and what the command line says."""
 import sys
+from collections import OrderedDict
 from functools import partial
+from pathlib import Path
 from typing import ClassVar
+from unittest import mock
 
 import numpy
 import pytest
@@ -18,7 +21,7 @@ from aa_models.analysis.figures import draw
 from aa_models.analysis.maps import attention_map_sizes
 from aa_models.analysis.queries import attention_from
 from aa_models.layers import AugmentedConv1d, AugmentedConv2d
-from command import run_command
+from command import answered, refused
 from fake_weights import save_checkpoint
 from repository import TESTS
 
@@ -83,15 +86,12 @@ def test_names_order_and_choice():
     assert list(attention_maps(model, x, 'layer3.*')) == RESNET_LAYERS[2:4]
     assert list(attention_maps(model, x, ['layer4.1.*', '*.0.conv1.attn'])) == [*RESNET_LAYERS[::2], RESNET_LAYERS[5]]
 
-    class Backwards(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.second, self.first = (AugmentedConv2d(4, 4, 1, dk=2, dv=2, num_heads=1) for _ in range(2))
-
+    class Backwards(nn.Sequential):
         def forward(self, x):
-            return self.second(self.first(x))
+            return self[0](self[1](x))
 
-    assert list(attention_maps(Backwards(), torch.randn(1, 4, 3, 3))) == ['first.attn', 'second.attn']
+    backwards = Backwards(*(AugmentedConv2d(4, 4, 1, dk=2, dv=2, num_heads=1) for _ in range(2)))
+    assert list(attention_maps(backwards, torch.randn(1, 4, 3, 3))) == ['1.attn', '0.attn']
 
 
 def test_model_is_left_as_it_was():
@@ -102,10 +102,7 @@ def test_model_is_left_as_it_was():
     maps = attention_maps(model, x)
     assert not any(weights.requires_grad for weights in maps.values())
 
-    def fail(*_):
-        raise RuntimeError('in the middle')
-
-    handle = model.get_classifier().register_forward_hook(fail)
+    handle = model.get_classifier().register_forward_hook(mock.Mock(side_effect=RuntimeError('in the middle')))
     with pytest.raises(RuntimeError, match='in the middle'):
         attention_maps(model, x)
     handle.remove()
@@ -155,18 +152,14 @@ def test_attention_extract_of_timm(name, hook_type):
 # --- over pictures: a network that looks from red things at green ones, from all others at nothing in particular
 
 
-class FromRedToGreen(nn.Module):
+class FromRedToGreen(nn.Sequential):
     pretrained_cfg: ClassVar = dict(
         input_size=(3, 12, 16), mean=(0., 0., 0.), std=(1., 1., 1.), interpolation='nearest')
 
     def __init__(self):
-        super().__init__()
-        self.conv = AugmentedConv2d(3, 4, 1, dk=2, dv=2, num_heads=2, pos_embed=None)
+        super().__init__(OrderedDict(conv=AugmentedConv2d(3, 4, 1, dk=2, dv=2, num_heads=2, pos_embed=None)))
         weight = self.conv.attn.qkv.weight.data.zero_()  # rows: q of two heads, k of two heads, v
         weight[0, 0] = weight[2, 1] = 9.  # the second head looks nowhere
-
-    def forward(self, x):
-        return self.conv(x)
 
 
 RED, GREEN = (1, 3), (10, 14)  # row and column of the objects on a map of 12 x 16
@@ -251,9 +244,8 @@ def model(tmp_path_factory):
 ])
 def test_command(options, lines, model, tmp_path, capsys):
     output = tmp_path / 'seen.png'
-    status, out, err = run_command(
-        capsys, 'attention', PICTURE, '--model', model, '-o', output, '--device', 'cpu', *options)
-    assert (status, out.splitlines(), err) == (0, [*lines, f'wrote {output}'], '')
+    out = answered(capsys, 'attention', PICTURE, '--model', model, '-o', output, '--device', 'cpu', *options)
+    assert out.splitlines() == [*lines, f'wrote {output}']
     with Image.open(output) as picture:
         colours = picture.convert('RGB').getcolors(1 << 24)
         assert picture.format == 'PNG' and min(picture.size) > 300 and len(colours) > 100
@@ -275,29 +267,28 @@ def test_command(options, lines, model, tmp_path, capsys):
 ])
 def test_wrong_options(options, words, model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    status, out, err = run_command(capsys, 'attention', PICTURE, '--model', model, *options)
-    assert status == 2 and not out and all(word in err for word in words) and len(err.splitlines()) == 1
+    err = refused(capsys, 'attention', PICTURE, '--model', model, *options)
+    assert all(word in err for word in words) and len(err.splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
 
 def test_wrong_pictures(model, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(timm, 'create_model', lambda *_, **__: pytest.fail('a model was built before the check'))
-    no_picture = tmp_path / 'notes.png'
-    no_picture.write_text('not a picture')
-    missing = tmp_path / 'nothing.png'
-    for path, word in ((no_picture, 'notes.png'), (missing, 'nothing.png'), (PICTURE.parent, 'folder')):
-        status, out, err = run_command(capsys, 'attention', path, '--model', model, '-o', tmp_path / 'seen.png')
-        assert status == 2 and not out and word in err and not (tmp_path / 'seen.png').exists()
+    monkeypatch.chdir(tmp_path)
+    Path('notes.png').write_text('not a picture')
+    for path, word in (('notes.png', 'notes.png'), ('nothing.png', 'nothing.png'), (PICTURE.parent, 'folder')):
+        assert word in refused(capsys, 'attention', path, '--model', model, '-o', tmp_path / 'seen.png')
+        assert not (tmp_path / 'seen.png').exists()
 
 
 def test_plain_model(tmp_path, capsys):
     timm.models.save_for_hf(timm.create_model('simplecnn'), tmp_path / 'plain', safe_serialization=True)
-    status, out, err = run_command(
-        capsys, 'attention', PICTURE, '--model', f'local-dir:{tmp_path / "plain"}', '-o', tmp_path / 'seen.png')
-    assert status == 2 and not out and 'has no attention layer' in err and not (tmp_path / 'seen.png').exists()
+    words = '--model', f'local-dir:{tmp_path / "plain"}', '-o', tmp_path / 'seen.png'
+    assert 'has no attention layer' in refused(capsys, 'attention', PICTURE, *words)
+    assert not (tmp_path / 'seen.png').exists()
 
 
 def test_without_matplotlib(model, monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
-    status, out, err = run_command(capsys, 'attention', PICTURE, '--model', model, '-o', tmp_path / 'seen.png')
-    assert status == 2 and not out and "pip install 'aa-models[plot]'" in err
+    err = refused(capsys, 'attention', PICTURE, '--model', model, '-o', tmp_path / 'seen.png')
+    assert "pip install 'aa-models[plot]'" in err
