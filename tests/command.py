@@ -9,3 +9,17 @@ def run_command(capsys, *words):
     except SystemExit as exit:
         status = exit.code
     return status, *capsys.readouterr()
+
+
+def answered(capsys, *words):
+    """Standard output of a command that succeeds."""
+    status, out, err = run_command(capsys, *words)
+    assert status == 0, err
+    return out
+
+
+def refused(capsys, *words):
+    """The message of a command that refuses its arguments and prints nothing else."""
+    status, out, err = run_command(capsys, *words)
+    assert status == 2 and not out
+    return err

@@ -7,7 +7,7 @@ from timm.data import resolve_data_config
 
 from aa_models.analysis.layer_tables import layer_table
 from aa_models.analysis.macs import count_macs
-from command import run_command
+from command import answered, refused
 
 KWARGS = dict(dk=16, dv=8, num_heads=2)
 
@@ -17,9 +17,8 @@ def model_of(name, **kwargs):
 
 
 def info(capsys, *arguments):
-    """Exit status, lines split into cells, error output."""
-    status, out, err = run_command(capsys, 'info', *arguments)
-    return status, [re.split('  +', line) for line in out.splitlines()], err
+    """Its lines split into cells."""
+    return [re.split('  +', line) for line in answered(capsys, 'info', *arguments).splitlines()]
 
 
 @pytest.mark.parametrize('name, plain', [
@@ -76,26 +75,25 @@ def test_a_layer_without_attention_says_so():
     assert layer.params == 9 * 64 * 128
 
 
-@pytest.mark.parametrize('arguments, first, output, attends, made_for', [
-    ((), 'layer2.0.conv1', '16x16', '8x8', (8, 8)),  # the tag's 128 px
-    (('--img-size', '96', '160'), 'layer2.0.conv1', '12x20', '6x10', (6, 10)),
+@pytest.mark.parametrize('arguments, output, attends, made_for', [
+    ((), '16x16', '8x8', (8, 8)),  # the tag's 128 px
+    (('--img-size', '96', '160'), '12x20', '6x10', (6, 10)),
     # tables made for one size, images of another
-    (('--img-size', '96', '--model-kwargs', 'img_size=64'), 'layer2.0.conv1', '12x12', '6x6', (4, 4)),
-    (('--model-kwargs', 'attn_pool=(1,1,1,1)'), 'layer2.0.conv1', '16x16', '16x16', (16, 16)),
+    (('--img-size', '96', '--model-kwargs', 'img_size=64'), '12x12', '6x6', (4, 4)),
+    (('--model-kwargs', 'attn_pool=(1,1,1,1)'), '16x16', '16x16', (16, 16)),
 ])
-def test_maps_follow_the_image(arguments, first, output, attends, made_for, capsys):
-    status, (title, header, row, *_), err = info(capsys, 'aa_resnet18.cifar100', *arguments)
+def test_maps_follow_the_image(arguments, output, attends, made_for, capsys):
+    title, header, row, *_ = info(capsys, 'aa_resnet18.cifar100', *arguments)
     cells = dict(zip(header, row))
-    assert status == 0 and not err and title[0].startswith('aa_resnet18.cifar100, one image of ')
-    assert (cells['layer'], cells['output'], cells['attends']) == (first, output, attends)
+    assert title[0].startswith('aa_resnet18.cifar100, one image of ')
+    assert (cells['layer'], cells['output'], cells['attends']) == ('layer2.0.conv1', output, attends)
     tables = (2 * made_for[0] - 1 + 2 * made_for[1] - 1) * 160 // 8
     assert cells['params'] == f'{9 * 64 * 96 + 64 * (2 * 160 + 32) + 32 * 32 + tables:,}'
 
 
 def test_command_prints_what_the_table_holds(capsys):
-    status, (_, header, *rows), err = info(
-        capsys, 'laa_resnet50', '--model-kwargs', 'pos_embed=none', 'in_chans=1')
-    assert status == 0 and not err and len(rows) == 4 + 6 + 3 + 2
+    _, header, *rows = info(capsys, 'laa_resnet50', '--model-kwargs', 'pos_embed=none', 'in_chans=1')
+    assert len(rows) == 4 + 6 + 3 + 2
     first = dict(zip(header, rows[0]))
     assert (first['layer'], first['kernel'], first['stride'], first['channels']) == (
         'layer2.0.conv2', '3x3', '2x2', '128 > 128')
@@ -109,8 +107,8 @@ def test_command_prints_what_the_table_holds(capsys):
 
 
 def test_a_plain_network_has_the_last_lines_only(capsys):
-    status, (_, _, *rows), _ = info(capsys, 'resnet18')
-    assert status == 0 and [row[0] for row in rows] == ['everything else', 'total']
+    _, _, *rows = info(capsys, 'resnet18')
+    assert [row[0] for row in rows] == ['everything else', 'total']
     assert rows[1][-3:] == ['11,689,512', '1,814,073,344', '100.0%']
 
 
@@ -128,5 +126,4 @@ def test_a_plain_network_has_the_last_lines_only(capsys):
     ([], 'NAME'),
 ])
 def test_what_cannot_be_shown_is_refused(arguments, message, capsys):
-    status, lines, err = info(capsys, *arguments)
-    assert status == 2 and not lines and re.search(message, err)
+    assert re.search(message, refused(capsys, 'info', *arguments))

@@ -7,28 +7,20 @@ import re
 import subprocess
 import sys
 from subprocess import PIPE
+from unittest import mock
 
 import pytest
 import timm
 from PIL import Image
 
-from aa_models import __version__
+from aa_models import __version__, errors
 from aa_models.analysis.prediction import predict
 from aa_models.analysis.zoo_table import measure_zoo
 from aa_models.cli import main as cli
 from aa_models.data.cifar100 import CIFAR100_LABELS
 from aa_models.data.pictures import find_pictures, read_picture
-from aa_models.errors import (
-    DivergenceError,
-    HubError,
-    InputError,
-    InputTypeError,
-    NoSuchFileError,
-    WeightsError,
-    WriteError,
-)
 from aa_models.zoo import own_models, read_zoo
-from command import run_command
+from command import answered, refused, run_command
 from fake_weights import LABELS, NAME, NAME_TAG, NUM_CLASSES, registered, save_checkpoint
 from repository import TESTS
 
@@ -59,42 +51,34 @@ def test_module_and_version():
 
 
 def test_help_names_every_command(capsys):
-    status, out, _ = run_command(capsys, '--help')
-    assert status == 0 and all(re.search(rf'^    {name}\s', out, re.MULTILINE) for name in cli.COMMANDS)
+    out = answered(capsys, '--help')
+    assert all(re.search(rf'^    {name}\s', out, re.MULTILINE) for name in cli.COMMANDS)
 
 
 @pytest.mark.parametrize('command', cli.COMMANDS)
 def test_help_of_a_command(command, capsys):
-    status, out, _ = run_command(capsys, command, '--help')
-    assert status == 0 and 'usage: aa-models ' + command in out
+    out = answered(capsys, command, '--help')
+    assert 'usage: aa-models ' + command in out
     assert importlib.import_module(f'aa_models.cli.{command}').__doc__.splitlines()[0] in out
 
 
 @pytest.mark.parametrize('arguments', [[], ['predict'], ['no_such_command'], ['list', '--no-such-option']])
 def test_wrong_usage(arguments, capsys):
-    status, out, err = run_command(capsys, *arguments)
-    assert status == 2 and not out and 'usage: aa-models' in err
-
-
-def fail_with(error, monkeypatch):
-    def fail(_):
-        raise error
-
-    monkeypatch.setattr('aa_models.cli.list.run', fail)
+    assert 'usage: aa-models' in refused(capsys, *arguments)
 
 
 @pytest.mark.parametrize('error, status', [
-    (InputError('x'), 2), (InputTypeError('x'), 2), (NoSuchFileError('x'), 2), (WeightsError('x'), 2),
-    (WriteError('x'), 1), (HubError('x'), 1), (DivergenceError('x'), 1), (KeyboardInterrupt(), 130),
+    (errors.InputError, 2), (errors.InputTypeError, 2), (errors.NoSuchFileError, 2), (errors.WeightsError, 2),
+    (errors.WriteError, 1), (errors.HubError, 1), (errors.DivergenceError, 1), (KeyboardInterrupt, 130),
 ])
 def test_exit_status(error, status, capsys, monkeypatch):
-    fail_with(error, monkeypatch)
+    monkeypatch.setattr('aa_models.cli.list.run', mock.Mock(side_effect=error('x')))
     assert run_command(capsys, 'list') == (status, '', '' if status == 130 else 'aa-models list: error: x\n')
 
 
 @pytest.mark.parametrize('error', [ValueError, TypeError, RuntimeError, OSError, FileNotFoundError, ArithmeticError])
 def test_a_fault_of_ours_keeps_its_traceback(error, capsys, monkeypatch):
-    fail_with(error('x'), monkeypatch)
+    monkeypatch.setattr('aa_models.cli.list.run', mock.Mock(side_effect=error('x')))
     with pytest.raises(error):
         run_command(capsys, 'list')
 
@@ -110,9 +94,8 @@ def test_reader_that_leaves():
 
 
 def test_list(capsys):
-    status, out, _ = run_command(capsys, 'list')
-    header, *rows = [line.split() for line in out.splitlines()]
-    assert status == 0 and header == ['model', 'params', 'input', 'classes', 'weights']
+    header, *rows = [line.split() for line in answered(capsys, 'list').splitlines()]
+    assert header == ['model', 'params', 'input', 'classes', 'weights']
     assert [(row[0], *row[3:]) for row in rows] == [
         (row.name, row.input_size, str(row.num_classes), row.weights) for row in read_zoo()]
     for first, last in (('aa_resnet50', '-'), ('aa_resnet50.from_a1_in1k', 'start')):
@@ -123,18 +106,16 @@ def test_list(capsys):
     ('wrn', 6), ('aa_resnet1*', 7), ('aa_resnet18', 4), ('aa_resnet34', 2), ('*.cifar100', 4), ('aa_simplecnn', 2),
 ])
 def test_list_filter(filter, count, capsys):
-    _, out, _ = run_command(capsys, 'list', filter)
-    assert len(out.splitlines()) == count + 1
+    assert len(answered(capsys, 'list', filter).splitlines()) == count + 1
 
 
 def test_list_pretrained(capsys):
-    _, out, _ = run_command(capsys, 'list', '--pretrained')
-    assert [row.split()[0] for row in out.splitlines()[1:]] == own_models(pretrained=True)
+    _, *rows = answered(capsys, 'list', '--pretrained').splitlines()
+    assert [row.split()[0] for row in rows] == own_models(pretrained=True)
 
 
 def test_list_nothing(capsys):
-    status, out, err = run_command(capsys, 'list', 'vgg')
-    assert status == 2 and not out and "'vgg'" in err
+    assert "'vgg'" in refused(capsys, 'list', 'vgg')
 
 
 def test_zoo_file_is_true():
@@ -145,9 +126,7 @@ def test_zoo_file_is_true():
 
 
 def test_predict_json(folder, capsys):
-    status, out, err = run_command(capsys, 'predict', PICTURES, '--model', NAME, '--json', '--top', 3)
-    answers = json.loads(out)
-    assert status == 0 and not err
+    answers = json.loads(answered(capsys, 'predict', PICTURES, '--model', NAME, '--json', '--top', 3))
     assert [a['file'] for a in answers] == [str(p) for p in find_pictures([PICTURES])]
     for answer in answers:
         guesses = answer['predictions']
@@ -156,33 +135,32 @@ def test_predict_json(folder, capsys):
 
 
 def test_predict_text(folder, capsys):
-    status, out, _ = run_command(capsys, 'predict', PICTURES / 'lion.png', PICTURES / 'castle.png', '--model', NAME_TAG)
-    lines = out.splitlines()
-    assert status == 0 and len(lines) == 2 * 6 and lines[0] == str(PICTURES / 'lion.png')
+    pictures = PICTURES / 'lion.png', PICTURES / 'castle.png'
+    lines = answered(capsys, 'predict', *pictures, '--model', NAME_TAG).splitlines()
+    assert len(lines) == 2 * 6 and lines[0] == str(PICTURES / 'lion.png')
     assert all(line.split()[0].endswith('%') and line.split()[1] in LABELS for line in lines[1:6])
 
 
 def test_predict_is_the_same_for_every_source(folder, capsys):
     sources = [NAME, NAME_TAG, f'local-dir:{folder}']
-    assert len({run_command(capsys, 'predict', PICTURES, '--model', source, '--json')[1] for source in sources}) == 1
+    assert len({answered(capsys, 'predict', PICTURES, '--model', source, '--json') for source in sources}) == 1
 
 
 def test_answer_does_not_depend_on_the_others(folder, capsys):
-    together = json.loads(run_command(capsys, 'predict', PICTURES, '--model', NAME, '--json')[1])
-    alone = json.loads(run_command(capsys, 'predict', PICTURES / 'lion.png', '--model', NAME, '--json')[1])
+    together, alone = (
+        json.loads(answered(capsys, 'predict', path, '--model', NAME, '--json'))
+        for path in (PICTURES, PICTURES / 'lion.png'))
     assert alone[0] in together
 
 
 def test_all_classes_sum_to_one(folder, capsys):
-    _, out, _ = run_command(capsys, 'predict', PICTURES / 'lion.png', '--model', NAME, '--json', '--top', 99)
-    answer, = json.loads(out)
+    answer, = json.loads(answered(capsys, 'predict', PICTURES / 'lion.png', '--model', NAME, '--json', '--top', 99))
     assert math.isclose(sum(g['probability'] for g in answer['predictions']), 1, abs_tol=1e-6)
     assert len(answer['predictions']) == NUM_CLASSES
 
 
 def test_model_without_class_names_and_with_one_channel(tmp_path):
-    model = timm.create_model(NAME, num_classes=4, in_chans=1).eval()
-    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    timm.models.save_for_hf(timm.create_model(NAME, num_classes=4, in_chans=1), tmp_path, safe_serialization=True)
     model = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
     answer, = predict(model, [PICTURES / 'lion.png'])
     assert sorted(g['label'] for g in answer['predictions']) == ['0', '1', '2', '3']
@@ -194,30 +172,29 @@ def test_model_without_class_names_and_with_one_channel(tmp_path):
     (['--model', 'aa_resnet19'], ['aa_resnet19', 'did you mean', 'aa_resnet18']),
     (['--model', f'{NAME}.nothing'], ['nothing', NAME_TAG]),
     (['--model', 'no/prefix'], ["hf-hub:no/prefix", "local-dir:no/prefix"]),
+    (['--model', 'local-dir:no/where'], ['no/where']),
 ])
 def test_predict_wrong_options(options, words, folder, no_model, capsys):
-    status, out, err = run_command(capsys, 'predict', PICTURES, *options)
-    assert status == 2 and not out and all(word in err for word in words)
+    err = refused(capsys, 'predict', PICTURES, *options)
+    assert all(word in err for word in words)
 
 
-@pytest.mark.parametrize('model, word', [('aa_resnet152', 'no pretrained weights'), ('local-dir:no/where', 'no/where')])
-def test_predict_without_weights(model, word, capsys):
-    status, out, err = run_command(capsys, 'predict', PICTURES / 'lion.png', '--model', model)
-    assert status == 2 and not out and word in err
+def test_predict_without_weights(capsys):
+    err = refused(capsys, 'predict', PICTURES / 'lion.png', '--model', 'aa_resnet152')
+    assert 'no pretrained weights' in err
 
 
 @pytest.mark.parametrize('content', [b'', b'not a picture', (PICTURES / 'lion.png').read_bytes()[:-500]])
 def test_file_that_is_no_picture(content, no_model, tmp_path, capsys):
     bad = tmp_path / 'bad.png'
     bad.write_bytes(content)
-    status, out, err = run_command(capsys, 'predict', PICTURES / 'lion.png', bad)
-    assert status == 2 and not out and str(bad) in err and len(err.splitlines()) == 1
+    err = refused(capsys, 'predict', PICTURES / 'lion.png', bad)
+    assert str(bad) in err and len(err.splitlines()) == 1
 
 
 def test_path_that_is_not_there(no_model, tmp_path, capsys):
     for path in [tmp_path / 'nothing.png', tmp_path]:
-        status, out, err = run_command(capsys, 'predict', PICTURES / 'lion.png', path)
-        assert status == 2 and not out and str(path) in err
+        assert str(path) in refused(capsys, 'predict', PICTURES / 'lion.png', path)
 
 
 # --- reading pictures

@@ -21,16 +21,11 @@ def run(*words, cwd, path=None):
     return done.stdout, done.stderr
 
 
-@pytest.fixture
-def script(tmp_path):
-    """The installed script of the command line."""
-    (tmp_path / 'aa-models').write_text(ENTRY_POINT)
-    return tmp_path / 'aa-models'
-
-
 @pytest.mark.parametrize(
     'words', [['--version'], ['--help'], ['list'], *([name, '--help'] for name in COMMANDS)], ids=' '.join)
-def test_answers_at_once(words, script):
+def test_answers_at_once(words, tmp_path):
+    script = tmp_path / 'aa-models'
+    script.write_text(ENTRY_POINT)
     for start in (['-m', 'aa_models'], [script]):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         out, imports = run('-X', 'importtime', *start, *words, cwd=ROOT)

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from aa_models.data.known_datasets import known_dataset
 from aa_models.data.labels import class_description, class_name, describe_synsets
 from aa_models.data.tiny_imagenet import TINY_IMAGENET_LABELS
-from command import run_command
+from command import answered
 from training_runs import make_pictures, run_training
 
 FISH, SALAMANDER = 'n01443537', 'n01629819'
@@ -55,9 +55,8 @@ def test_from_folders_to_predictions(tmp_path, capsys):
     assert cfg['label_names'] == [FISH, SALAMANDER] and cfg['label_descriptions'][FISH] == 'goldfish, Carassius auratus'
 
     picture = next((data / 'train').rglob('*.png'))
-    status, out, err = run_command(capsys, 'predict', picture, '--model', f'local-dir:{folder}')
-    assert status == 0, err
+    words = 'predict', picture, '--model', f'local-dir:{folder}'
+    out = answered(capsys, *words)
     assert all(text in out for text in cfg['label_descriptions'].values())
-    status, out, _ = run_command(capsys, 'predict', picture, '--model', f'local-dir:{folder}', '--json')
-    guess = json.loads(out)[0]['predictions'][0]
+    guess = json.loads(answered(capsys, *words, '--json'))[0]['predictions'][0]
     assert guess['description'] == cfg['label_descriptions'][guess['label']]

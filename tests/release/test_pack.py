@@ -3,6 +3,7 @@ import csv
 import json
 import re
 import shutil
+from unittest import mock
 
 import pytest
 import timm
@@ -14,7 +15,7 @@ from timm.models import load_checkpoint
 
 from aa_models.errors import DivergenceError
 from aa_models.release import folder as packing
-from training_runs import RECIPE, checkpoint_of, make_pictures, run_pack, run_training, run_validation
+from training_runs import RECIPE, checkpoint_of, log_of, make_pictures, run_pack, run_training, run_validation
 
 
 @pytest.fixture(scope='module')
@@ -99,9 +100,8 @@ def test_only_the_folder_of_this_very_run_is_reused(finished, tmp_path):
 
 
 def test_plain_timm_model_without_average(tmp_path, data):
-    output = run_training(
-        tmp_path / 'out', data, model='test_resnet', model_kwargs={}, img_size=32, epochs=1,
-        dataset='torch/image_folder')
+    values = dict(model='test_resnet', model_kwargs={}, img_size=32, epochs=1, dataset='torch/image_folder')
+    output = run_training(tmp_path / 'out', data, **values)
     folder = output / 'test_resnet.image_folder'
     assert torch.equal(
         load_file(folder / 'model.safetensors')['fc.weight'], checkpoint_of(output)['state_dict']['fc.weight'].half())
@@ -114,12 +114,10 @@ def test_input_that_is_not_square(tmp_path, data, capsys):
     folder = output / 'aa_simplecnn.wide'
     assert json.loads((folder / 'config.json').read_text())['pretrained_cfg']['input_size'] == [3, 12, 20]
     run_validation('--model', f'local-dir:{folder}', '--data-dir', data, '--card')
-    run_validation('--checkpoint', output / 'last.pth.tar', '--data-dir', data)
-    run_validation('--checkpoint', output / 'last.pth.tar', '--data-dir', data, '--input-size', 3, 20, 12)
-    run_validation('--checkpoint', output / 'last.pth.tar', '--data-dir', data, '--img-size', 12)
+    for size in ((), ('--input-size', 3, 20, 12), ('--img-size', 12)):
+        run_validation('--checkpoint', output / 'last.pth.tar', '--data-dir', data, *size)
     assert 'input 12 × 20 px' in (folder / 'README.md').read_text()
-    log = list(csv.DictReader((output / 'log.csv').read_text().splitlines()))
-    assert f'top-1 {float(log[-1]["eval_top1"]):.3f} %' in capsys.readouterr().out.splitlines()[1]
+    assert f'top-1 {float(log_of(output)[-1]["eval_top1"]):.3f} %' in capsys.readouterr().out.splitlines()[1]
 
 
 def test_card_says_how_few_images_there_were(tmp_path, data):
@@ -136,29 +134,22 @@ def test_impossible_tags_are_refused(finished, tag):
 def test_only_a_finished_run_is_packed(finished, tmp_path):
     with pytest.raises(ValueError, match='holds no recipe.yaml'):
         run_pack(tmp_path)
-    unfinished = tmp_path / 'run'
-    unfinished.mkdir()
-    shutil.copy(finished / 'recipe.yaml', unfinished)
-    with pytest.raises(ValueError, match='is at 0 of 2 epochs'):
-        run_pack(unfinished)
-    shutil.copy(finished / 'checkpoint-0.pth.tar', unfinished / 'last.pth.tar')
-    with pytest.raises(ValueError, match='is at 1 of 2 epochs'):
-        run_pack(unfinished)
-    assert len(list(unfinished.iterdir())) == 2
+    for name, copy, epochs in (('recipe.yaml', 'recipe.yaml', 0), ('checkpoint-0.pth.tar', 'last.pth.tar', 1)):
+        shutil.copy(finished / name, tmp_path / copy)
+        with pytest.raises(ValueError, match=f'is at {epochs} of 2 epochs'):
+            run_pack(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_foreign_folder_is_left_alone(finished, tmp_path):
-    (tmp_path / 'aa_simplecnn.noise').mkdir()
-    (tmp_path / 'aa_simplecnn.noise' / 'thesis.tex').touch()
+def test_foreign_folder_is_left_alone(finished, folder, tmp_path):
+    (folder / 'thesis.tex').touch()
     with pytest.raises(ValueError, match='holds more than a packed run'):
         run_pack(finished, '--tag', 'noise', '--to', tmp_path)
 
 
 def test_failed_packing_leaves_the_old_folder(finished, folder, monkeypatch):
-    def fail(*args, **kwargs):
-        raise OSError('disk full')
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr(packing, 'save_for_hf', fail)
+    monkeypatch.setattr(packing, 'save_for_hf', mock.Mock(side_effect=OSError('disk full')))
     with pytest.raises(OSError, match='disk full'):
         run_pack(finished, '--tag', 'noise', '--to', folder.parent)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
@@ -181,14 +172,12 @@ def test_weights_that_float16_cannot_hold(finished, tmp_path, value):
 # validation and the card
 
 def top_k(folder, data, k):
-    """Percentage of pictures whose class is among the k best, one picture at a time."""
+    """Percentage of pictures whose class is among the k best, one picture at a time, and their number."""
     model = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
-    config = timm.data.resolve_data_config(model=model)
-    transform = timm.data.create_transform(**config)
-    right = []
-    for path in sorted((data / 'validation').rglob('*.png')):
-        logits = model(transform(Image.open(path))[None])[0]
-        right.append(int(path.parent.name.removeprefix('class')) in logits.topk(k).indices)
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
+    right = [
+        int(path.parent.name.removeprefix('class')) in model(transform(Image.open(path))[None])[0].topk(k).indices
+        for path in (data / 'validation').rglob('*.png')]
     return 100 * sum(right) / len(right), len(right)
 
 
@@ -249,26 +238,24 @@ def test_checkpoint_is_validated_with_its_own_recipe(finished, data, capsys):
     for options in ((), ('--use-ema',)):
         run_validation('--checkpoint', finished / 'last.pth.tar', *options, '--data-dir', data)
     plain, averaged = capsys.readouterr().out.splitlines()
-    log = list(csv.DictReader((finished / 'log.csv').read_text().splitlines()))
-    assert f'top-1 {float(log[-1]["eval_top1"]):.3f} %' in averaged
+    assert f'top-1 {float(log_of(finished)[-1]["eval_top1"]):.3f} %' in averaged
     assert plain.startswith('aa_simplecnn: top-1 ')
 
 
 @pytest.mark.parametrize('words, message', [
-    (('--model', 'local-dir:{folder}', '--use-ema'), '--use-ema needs a --checkpoint'),
-    ((), '--model is missing'),
-    (('--model', 'aa_simplecnn', '--card'), '--card needs --model local-dir:'),
-    (('--model', 'local-dir:{folder}', '--batch-size', 0), "batch_size = '0' must be greater than or equal to 1"),
-    (('--model', 'local-dir:{folder}', '--img-size', 9, '--input-size', 3, 9, 9),
-     'img_size = 9 and input_size = .*: give one of them'),
-    (('--model', 'local-dir:{folder}', '--num-classes', 2), 'num_classes = 2, but the images have labels to 6'),
-    (('--model', 'local-dir:{folder}', '--results-file', '/nowhere/results.csv'), 'a folder that does not exist'),
-    (('--checkpoint', '{folder}/README.md'), 'is no training checkpoint'),
-    (('--model', 'local-dir:{folder}', '--device', 'gpu'), "--device 'gpu' is not on this machine; possible are cpu"),
+    ('--model local-dir:{folder} --use-ema', '--use-ema needs a --checkpoint'),
+    ('', '--model is missing'),
+    ('--model aa_simplecnn --card', '--card needs --model local-dir:'),
+    ('--model local-dir:{folder} --batch-size 0', "batch_size = '0' must be greater than or equal to 1"),
+    ('--model local-dir:{folder} --img-size 9 --input-size 3 9 9', 'img_size = 9 and .*: give one of them'),
+    ('--model local-dir:{folder} --num-classes 2', 'num_classes = 2, but the images have labels to 6'),
+    ('--model local-dir:{folder} --results-file /nowhere/results.csv', 'a folder that does not exist'),
+    ('--checkpoint {folder}/README.md', 'is no training checkpoint'),
+    ('--model local-dir:{folder} --device gpu', "--device 'gpu' is not on this machine; possible are cpu"),
 ])
 def test_impossible_validations_are_refused(folder, data, words, message):
     with pytest.raises(ValueError, match=message):
-        run_validation(*(str(word).format(folder=folder) for word in words), '--data-dir', data)
+        run_validation(*words.format(folder=folder).split(), '--data-dir', data)
 
 
 def test_card_without_a_place_is_refused(folder, data):

@@ -34,9 +34,8 @@ def test_another_file_is_not_overwritten(tmp_path, content):
 
 
 def write_log(path, *points):
-    lines = ['epoch,train_loss,eval_top1', *(f'{epoch},1.0,{top1}' for epoch, top1 in points)]
     path.parent.mkdir(exist_ok=True)
-    path.write_text('\n'.join(lines) + '\n')
+    path.write_text('epoch,train_loss,eval_top1\n' + ''.join(f'{epoch},1.0,{top1}\n' for epoch, top1 in points))
 
 
 def test_runs_of_a_model_are_one_line(tmp_path, capsys):

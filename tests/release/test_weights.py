@@ -81,14 +81,9 @@ def test_logs_are_whole(path):
 
 
 @pytest.mark.parametrize('title, tag, model, seeds', [
-    ('CIFAR-100', 'cifar100', 'simplecnn', 3),
-    ('CIFAR-100', 'cifar100', 'aa_simplecnn', 3),
-    ('CIFAR-100', 'cifar100', 'laa_simplecnn', 3),
-    ('CIFAR-100', 'cifar100', 'resnet18', 1),
-    ('CIFAR-100', 'cifar100', 'aa_resnet18', 1),
-    ('Tiny-ImageNet', 'tiny_in', 'aa_resnet18', 1),
-    ('Tiny-ImageNet', 'tiny_in', 'laa_resnet18', 1),
-    ('Tiny-ImageNet', 'tiny_in', 'resnet18', 1),
+    *(('CIFAR-100', 'cifar100', f'{prefix}simplecnn', 3) for prefix in ('', 'aa_', 'laa_')),
+    *(('CIFAR-100', 'cifar100', f'{prefix}resnet18', 1) for prefix in ('', 'aa_')),
+    *(('Tiny-ImageNet', 'tiny_in', f'{prefix}resnet18', 1) for prefix in ('', 'aa_', 'laa_')),
 ])
 def test_tables_of_readme(title, tag, model, seeds):
     top1 = [float(read_log(path)[-1]['eval_top1']) for path in logs_of(model, tag)]

@@ -66,9 +66,8 @@ def test_unknown_recipe_names_those_there_are():
 
 @pytest.mark.parametrize('name', recipe_names())
 def test_packaged_recipes_survive_saving(tmp_path, name):
-    recipe = load_recipe(name)
-    recipe.save(tmp_path / 'copy.yaml')
-    assert load_recipe(tmp_path / 'copy.yaml') == recipe
+    load_recipe(name).save(tmp_path / 'copy.yaml')
+    assert load_recipe(tmp_path / 'copy.yaml') == load_recipe(name)
 
 
 @pytest.fixture
@@ -122,22 +121,19 @@ def test_impossible_runs_are_refused(tmp_path, data, values, message):
 
 
 def test_folders_that_mislead_are_refused(tmp_path, data):
-    flat = make_pictures(tmp_path / 'flat', splits=('',))
-    with pytest.raises(ValueError, match='validated on the training images.*--holdout'):
-        run_training(tmp_path / 'out', flat)
+    make_pictures(tmp_path / 'flat', splits=('',))
     make_pictures(tmp_path / 'shifted', splits=('train',))
     make_pictures(tmp_path / 'shifted', classes=2, splits=('validation',))
-    with pytest.raises(ValueError, match='differ in their classes: class2'):
-        run_training(tmp_path / 'out', tmp_path / 'shifted')
-    archive = tmp_path / 'archive'  # as Tiny-ImageNet comes
-    for split in ('train', 'validation'):
-        for path in (data / split).iterdir():
-            shutil.copytree(path, archive / split / path.name / 'images')
-    for holdout in (0, 6):
-        with pytest.raises(ValueError, match="one class only, 'images': a folder train/CLASS/"):
-            run_training(tmp_path / 'out', archive, holdout=holdout)
-    with pytest.raises(ValueError, match='is no directory'):
-        run_training(tmp_path / 'out', tmp_path / 'nowhere')
+    for path in data.glob('*/*'):  # as Tiny-ImageNet comes
+        shutil.copytree(path, tmp_path / 'archive' / path.relative_to(data) / 'images')
+    for name, holdout, message in (
+            ('flat', 0, 'validated on the training images.*--holdout'),
+            ('shifted', 0, 'differ in their classes: class2'),
+            ('archive', 0, "one class only, 'images': a folder train/CLASS/"),
+            ('archive', 6, "one class only, 'images': a folder train/CLASS/"),
+            ('nowhere', 0, 'is no directory')):
+        with pytest.raises(ValueError, match=message):
+            run_training(tmp_path / 'out', tmp_path / name, holdout=holdout)
 
 
 def test_directory_belongs_to_its_recipe(tmp_path, data):
@@ -172,11 +168,9 @@ def test_few_training_images(data, holdout):
     assert not holdout or not set(train.indices) & set(evaluation.indices)
 
 
-def test_holdout_takes_from_the_training_images(tmp_path):
-    flat = make_pictures(tmp_path / 'flat', splits=('',))
-    output = run_training(tmp_path / 'out', flat, holdout=6, epochs=1, batch_size=18)
-    assert len(log_of(output)) == 1
-    assert checkpoint_of(output)['args'].num_classes == 3
+def test_holdout_takes_from_the_training_images(tmp_path, data):
+    output = run_training(tmp_path / 'out', data / 'train', holdout=6, epochs=1, batch_size=18)
+    assert len(log_of(output)) == 1 and checkpoint_of(output)['args'].num_classes == 3
 
 
 def test_crops_have_the_shape_of_the_input(tmp_path):
@@ -197,19 +191,19 @@ def test_crops_have_the_shape_of_the_input(tmp_path):
 
 def test_gradients_of_two_batches_make_one_of_the_large_batch(tmp_path, data):
     values = dict(model='test_convnext', model_kwargs={}, img_size=32, epochs=1)  # no batch norm
-    whole = run_training(tmp_path / 'whole', data, batch_size=12, **values)
-    parts = run_training(tmp_path / 'parts', data, batch_size=4, grad_accum_steps=3, **values)
-    for name, weight in checkpoint_of(whole)['state_dict'].items():
-        torch.testing.assert_close(checkpoint_of(parts)['state_dict'][name], weight, rtol=1e-4, atol=1e-6)
+    whole, parts = (
+        checkpoint_of(run_training(tmp_path / str(n), data, batch_size=12 // n, grad_accum_steps=n, **values))
+        for n in (1, 3))
+    torch.testing.assert_close(parts['state_dict'], whole['state_dict'], rtol=1e-4, atol=1e-6)
 
 
 def test_ema_is_the_average_of_the_weights(tmp_path, data):
     values = dict(epochs=2, batch_size=24)  # an update an epoch
     output = run_training(tmp_path / 'out', data, ema=True, ema_decay=0.75, **values)
-    plain = run_training(tmp_path / 'plain', data, **values)
+    plain = checkpoint_of(run_training(tmp_path / 'plain', data, **values))
     first, second = (checkpoint_of(output, f'checkpoint-{epoch}') for epoch in (0, 1))
+    torch.testing.assert_close(plain['state_dict'], second['state_dict'], rtol=0, atol=0)
     for name, weight in second['state_dict'].items():
-        torch.testing.assert_close(checkpoint_of(plain)['state_dict'][name], weight, rtol=0, atol=0)
         if weight.is_floating_point():  # timm's average starts with the weights after the first update
             torch.testing.assert_close(second['state_dict_ema'][name], 0.75 * first['state_dict'][name] + 0.25 * weight)
 
@@ -290,25 +284,22 @@ def test_torchvision_dataset(tmp_path, data):
 
 def test_webdataset_repeats_and_resumes(tmp_path, data):
     pytest.importorskip('webdataset', reason='the wds reader of timm needs it')
-    shards = tmp_path / 'shards'
+    shards, label = tmp_path / 'shards', tmp_path / 'label'
     shards.mkdir()
-    pictures = sorted((data / 'train').rglob('*.png'))
     for number in range(2):
         with tarfile.open(shards / f'{number}.tar', 'w') as tar:
-            for picture in pictures[number::2]:
-                label = tmp_path / 'label'
+            for picture in sorted((data / 'train').rglob('*.png'))[number::2]:
                 label.write_text(picture.parent.name[-1])
-                tar.add(picture, f'{picture.parent.name}-{picture.stem}.png')
-                tar.add(label, f'{picture.parent.name}-{picture.stem}.cls')
+                for path, suffix in ((picture, 'png'), (label, 'cls')):
+                    tar.add(path, f'{picture.parent.name}-{picture.stem}.{suffix}')
     split = dict(name='train', filenames=['0.tar', '1.tar'], shard_lengths=[12, 12], num_samples=24)
     (shards / '_info.json').write_text(json.dumps(dict(splits=dict(train=split))))
-    values = dict(dataset='wds/shards', val_split='train', num_classes=3)
+    values = dict(dataset='wds/shards', val_split='train', num_classes=3, workers=1)
     with pytest.raises(ValueError, match='workers = 0'):
-        run_training(tmp_path / 'out', shards, **values)
-    unbroken = run_training(tmp_path / 'unbroken', shards, **values, workers=1)
-    output = run_training(tmp_path / 'out', shards, **values, workers=1)
+        run_training(tmp_path / 'out', shards, **{**values, 'workers': 0})
+    unbroken, output = (run_training(tmp_path / name, shards, **values) for name in ('unbroken', 'out'))
     lose_epochs(output)
-    assert_same_run(unbroken, run_training(output, shards, **values, workers=1))
+    assert_same_run(unbroken, run_training(output, shards, **values))
 
 
 def test_hugging_face_dataset(tmp_path, data):

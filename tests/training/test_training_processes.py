@@ -113,11 +113,11 @@ def test_torchrun_ends_when_a_rank_is_lost(tmp_path, data, how, reported):
     assert 'peer' in text or 'stopped by SIGTERM: 1 of 2 epochs are saved' in text, text
 
 
-def start_process(target, *args):
-    """A process forked from one that has imported torch."""
+def start_process(*args):
+    """`command_process` in a process forked from one that has imported torch."""
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['test_training_processes'])
-    process = context.Process(target=target, args=args)
+    process = context.Process(target=command_process, args=args)
     process.start()
     return process
 
@@ -138,10 +138,10 @@ def test_process_ends_without_the_other(tmp_path, data, monkeypatch, how):
     monkeypatch.setenv('PYTHONPATH', os.pathsep.join(sys.path))
     output, died = tmp_path / 'out', tmp_path / 'died'
     words = ['train', write_recipe(output), '--output', output, '--data-dir', data]
-    place = dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free_port()))
-    processes = [
-        start_process(command_process, tmp_path / str(rank), dict(place, RANK=str(rank), LOCAL_RANK=str(rank)),
-                      lose_rank, how, died, *words) for rank in range(2)]
+    port = torch.distributed.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False).port  # a free one
+    world = dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    places = [dict(world, RANK=rank, LOCAL_RANK=rank) for rank in '01']
+    processes = [start_process(tmp_path / place['RANK'], place, lose_rank, how, died, *words) for place in places]
     try:
         for process in processes:
             process.join(200)
@@ -175,9 +175,8 @@ def test_signal_to_a_whole_group(tmp_path, data, monkeypatch, number):
     """As a terminal and a batch system send it: the loader's workers get it too."""
     monkeypatch.setenv('PYTHONPATH', os.pathsep.join(sys.path))
     output, reached, log = tmp_path / 'out', tmp_path / 'reached', tmp_path / 'log'
-    process = start_process(
-        command_process, log, {}, await_signal, reached, 'train', write_recipe(output, workers=1), '--output', output,
-        '--data-dir', data)
+    words = ['train', write_recipe(output, workers=1), '--output', output, '--data-dir', data]
+    process = start_process(log, {}, await_signal, reached, *words)
     try:
         until = time.monotonic() + 300
         while not reached.exists() and time.monotonic() < until:
@@ -189,10 +188,6 @@ def test_signal_to_a_whole_group(tmp_path, data, monkeypatch, number):
         assert f'stopped by {number.name}: 1 of 2 epochs are saved' in text
     finally:
         process.kill()
-
-
-def free_port():
-    return torch.distributed.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False).port
 
 
 if __name__ == '__main__':
