@@ -70,17 +70,12 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             content = repository.joinpath(*file)
             if hub.fault(self, content):
                 return
-            self.send_response(200 if content.is_file() else 404)
-            self.send_header('X-Repo-Commit', COMMIT)
             if content.is_file():
-                self.send_header('ETag', f'"{hashlib.sha256(content.read_bytes()).hexdigest()}"')
-                self.send_header('Content-Length', str(content.stat().st_size))
+                etag = hashlib.sha256(content.read_bytes()).hexdigest()
+                self.send(200, content.read_bytes(), {'X-Repo-Commit': COMMIT, 'ETag': f'"{etag}"'})
             else:
-                self.send_header('X-Error-Code', 'EntryNotFound' if repository.is_dir() else 'RepoNotFound')
-                self.send_header('Content-Length', '0')
-            self.end_headers()
-            if self.command == 'GET' and content.is_file():
-                self.wfile.write(content.read_bytes())
+                error = 'EntryNotFound' if repository.is_dir() else 'RepoNotFound'
+                self.send(404, b'', {'X-Repo-Commit': COMMIT, 'X-Error-Code': error})
 
         do_GET = do_HEAD
 
@@ -120,9 +115,8 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             for file in files:
                 target = hub.root / repository / file['value']['path']
                 target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(
-                    hub.blobs[file['value']['oid']] if file['key'] == 'lfsFile'
-                    else base64.b64decode(file['value']['content']))
+                target.write_bytes(hub.blobs[file['value']['oid']] if file['key'] == 'lfsFile' else (
+                    base64.b64decode(file['value']['content'])))
             hub.commits.append((header['value']['summary'], sorted(file['value']['path'] for file in files)))
             answer = dict(commitUrl=f'{hub.url}/{repository}/commit/{COMMIT}', commitOid=COMMIT)
             if pull_request:
@@ -130,12 +124,16 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             self.answer(200, answer)
 
         def answer(self, status: int, content: dict) -> None:
-            text = json.dumps(content).encode()
+            self.send(status, json.dumps(content).encode(), {'Content-Type': 'application/json'})
+
+        def send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+            """What is asked by HEAD has no body; a header of the length may tell another one."""
             self.send_response(status)
-            self.send_header('Content-Type', 'application/json')
-            self.send_header('Content-Length', str(len(text)))
+            for name, value in {'Content-Length': str(len(body)), **headers}.items():
+                self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(text)
+            if self.command != 'HEAD':
+                self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
             """Keeps the test's output clean."""

@@ -41,6 +41,10 @@ def images(name, batch=2, in_chans=3, **kwargs):
     return torch.randn(batch, in_chans, height, width, **kwargs)
 
 
+def count(model):
+    return sum(p.numel() for p in model.parameters())
+
+
 def _networks():
     """A name for each different small network: `aa_resnet18` and `aa_resnet34` are the same at one block a stage."""
     found = {}

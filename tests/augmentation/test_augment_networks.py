@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import aa_models
-from aa_models.layers import AugmentedConv2d
 from daily import daily
+from found import augmented
 
 IMG_SIZE = 64
 # pattern, depth of the values, and how many convolutions the pattern chooses, on maps of 2 × 2
@@ -37,13 +37,11 @@ def make(name, **kwargs):
 def expected_parameters(model, plain, dv):
     """The count from the plain network's: fewer filters, and what section 3 of the paper adds for each layer."""
     total = sum(plain.values())
-    for name, layer in model.named_modules():
-        if isinstance(layer, AugmentedConv2d):
-            ins, outs = layer.in_channels, layer.out_channels
-            total -= plain[f'{name}.weight'] * dv // outs
-            total += ins * (2 * DK + dv) + dv * dv + 2 * (2 * 2 - 1) * DK // HEADS
-            if f'{name}.bias' in plain:  # the filters' go with them, as many come with the projection
-                total += 2 * DK + dv
+    for name, layer in augmented(model).items():
+        total -= plain[f'{name}.weight'] * dv // layer.out_channels
+        total += layer.in_channels * (2 * DK + dv) + dv * dv + 2 * (2 * 2 - 1) * DK // HEADS
+        if f'{name}.bias' in plain:  # the filters' go with them, as many come with the projection
+            total += 2 * DK + dv
     return total
 
 
@@ -51,7 +49,7 @@ def expected_parameters(model, plain, dv):
 def test_augmented_network(name):
     _, dv, count = NETWORKS[name]
     model, plain = make(name, num_classes=3)
-    assert sum(isinstance(m, AugmentedConv2d) for m in model.modules()) == count
+    assert len(augmented(model)) == count
     assert sum(p.numel() for p in model.parameters()) == expected_parameters(model, plain, dv)
 
     model.train()(torch.randn(2, 3, IMG_SIZE, IMG_SIZE)).square().sum().backward()
@@ -84,18 +82,3 @@ def test_features_and_export(name):
     exported = torch.export.export(features, (x,)).module()
     for got, expected in zip(exported(x), maps):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
-
-
-@pytest.mark.parametrize('name, where', [('mnasnet_100', 'blocks.6.*conv_dw'), ('convnext_atto', 'stages.3.*conv_dw')])
-def test_depthwise_convolutions_are_refused(name, where):
-    model = timm.create_model(name)
-    before = dict(model.named_modules())
-    with pytest.raises(ValueError, match='cannot be augmented: groups=.*a depthwise one cannot be split'):
-        aa_models.augment(model, where=where, dk=16, dv=16, num_heads=4, img_size=IMG_SIZE)
-    assert dict(model.named_modules()) == before
-
-
-def test_a_network_without_convolutions_is_refused():
-    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
-    with pytest.raises(ValueError, match='chooses none of the 0 convolutions of Sequential: it has none'):
-        aa_models.augment(model)

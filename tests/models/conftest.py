@@ -28,12 +28,9 @@ def expected(checkpoint):
 @pytest.fixture
 def places(tmp_path, monkeypatch):
     """The four places, empty: local folders and the root of a Hub that the client talks to."""
-    folders = {
-        'variable': tmp_path / 'variable',
-        'checkout': tmp_path / 'checkout' / 'weights',
-        'package': tmp_path / 'checkout' / 'aa_models' / 'weights',
-        'hub': tmp_path / 'hub' / 'aa-models',
-    }
+    folders = {place: tmp_path / folder for place, folder in dict(
+        variable='variable', checkout='checkout/weights', package='checkout/aa_models/weights', hub='hub/aa-models',
+    ).items()}
     for folder in folders.values():
         folder.mkdir(parents=True)
     (tmp_path / 'checkout' / 'pyproject.toml').touch()
@@ -47,12 +44,6 @@ def places(tmp_path, monkeypatch):
 @pytest.fixture
 def offline(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
-
-
-@pytest.fixture
-def no_search(monkeypatch):
-    """Fails the test if this package's own search is started."""
-    monkeypatch.setattr(pretrained, 'locate', lambda *_: pytest.fail('the user named a source'))
 
 
 @pytest.fixture

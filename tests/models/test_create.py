@@ -1,6 +1,5 @@
 """Models as a user names them: what is wrong with a name, a folder or an argument is said; faults of ours come out."""
 import json
-import shutil
 
 import pytest
 import timm
@@ -11,22 +10,11 @@ from aa_models.models.create import build_model, check_name, is_own
 from fake_weights import NAME, save_checkpoint
 
 
-@pytest.fixture(scope='module')
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('weights') / NAME
-    save_checkpoint(folder)
-    return folder
-
-
 @pytest.fixture
-def folder(checkpoint, tmp_path):
-    """A copy to spoil."""
-    return shutil.copytree(checkpoint, tmp_path / NAME)
-
-
-def change(folder, **values):
-    config = folder / 'config.json'
-    config.write_text(json.dumps({**json.loads(config.read_text()), **values}))
+def folder(tmp_path):
+    """A checkpoint to spoil."""
+    save_checkpoint(tmp_path / NAME)
+    return tmp_path / NAME
 
 
 def test_names(folder):
@@ -75,7 +63,8 @@ def test_folders_without_a_config(content, word, folder):
     (dict(architecture='resnet18', model_args={}), 'ResNet'),
 ])
 def test_folders_with_a_wrong_config(values, word, folder):
-    change(folder, **values)
+    config = folder / 'config.json'
+    config.write_text(json.dumps({**json.loads(config.read_text()), **values}))
     with pytest.raises(UserError, match=word):
         build_model(f'local-dir:{folder}', pretrained=True)
 

@@ -14,14 +14,6 @@ import aa_models  # noqa: F401, registers the models
 WIDTH = 64  # channels of the pyramid; the heads' cost grows with its square
 
 
-@pytest.fixture(scope='module')
-def photograph():
-    """The portrait that comes with matplotlib, (3, 600, 512), and the head in it."""
-    with Image.open(get_sample_data('grace_hopper.jpg', asfileobj=False)) as picture:
-        image = to_tensor(picture.convert('RGB'))
-    return image, dict(boxes=torch.tensor([[152., 22., 375., 335.]]), labels=torch.tensor([1]))
-
-
 def make_detector(**kwargs):
     body = timm.create_model('aa_resnet50', features_only=True, out_indices=(2, 3, 4), **kwargs)
     layers = {name: str(i) for i, name in enumerate(body.feature_info.module_name())}
@@ -36,15 +28,17 @@ def test_the_pyramid_stands_on_the_features():
     body.eval()
     x = torch.randn(1, 3, 96, 128)
     features = detector.backbone.body(x)
-    assert list(features) == ['0', '1', '2']
-    assert [tuple(f.shape) for f in features.values()] == [(1, 512, 12, 16), (1, 1024, 6, 8), (1, 2048, 3, 4)]
-    for one, other in zip(features.values(), body(x)):
-        assert torch.equal(one, other)
+    assert [(name, *f.shape) for name, f in features.items()] == [
+        ('0', 1, 512, 12, 16), ('1', 1, 1024, 6, 8), ('2', 1, 2048, 3, 4)]
+    assert all(map(torch.equal, features.values(), body(x)))
 
 
 @pytest.mark.slow
-def test_a_step_and_an_answer_at_640_px(photograph):
-    image, target = photograph
+def test_a_step_and_an_answer_at_640_px():
+    """On the portrait that comes with matplotlib, (3, 600, 512), and the head in it."""
+    with Image.open(get_sample_data('grace_hopper.jpg', asfileobj=False)) as picture:
+        image = to_tensor(picture.convert('RGB'))
+    target = dict(boxes=torch.tensor([[152., 22., 375., 335.]]), labels=torch.tensor([1]))
     # blocks that start as the identity would have no gradient in their first layers
     _, detector = make_detector(img_size=640, zero_init_last=False)
     optimizer = torch.optim.SGD(detector.parameters(), lr=1e-3)

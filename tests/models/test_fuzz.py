@@ -35,17 +35,6 @@ def models():
     return {n: timm.create_model(NAME, num_classes=n) for n in (NUM_CLASSES, 3)}
 
 
-def split(content):
-    """Header as a dict, and the numbers."""
-    length, = struct.unpack('<Q', content[:8])
-    return json.loads(content[8:8 + length]), content[8 + length:]
-
-
-def joined(header, numbers):
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack('<Q', len(text)) + text + numbers
-
-
 @st.composite
 def damages(draw):
     """A function from a file's bytes to other ones, by the part of the format that it hits."""
@@ -60,11 +49,10 @@ def damages(draw):
     tail = draw(st.binary(min_size=1, max_size=64))
 
     def damage(content):
-        header, numbers = split(content)
+        start = 8 + struct.unpack('<Q', content[:8])[0]
+        header, numbers, changed = json.loads(content[8:start]), content[start:], bytearray(content)
         names = [name for name in header if name != '__metadata__']
         name = names[index % len(names)]
-        start = len(content) - len(numbers)
-        changed = bytearray(content)
         if kind == 'length':
             return struct.pack('<Q', number) + content[8:]
         if kind in ('byte of the header', 'number'):
@@ -97,7 +85,7 @@ def damages(draw):
         elif kind == 'pointer':
             return b'version https://git-lfs.github.com/spec/v1\noid sha256:' + tail.hex().encode() + b'\nsize 1\n'
         elif kind == 'page':
-            return b'<!doctype html><html><body>' + text.encode('utf-8', 'replace') + b'</body></html>'
+            return f'<!doctype html><html><body>{text}</body></html>'.encode('utf-8', 'replace')
         elif kind == 'zip':
             archive = BytesIO()
             with zipfile.ZipFile(archive, 'w') as file:
@@ -105,7 +93,8 @@ def damages(draw):
             return archive.getvalue()
         elif kind == 'anything':
             return tail
-        return joined(header, numbers)
+        encoded = json.dumps(header).encode()
+        return struct.pack('<Q', len(encoded)) + encoded + numbers
 
     return damage
 

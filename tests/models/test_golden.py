@@ -7,14 +7,12 @@ import torch
 import golden
 from aa_models.zoo import own_checkpoints
 
-CHECKPOINTS = own_checkpoints()
-
 
 def test_there_are_checkpoints():
-    assert {'aa_resnet18.cifar100', 'aa_resnet18.tiny_in'} < set(CHECKPOINTS)
+    assert {'aa_resnet18.cifar100', 'aa_resnet18.tiny_in'} < set(own_checkpoints())
 
 
-@pytest.mark.parametrize('name_tag', CHECKPOINTS)
+@pytest.mark.parametrize('name_tag', own_checkpoints())
 def test_golden(name_tag):
     stored = json.loads((golden.FOLDER / f'{name_tag}.json').read_text(encoding='utf-8'))
     answers = golden.compute(name_tag)

@@ -57,12 +57,7 @@ def expected(root):
 
 
 def answer(handler, status, body=b'', **headers):
-    handler.send_response(status)
-    for name, value in {'Content_Length': str(len(body)), **headers}.items():
-        handler.send_header(name.replace('_', '-'), value)
-    handler.end_headers()
-    if handler.command == 'GET':
-        handler.wfile.write(body)
+    handler.send(status, body, {name.replace('_', '-'): value for name, value in headers.items()})
     return True
 
 
@@ -104,25 +99,12 @@ def cut_in_the_middle(handler, file):
     if wanted:
         begin = int(wanted.removeprefix('bytes=').split('-')[0])
         return answer(handler, 206, content[begin:], Content_Range=f'bytes {begin}-{len(content) - 1}/{len(content)}')
-    answer(handler, 200, content[:len(content) // 2], **described(file))
     handler.close_connection = True
-    return True
-
-
-def wrong_length(handler, file):
-    return handler.command == 'GET' and answer(handler, 200, file.read_bytes()[:-100])
-
-
-def wrong_etag(handler, file):
-    return answer(handler, 200, file.read_bytes(), **described(file, ETag='"0123"'))
+    return answer(handler, 200, content[:len(content) // 2], **described(file))
 
 
 def wrong_content(handler, file):
     return answer(handler, 200, bytes(file.stat().st_size), **described(file))
-
-
-def another_page(handler, file):
-    return answer(handler, 200, b'<html>Log in to the network</html>', Content_Type='text/html')
 
 
 def slow(handler, file):
@@ -147,7 +129,7 @@ WORKS = {
     'to a CDN': to_a_cdn,
     'too many requests once': once(always(429, Retry_After='1')),
     'cut in the middle': cut_in_the_middle,
-    'wrong ETag': wrong_etag,
+    'wrong ETag': lambda handler, file: answer(handler, 200, file.read_bytes(), **described(file, ETag='"0123"')),
     'slow': slow,
 }
 
@@ -168,10 +150,12 @@ FAILS = {
     'unavailable once': (once(always(503)), '503'),
     'error': (always(500), '500'),
     'hung up': (hang_up, 'Hub'),
-    'wrong length': (wrong_length, 'Hub'),
+    'wrong length': (lambda handler, file: handler.command == 'GET' and answer(
+        handler, 200, file.read_bytes()[:-100]), 'Hub'),
     'wrong content': (wrong_content, 'wrong SHA-256'),
     'wrong content once': (once(wrong_content), None),
-    'another page': (another_page, 'Hub'),
+    'another page': (lambda handler, file: answer(
+        handler, 200, b'<html>Log in to the network</html>', Content_Type='text/html'), 'Hub'),
 }
 
 
@@ -189,15 +173,13 @@ def test_one_message_and_the_next_try_works(fault, words, hub, expected):
 
 
 def test_refused_connection(hub, expected, monkeypatch):
-    template = huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE
-    with socket.socket() as unused:
-        unused.bind(('127.0.0.1', 0))
-        closed = f'http://127.0.0.1:{unused.getsockname()[1]}'
-    monkeypatch.setattr(
-        huggingface_hub.constants, 'HUGGINGFACE_CO_URL_TEMPLATE', template.replace(hub.url, closed))
-    with pytest.raises(WeightsError, match='Hub: aa-models/'):
-        timm.create_model(NAME, pretrained=True)
-    monkeypatch.setattr(huggingface_hub.constants, 'HUGGINGFACE_CO_URL_TEMPLATE', template)
+    constants = huggingface_hub.constants
+    with socket.socket() as unused, monkeypatch.context() as patch:
+        unused.bind(('127.0.0.1', 0))  # a port that nobody listens at
+        closed = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(hub.url, f'http://127.0.0.1:{unused.getsockname()[1]}')
+        patch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE', closed)
+        with pytest.raises(WeightsError, match='Hub: aa-models/'):
+            timm.create_model(NAME, pretrained=True)
     assert torch.equal(logits(timm.create_model(NAME, pretrained=True)), expected)
 
 
@@ -242,8 +224,7 @@ def in_processes(cache, count=1, limit=0):
 
 
 def test_eight_processes_on_an_empty_cache(hub, tmp_path):
-    results = in_processes(tmp_path / 'shared', count=8)
-    assert results == 8 * [expected_sha256(timm.get_pretrained_cfg(NAME))]
+    assert in_processes(tmp_path / 'shared', count=8) == 8 * [expected_sha256(timm.get_pretrained_cfg(NAME))]
 
 
 def test_files_that_may_not_grow(hub, tmp_path):

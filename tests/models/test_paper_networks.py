@@ -1,5 +1,6 @@
 """The networks of the papers: parameters as in their tables and by their rule, and where they attend."""
 import fnmatch
+import itertools
 
 import pytest
 import timm
@@ -15,13 +16,10 @@ def count(name, **kwargs):
 
 
 @pytest.mark.parametrize('name,kwargs,expected', [
-    ('aa_resnet34', {}, 20_745_072),
-    ('aa_resnet50', {}, 25_809_392),
+    ('aa_resnet34', {}, 20_745_072), ('aa_resnet34', dict(attn_stages=(False,) * 4), 21_797_672),
+    ('aa_resnet50', {}, 25_809_392), ('aa_resnet50', dict(attn_stages=(False,) * 4), 25_557_032),
     ('aa_resnet50', dict(dk=0.25, dv=0.25), 24_303_728),
-    ('aa_resnet34', dict(attn_stages=(False,) * 4), 21_797_672),
-    ('aa_resnet50', dict(attn_stages=(False,) * 4), 25_557_032),
-    ('wrn28_10', {}, 36_536_884),
-    ('aa_wrn28_10', {}, 36_312_660),
+    ('wrn28_10', {}, 36_536_884), ('aa_wrn28_10', {}, 36_312_660),
 ])
 def test_parameters_of_the_papers_tables(name, kwargs, expected):
     assert count(name, **kwargs, **(dict(num_classes=1000, img_size=224) if 'resnet' in name else {})) == expected
@@ -33,28 +31,24 @@ def resnet_parameters(plain, bottleneck, layers, kappa, upsilon):
     map_size = {1: 14, 2: 14, 3: 7}  # attended at 224 px: 28 pooled to 14, 14, 7
     for stage in (1, 2, 3):
         width = 64 * 2 ** stage
-        dk = max(20 * 8, int(kappa * width / 8) * 8)
-        dv = int(upsilon * width / 8) * 8
+        dk, dv = max(20 * 8, int(kappa * width / 8) * 8), int(upsilon * width / 8) * 8
         for block in range(layers[stage]):
             fan_in = width // 2 if not bottleneck and block == 0 else width
-            attention = fan_in * (2 * dk + dv) + dv * dv + 2 * (2 * map_size[stage] - 1) * dk // 8
-            total += attention - 9 * fan_in * dv
+            total += fan_in * (2 * dk + dv) + dv * dv + 2 * (2 * map_size[stage] - 1) * dk // 8 - 9 * fan_in * dv
     return total
 
 
-SHARES = [(None, None), (0.25, 0.25), (0.5, 0.5), (0.75, 0.75), (1.0, 1.0)]
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
-@pytest.mark.parametrize('depth, kappa, upsilon', [
-    *((depth, *shares) for depth in (18, 50) for shares in SHARES), *((depth, None, None) for depth in (34, 101, 152))])
-def test_parameters_by_the_rule(depth, kappa, upsilon):
+@pytest.mark.parametrize('depth, share', [
+    *itertools.product((18, 50), (None, 0.25, 0.5, 0.75, 1.0)), (34, None), (101, None), (152, None)])
+def test_parameters_by_the_rule(depth, share):
     """All shares with basic blocks and with bottlenecks; deeper networks are more of the same blocks."""
     bottleneck = depth >= 50
-    kwargs = {} if kappa is None else dict(dk=kappa, dv=upsilon)
-    if kappa is None:
-        kappa, upsilon = (0.2, 0.1) if bottleneck else (0.25, 0.25)
-    expected = resnet_parameters(f'resnet{depth}', bottleneck, BLOCKS[depth], kappa, upsilon)
+    kwargs = dict(dk=share, dv=share) if share else {}
+    shares = (share, share) if share else (0.2, 0.1) if bottleneck else (0.25, 0.25)
+    expected = resnet_parameters(f'resnet{depth}', bottleneck, BLOCKS[depth], *shares)
     assert count(f'aa_resnet{depth}', num_classes=1000, img_size=224, **kwargs) == expected
 
 

@@ -16,24 +16,21 @@ from fake_weights import INPUT_SIZE, NAME, NAME_TAG, logits, put
 from hub_server import HubServer
 from repository import ROOT
 
-PLACES = ['variable', 'checkout', 'package', 'hub']
-
-
 # --- places
 
 
-@pytest.mark.parametrize('place', PLACES)
+@pytest.mark.parametrize('place', ['variable', 'checkout', 'package', 'hub'])
 def test_weights_are_found_in_every_place(place, places, checkpoint, expected):
     put(checkpoint, places[place])
     assert torch.equal(logits(timm.create_model(NAME, pretrained=True)), expected)
 
 
 @pytest.mark.parametrize('arguments', [
-    dict(model_name=NAME_TAG), dict(model_name=NAME, pretrained_cfg='test'), dict(model_name=NAME),
-])
-def test_ways_to_name_the_tag(arguments, places, checkpoint, expected):
-    put(checkpoint, places['checkout'])
-    assert torch.equal(logits(timm.create_model(**arguments, pretrained=True)), expected)
+    lambda: dict(model_name=NAME_TAG), lambda: dict(model_name=NAME, pretrained_cfg='test'),
+    lambda: dict(model_name=NAME, pretrained_cfg=timm.get_pretrained_cfg(NAME).to_dict()),
+], ids=['name', 'pretrained_cfg', 'dict'])
+def test_ways_to_name_the_tag(arguments, found, expected):
+    assert torch.equal(logits(timm.create_model(**arguments(), pretrained=True)), expected)
 
 
 def test_places_are_searched_in_order(places, checkpoint):
@@ -56,20 +53,18 @@ def test_hub_is_kept_in_the_cache(places, checkpoint, expected, tmp_path, reques
     timm.create_model(NAME, pretrained=True, cache_dir=tmp_path / 'mine')
     assert list((tmp_path / 'mine').rglob('model.safetensors')) and not (tmp_path / 'cache').exists()
     request.getfixturevalue('offline')
-    model = timm.create_model(NAME, pretrained=True, cache_dir=tmp_path / 'mine')
-    assert torch.equal(logits(model), expected)
+    assert torch.equal(logits(timm.create_model(NAME, pretrained=True, cache_dir=tmp_path / 'mine')), expected)
 
 
 # --- ways to load the same weights
 
 
-def test_users_sources_stay_timms(places, checkpoint, expected, no_search):
+def test_users_sources_stay_timms(places, checkpoint, expected, monkeypatch):
+    monkeypatch.setattr(_pretrained, 'locate', lambda *_: pytest.fail('our own search was started'))
     folder = put(checkpoint, places['hub']).parent
-    file = folder / 'model.safetensors'
-    cfg = timm.get_pretrained_cfg(NAME).to_dict()
+    file, cfg = folder / 'model.safetensors', timm.get_pretrained_cfg(NAME).to_dict()
     for source in [
-        dict(model_name=f'local-dir:{folder}'),
-        dict(model_name=f'hf-hub:aa-models/{NAME_TAG}'),
+        dict(model_name=f'local-dir:{folder}'), dict(model_name=f'hf-hub:aa-models/{NAME_TAG}'),
         dict(model_name=NAME, pretrained_cfg_overlay=dict(file=str(file))),
         dict(model_name=NAME, pretrained_cfg_overlay=dict(state_dict=load_file(file))),
         dict(model_name=NAME, pretrained_cfg=dict(cfg, file=str(file))),
@@ -79,14 +74,7 @@ def test_users_sources_stay_timms(places, checkpoint, expected, no_search):
     assert torch.equal(logits(timm.create_model(NAME, checkpoint_path=file)), expected)
 
 
-def test_cfg_passed_as_a_dict_is_still_ours(places, checkpoint, expected):
-    put(checkpoint, places['checkout'])
-    cfg = timm.get_pretrained_cfg(NAME).to_dict()
-    assert torch.equal(logits(timm.create_model(NAME, pretrained=True, pretrained_cfg=cfg)), expected)
-
-
-def test_saved_again_and_loaded_again(places, checkpoint, expected, tmp_path):
-    put(checkpoint, places['checkout'])
+def test_saved_again_and_loaded_again(found, expected, tmp_path):
     model = timm.create_model(NAME, pretrained=True)
     timm.models.save_for_hf(model, tmp_path / 'again', safe_serialization=True)
     assert 'hf_hub_id' not in (tmp_path / 'again' / 'config.json').read_text()

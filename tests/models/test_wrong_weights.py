@@ -21,38 +21,23 @@ class Bomb:
         return os.mkdir, ('exploded',)
 
 
-def truncate(file):
-    file.write_bytes(file.read_bytes()[:-1000])
-
-
-def make_pickle(file):
-    file.write_bytes(pickle.dumps(Bomb()))
-
-
-def make_torch_pickle(file):
-    torch.save({'conv1.weight': torch.zeros(3)}, file)
-
-
 def make_pointer(file):
     file.write_text('version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n')
 
 
-def make_other(file):
-    save_file({'other': torch.zeros(3)}, file)
-
-
-def make_empty(file):
-    file.write_bytes(b'')
-
-
-FAULTS = [
-    (truncate, 'truncated'), (make_empty, 'truncated'), (make_pickle, 'a pickle'), (make_torch_pickle, 'a pickle'),
-    (make_pointer, 'Git LFS pointer'), (make_other, 'another safetensors file'),
-]
+NO_SAFETENSORS = {
+    'truncated': (lambda file: file.write_bytes(file.read_bytes()[:-1000]), 'truncated'),
+    'empty': (lambda file: file.write_bytes(b''), 'truncated'),
+    'pickle': (lambda file: file.write_bytes(pickle.dumps(Bomb())), 'a pickle'),
+    'torch pickle': (lambda file: torch.save({'conv1.weight': torch.zeros(3)}, file), 'a pickle'),
+    'pointer': (make_pointer, 'Git LFS pointer'),
+}
+FAULTS = {**NO_SAFETENSORS, 'other': (
+    lambda file: save_file({'other': torch.zeros(3)}, file), 'another safetensors file')}
 
 
 @pytest.mark.parametrize('place', ['variable', 'hub'])
-@pytest.mark.parametrize('spoil, words', FAULTS)
+@pytest.mark.parametrize('spoil, words', FAULTS.values(), ids=FAULTS)
 def test_wrong_file(place, spoil, words, places, checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = put(checkpoint, places[place])
@@ -93,7 +78,7 @@ def test_name_without_weights(checkpoint):
         timm.create_model('aa_resnet152', pretrained=True, device='meta')
 
 
-@pytest.mark.parametrize('spoil, words', [(f, w) for f, w in FAULTS if f is not make_other])
+@pytest.mark.parametrize('spoil, words', NO_SAFETENSORS.values(), ids=NO_SAFETENSORS)
 @pytest.mark.parametrize('source', ['file', 'folder'])
 def test_wrong_file_named_by_the_user(spoil, words, source, places, checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
