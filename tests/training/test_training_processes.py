@@ -58,7 +58,7 @@ def test_processes_share_the_validation(tmp_path, capsys):
     assert alone.count('of 21 images') == 1 and alone.partition(' in ')[0] == together.partition(' in ')[0]
     assert len(together.splitlines()) == 1
     assert (tmp_path / 'alone.csv').read_bytes() == (tmp_path / 'together.csv').read_bytes()
-    assert (folder / 'README.md').read_text().count('21 images') == 1
+    assert (folder / 'README.md').read_text().count(', 21 images |') == 1  # its throughput may be 121 images a second
 
 
 def lose_rank(how, died, *words):
