@@ -66,15 +66,7 @@ def blockwise_attention(
 
 
 @blockwise_attention.register_fake
-def _(
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        rel_h: torch.Tensor | None,
-        rel_w: torch.Tensor | None,
-        scale: float,
-        causal: bool,
-) -> torch.Tensor:
+def _(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *others: Any) -> torch.Tensor:
     return torch.empty_like(v)
 
 
@@ -122,18 +114,11 @@ def blockwise_attention_backward(
 
 
 @blockwise_attention_backward.register_fake
-def _(
-        grad: torch.Tensor,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        rel_h: torch.Tensor | None,
-        rel_w: torch.Tensor | None,
-        scale: float,
-        causal: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    tables = [q.new_empty(0) if table is None else table.new_empty(table.shape) for table in (rel_h, rel_w)]
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), tables[0], tables[1]
+def _(grad: torch.Tensor, *inputs: Any) -> tuple[torch.Tensor, ...]:
+    q, *tables = inputs[0], *inputs[3:5]
+    return (
+        *(torch.empty_like(t) for t in inputs[:3]),
+        *(q.new_empty(0) if table is None else table.new_empty(table.shape) for table in tables))
 
 
 def _no_second_backward(ctx: Any, *grads: torch.Tensor) -> None:

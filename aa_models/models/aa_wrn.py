@@ -122,25 +122,11 @@ def _create_wrn(variant: str, pretrained: bool = False, **kwargs: Any) -> WideRe
         feature_cfg=dict(out_indices=(0, 1, 2, 3), flatten_sequential=True), **kwargs)
 
 
-def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return cifar_cfg(**{'first_conv': 'stem', 'paper_ids': 'arXiv:1904.09925', **kwargs})
-
-
-def _pcfg(**kwargs: Any) -> dict[str, Any]:
-    return _cfg(**{'paper_ids': 'arXiv:1605.07146', **kwargs})
-
-
-def _lcfg(**kwargs: Any) -> dict[str, Any]:
-    return _cfg(**{'paper_ids': 'arXiv:1812.01243', **kwargs})
-
+_PAPERS = {'': 'arXiv:1605.07146', 'aa_': 'arXiv:1904.09925', 'laa_': 'arXiv:1812.01243'}
 
 default_cfgs = generate_default_cfgs({
-    'wrn28_10.untrained': _pcfg(),
-    'aa_wrn28_10.untrained': _cfg(),
-    'laa_wrn28_10.untrained': _lcfg(),
-    'wrn16_8.untrained': _pcfg(),
-    'aa_wrn16_8.untrained': _cfg(),
-    'laa_wrn16_8.untrained': _lcfg(),
+    f'{kind}{size}.untrained': cifar_cfg(first_conv='stem', paper_ids=paper)
+    for size in ('wrn28_10', 'wrn16_8') for kind, paper in _PAPERS.items()
 })
 
 _AUGMENTED = dict(attn_stages=(True, True, True))
