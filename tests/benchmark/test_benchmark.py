@@ -23,39 +23,35 @@ from aa_models.cli import benchmark as command
 from aa_models.errors import InputError, WorkError
 from aa_models.layers import AugmentedConv2d
 from aa_models.layers.position import rel_logits_w
-from command import run_command
+from command import answered, refused
 
 TINY = ['--rounds', '2', '--warmup', '1', '--device', 'cpu']
 SMALL = [*TINY, '--batch-size', '2', '--num-heads', '2', '--dim-head', '4']
 
 
-def rows_of(path):
-    with open(path, newline='') as file:
-        return list(csv.DictReader(file))
-
-
-def layer(name, dv=4):
-    return make_layer(name, 12, 8, dv, 2, (5, 3), dtype=torch.float64)
+@pytest.fixture
+def run_benchmark(capsys, tmp_path):
+    """Runs a benchmark; gives what it prints and the rows that it writes."""
+    def run(*words):
+        out = answered(capsys, 'benchmark', *words, '--results-file', tmp_path / 'r.csv')
+        with open(tmp_path / 'r.csv', newline='') as file:
+            return out, list(csv.DictReader(file))
+    return run
 
 
 # --- what is compared
 
 
-@pytest.mark.parametrize('dv', [4, 12])
-def test_the_papers_listing_is_our_layer(dv):
-    ours, naive = (layer(name, dv) for name in ('aa', 'naive'))
-    naive.load_state_dict(ours.state_dict())
-    x = torch.randn(2, 12, 5, 3, dtype=torch.float64)
-    torch.testing.assert_close(naive(x), ours(x))
-
-
-def test_the_lower_bound_is_our_layer_without_positions():
-    fused = layer('sdpa')
+@pytest.mark.parametrize('name, dv, pos_embed', [('naive', 4, 'rel'), ('naive', 12, 'rel'), ('sdpa', 4, None)])
+def test_rivals_that_are_our_layer(name, dv, pos_embed):
+    """The paper's listing is the layer itself, the lower bound the layer without positions."""
+    rival = make_layer(name, 12, 8, dv, 2, (5, 3), dtype=torch.float64)
     ours = AugmentedConv2d(
-        12, 12, 3, padding=1, bias=False, dk=8, dv=4, num_heads=2, pos_embed=None, dtype=torch.float64)
-    ours.load_state_dict(fused.state_dict())
+        12, 12, 3, padding=1, bias=False, dk=8, dv=dv, num_heads=2, pos_embed=pos_embed, feat_size=(5, 3),
+        dtype=torch.float64)
+    rival.load_state_dict(ours.state_dict())
     x = torch.randn(2, 12, 5, 3, dtype=torch.float64)
-    torch.testing.assert_close(fused(x), ours(x))
+    torch.testing.assert_close(rival(x), ours(x))
 
 
 def test_offsets_to_keys_is_a_lookup():
@@ -161,51 +157,39 @@ def test_no_full_logits_in_memory():
 # --- the command
 
 
-def test_layer(capsys, tmp_path):
-    status, out, err = run_command(
-        capsys, 'benchmark', 'layer', *SMALL, '--size', 6, 5, '--channels', 8, '--rivals', 'bottleneck',
-        '--results-file', tmp_path / 'r.csv')
-    assert status == 0, err
+def test_layer(run_benchmark):
+    out, rows = run_benchmark('layer', *SMALL, '--size', 6, 5, '--channels', 8, '--rivals', 'bottleneck')
     lines = out.splitlines()
     assert f'{torch.get_num_threads()} thread' in lines[0] and torch.__version__ in lines[0]
     assert torch.backends.cpu.get_cpu_capability() in lines[0] and 'float32' in lines[1]
     assert [line.split()[0] for line in lines[2:]] == ['model', 'aa', 'bottleneck']
-    rows = rows_of(tmp_path / 'r.csv')
     assert list(rows[0]) == list(COLUMNS)
     assert {row['size'] for row in rows} == {'6x5'}
     assert all(float(row['train_step_time']) > 0 and float(row['infer_memory']) >= 0 for row in rows)
     assert [row['rival'] for row in rows] == ['', 'aa']
 
 
-def test_attention(capsys, tmp_path):
+def test_attention(run_benchmark):
     for extra in ((), ('--channels-last', '--dtype', 'bfloat16')):
-        status, out, err = run_command(
-            capsys, 'benchmark', 'attention', *SMALL, '--size', 5, '--no-memory',
-            '--results-file', tmp_path / 'r.csv', *extra)
-        assert status == 0, err
-        floor, ours = rows_of(tmp_path / 'r.csv')
+        _, (floor, ours) = run_benchmark('attention', *SMALL, '--size', 5, '--no-memory', *extra)
         assert (floor['model'], ours['model'], ours['rival']) == ('sdpa', 'aa', 'sdpa')
         assert float(ours['train_ratio']) > 0
 
 
-def test_growth(capsys, tmp_path):
-    status, out, err = run_command(
-        capsys, 'benchmark', 'growth', *SMALL, '--channels', 8, '--sizes', 4, 8, 16, '--rivals', 'conv', 'naive',
-        '--no-memory', '--max-memory', '0.0001', '--results-file', tmp_path / 'r.csv', '-o', tmp_path / 'growth.png')
-    assert status == 0, err
-    sizes = {name: [row['size'] for row in rows_of(tmp_path / 'r.csv') if row['model'] == name]
-             for name in ('aa', 'conv', 'naive')}
+def test_growth(run_benchmark, tmp_path):
+    _, rows = run_benchmark(
+        'growth', *SMALL, '--channels', 8, '--sizes', 4, 8, 16, '--rivals', 'conv', 'naive', '--no-memory',
+        '--max-memory', '0.0001', '-o', tmp_path / 'growth.png')
+    sizes = {name: [row['size'] for row in rows if row['model'] == name] for name in ('aa', 'conv', 'naive')}
     # the logits of two images and heads at 8×8 are 65 kB four times over
     assert sizes == {'aa': ['4x4', '8x8', '16x16'], 'conv': ['4x4', '8x8', '16x16'], 'naive': ['4x4']}
     assert np.asarray(Image.open(tmp_path / 'growth.png').convert('L')).std() > 5
 
 
-def test_model(capsys, tmp_path):
-    status, out, err = run_command(
-        capsys, 'benchmark', 'model', 'aa_simplecnn', 'laa_simplecnn:aa_simplecnn', *TINY, '--batch-size', 2,
-        '--img-size', 16, '--no-memory', '--dtype', 'bfloat16', '--results-file', tmp_path / 'r.csv')
-    assert status == 0, err
-    rows = rows_of(tmp_path / 'r.csv')
+def test_model(run_benchmark):
+    _, rows = run_benchmark(
+        'model', 'aa_simplecnn', 'laa_simplecnn:aa_simplecnn', *TINY, '--batch-size', 2, '--img-size', 16,
+        '--no-memory', '--dtype', 'bfloat16')
     assert [(row['model'], row['rival']) for row in rows] == [
         ('simplecnn', ''), ('aa_simplecnn', 'simplecnn'), ('aa_simplecnn', ''), ('laa_simplecnn', 'aa_simplecnn')]
     assert {row['infer_img_size'] for row in rows} == {'16'} and all(float(row['param_count']) > 0.1 for row in rows)
@@ -230,8 +214,7 @@ def test_model(capsys, tmp_path):
 ])
 def test_errors_come_before_any_work(capsys, monkeypatch, arguments, message):
     monkeypatch.setattr(measure, '_measure', lambda *_: pytest.fail('measured before the check'))
-    status, _, err = run_command(capsys, 'benchmark', *arguments)
-    assert status == 2 and message in err
+    assert message in refused(capsys, 'benchmark', *arguments)
 
 
 @pytest.mark.parametrize('call,message', [
