@@ -1,7 +1,5 @@
-"""Recipes, and what a training run computes."""
-import argparse
+"""What a training run computes, and what it refuses."""
 import json
-import re
 import shutil
 import tarfile
 
@@ -9,95 +7,16 @@ import numpy as np
 import pytest
 import timm
 import torch
-import yaml
 from PIL import Image
 
 from aa_models.cli import train
-from aa_models.cli.recipe_options import add_recipe_options, recipe_values
 from aa_models.training import loaders as training_data
 from aa_models.training.loaders import choose_evenly, class_names, open_dataset, open_datasets
-from aa_models.training.recipe import Recipe, load_recipe, recipe_fields, recipe_names
+from aa_models.training.recipe import Recipe, load_recipe
 from aa_models.training.run import train as train_model
 from aa_models.training.validation import validate, validation_recipe
 from interruptions import lose_epochs
 from training_runs import RECIPE, assert_same_run, checkpoint_of, log_of, make_pictures, run, run_training
-
-# recipes
-
-@pytest.mark.parametrize('values, message', [
-    (dict(epoch=3), "unknown key 'epoch'; did you mean 'epochs'"),
-    (dict(epochs='three'), "epochs = 'three' must be a valid integer"),
-    (dict(epochs=2.5), 'epochs = 2.5 must be a valid integer'),
-    (dict(epochs=True), 'epochs = True must be a number'),
-    (dict(epochs=0), 'epochs = 0 must be greater than or equal to 1'),
-    (dict(lr=0), 'lr = 0 must be greater than 0'),
-    (dict(lr=float('inf')), 'lr = inf must be a finite number'),
-    (dict(smoothing=1), 'smoothing = 1 must be less than 1'),
-    (dict(hflip=1.5), 'hflip = 1.5 must be less than or equal to 1'),
-    (dict(mean=[0.5]), r'mean\[1\] is missing; mean\[2\] is missing'),
-    (dict(scale=[0.1, 0.2, 0.3]), 'scale = .*: List should have at most 2 items .*, not 3'),
-    (dict(input_size=[96, 160]), r'input_size\[2\] is missing'),
-    (dict(input_size=[3, 96, 0.5]), r'input_size\[2\] = 0.5 must be a valid integer'),
-    (dict(input_size=[3, 96, 160], img_size=96), 'img_size = 96 and input_size = .*: give one of them'),
-    (dict(input_size=[3, 96, 160], crop_padding=4), 'crop_padding = 4 needs a square input'),
-    (dict(scale='all'), "scale = 'all' must be a valid list"),
-    (dict(model_kwargs=3), 'model_kwargs = 3 must be a valid dictionary'),
-    (dict(amp_dtype='half'), "amp_dtype = 'half' must be 'bfloat16' or 'float16'"),
-    (dict(opt='adamm'), "opt = 'adamm' is no optimiser of timm; did you mean 'adam"),
-    (dict(img_size='large'), "img_size = 'large' must be a valid integer.*, or none"),
-    (dict(amp='perhaps', seed=-1), "amp = 'perhaps' must be a valid boolean.*; seed = -1 must be greater than"),
-    (dict(auto_augment='randm9'), "auto_augment = 'randm9' is no policy that timm knows"),
-    (dict(epochs=5, warmup_epochs=5), 'warmup_epochs = 5 must be less than epochs = 5'),
-    (dict(mixup=0.2, batch_size=7), 'batch_size = 7 must be even'),
-    ('- a', 'not a list'),
-    ('a: [', 'is not YAML'),
-])
-def test_recipe_names_what_is_wrong(tmp_path, values, message):
-    path = tmp_path / 'recipe.yaml'
-    path.write_text(values if isinstance(values, str) else yaml.safe_dump(values))
-    with pytest.raises(ValueError, match=message):
-        load_recipe(path)
-
-
-def test_unknown_recipe_names_those_there_are():
-    with pytest.raises(ValueError, match='neither a file nor .*cifar100_resnet, .*finetune'):
-        load_recipe('cifar10_resnet')
-
-
-@pytest.mark.parametrize('name', recipe_names())
-def test_packaged_recipes_survive_saving(tmp_path, name):
-    load_recipe(name).save(tmp_path / 'copy.yaml')
-    assert load_recipe(tmp_path / 'copy.yaml') == load_recipe(name)
-
-
-@pytest.fixture
-def parser():
-    parser = argparse.ArgumentParser()
-    add_recipe_options(parser)
-    return parser
-
-
-def test_options_replace_values(parser):
-    words = '--lr 5e-3 --mean 0.1 0.2 0.3 --img-size none --no-amp --model-kwargs dk=0.5 --clip-grad 1'
-    values = recipe_values(parser.parse_args(words.split()))
-    recipe = load_recipe('cifar100_resnet', **values)
-    assert (recipe.lr, recipe.mean, recipe.img_size, recipe.amp) == (5e-3, (0.1, 0.2, 0.3), None, False)
-    assert (recipe.model_kwargs, recipe.clip_grad, recipe.batch_size) == (dict(dk=0.5), 1.0, 128)
-
-
-def test_key_values_without_a_value_are_a_wrong_option(parser, capsys):
-    with pytest.raises(SystemExit) as exit:
-        parser.parse_args(['--model-kwargs', 'dk=0.5', 'dv'])
-    assert exit.value.code == 2 and "--model-kwargs: 'dv' is not of the form KEY=VALUE" in capsys.readouterr().err
-
-
-def test_every_key_is_an_option(parser):
-    text = parser.format_help()
-    for key, field in recipe_fields().items():
-        assert f'--{key.replace("_", "-")}' in parser._option_string_actions and field.description
-    assert re.search(r'--batch-size INT\s+images in a batch of one device \(default: 128\)', text)
-    assert re.search(r'--mean FLOAT \[FLOAT \.\.\.\]\s', text) and '--amp-dtype {bfloat16,float16}' in text
-
 
 # what is refused before anything is written
 
