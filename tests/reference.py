@@ -134,7 +134,8 @@ def heads(attn, x, axes):
     qkv = conv1x1(attn.qkv, with_positions(attn, x, axes))
     q, k, v = qkv[:, :attn.dk], qkv[:, attn.dk:2 * attn.dk], qkv[:, 2 * attn.dk:]
     # channels of a head are neighbours, positions are in row-major order
-    return [t.reshape(B, attn.num_heads, -1, H * W).transpose(2, 3) for t in (q, k, v)]
+    q, k, v = [t.reshape(B, attn.num_heads, -1, H * W).transpose(2, 3) for t in (q, k, v)]
+    return q if attn.q_const is None else q + attn.q_const.double()[:, None], k, v
 
 
 def softmax_weights(attn, q, k, H, W):

@@ -30,6 +30,7 @@ class AttentionArgs:
     pos_embed: str | None = 'rel'
     attn_pool: int = 1
     attn_drop: float = 0.
+    attn_init: str = 'global'
 
     def __post_init__(self) -> None:
         if self.pos_embed in (None, 'none'):  # the word is for `timm.create_model`, which drops arguments that are None
@@ -44,6 +45,8 @@ class AttentionArgs:
             raise InputError(f'attn_pool must be an int, at least 1 (no pooling), got {self.attn_pool!r}')
         if not is_number(self.attn_drop) or not 0 <= self.attn_drop <= 1:
             raise InputError(f'attn_drop must be a probability, a number from 0 to 1, got {self.attn_drop!r}')
+        if self.attn_init not in ('local', 'global'):
+            raise InputError(f"attn_init must be 'local' or 'global', got {self.attn_init!r}")
 
     def replace(self, **changes: Any) -> 'AttentionArgs':
         """Copy with other values.

@@ -68,6 +68,7 @@ class _AugmentedConv(nn.Module):
             feat_size: int | Sequence[int] | None = None,
             attn_pool: int = 1,
             attn_drop: float = 0.,
+            attn_init: str = 'global',
             causal: bool = False,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
@@ -76,7 +77,7 @@ class _AugmentedConv(nn.Module):
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         if causal:
             self._check_causal(attention, pos_embed, attn_pool, padding)
-        args = AttentionArgs(dk, dv, num_heads, attention, pos_embed, attn_pool, attn_drop)
+        args = AttentionArgs(dk, dv, num_heads, attention, pos_embed, attn_pool, attn_drop, attn_init)
         for name, value in (('in_channels', in_channels), ('out_channels', out_channels), ('groups', groups)):
             if not is_int(value) or value < 1:
                 raise InputError(f'{name} must be an int, at least 1, got {value!r}')
@@ -232,6 +233,9 @@ class AugmentedConv2d(_AugmentedConv):
         attn_pool: Attend on the map averaged over (2p - 1)² windows at every p-th pixel, and bring the result back
             bilinearly; 1 for none.
         attn_drop: Dropout probability of the attention weights.
+        attn_init: What the heads look at before they have learned anything: `'local'`, a neighbour each
+            (`aa_models.layers.local_start` has the formula), or `'global'`, everything. Without relative positions it
+            is always the latter.
         causal: For sequences only, see `AugmentedConv1d`.
 
     Raises:

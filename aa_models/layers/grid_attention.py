@@ -4,7 +4,7 @@ Attention Augmented Convolutional Networks (arXiv 1904.09925), section 3: one 1Ã
 heads attend over all positions of the map, and a second 1Ã—1 convolution mixes their concatenation.
 """
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +51,9 @@ class GridAttention(nn.Module):
         out_channels: Channels of the output, by default `dv`.
     """
 
+    if TYPE_CHECKING:  # TorchScript reads annotations too, and would take this one for optional at run time
+        q_const: torch.Tensor | None
+
     def __init__(
             self,
             in_channels: int,
@@ -72,6 +75,7 @@ class GridAttention(nn.Module):
         self.stride: list[int] = list(stride)
         self.sample_pad: list[int] = list(sample_pad)
         self.attn_pool = args.attn_pool
+        self.attn_init = args.attn_init
         self.pos_embed = cast(str, args.pos_embed)  # None has become '' there
 
         extra = ndim + 1 if args.pos_embed == 'coord' else 0
@@ -81,6 +85,7 @@ class GridAttention(nn.Module):
         self.qkv = CONV[ndim](in_channels + extra, 2 * self.dk + self.dv, 1, bias=bias, **dd)
         self.proj = CONV[ndim](self.dv, out_channels or self.dv, 1, bias=bias, **dd)
         self.attn_drop = nn.Dropout(args.attn_drop)
+        self.register_buffer('q_const', None)  # a constant part of the queries, where a subclass has one
 
     def reset_parameters(self) -> None:
         """Draw all weights anew."""
@@ -118,7 +123,10 @@ class GridAttention(nn.Module):
         if qkv.dim() == 3:
             qkv = qkv.unsqueeze(2)
         q, k, v = qkv.split([self.dk, self.dk, self.dv], dim=1)
-        return self._split(q), self._split(k), self._split(v)
+        q = self._split(q)
+        if self.q_const is not None:
+            q = q + self.q_const.to(q.dtype).unsqueeze(1).unsqueeze(1)
+        return q, self._split(k), self._split(v)
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(1, [self.num_heads, -1]).permute(0, 1, 3, 4, 2)

@@ -12,9 +12,12 @@ from timm.layers import trunc_normal_, use_fused_attn
 from torch import nn
 from torch.jit import Final
 
+from aa_models.errors import InputError
+
 from .attention_args import AttentionArgs
 from .blockwise import blockwise_attention
 from .grid_attention import GridAttention, is_transformed
+from .local_start import head_offsets, local_query, start_locally
 from .position import offset_table, rel_logits_h, rel_logits_w
 
 
@@ -177,7 +180,6 @@ class SoftmaxAttention(GridAttention):
         feat_size: Lengths of the attended map's axes that the relative tables are made for; at other lengths they are
             interpolated (see `resize_rel_table`). Needed for `'rel'` alone.
         causal: Let position i see positions 0 … i only (sequences).
-
     See `GridAttention` for the other arguments.
     """
     fused_attn: Final[bool]
@@ -206,14 +208,37 @@ class SoftmaxAttention(GridAttention):
         for name in ('rel_h', 'rel_w'):
             shape = (2 * lengths[name] - 1, dim) if name in lengths else None
             self.register_parameter(name, shape and nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        if args.attn_init == 'local' and dim < 2 * len(lengths):
+            raise InputError(
+                f"attn_init='local' needs {2 * len(lengths)} key channels a head, "
+                f'got dk={self.dk} for num_heads={self.num_heads}')
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw all weights anew."""
         super().reset_parameters()
-        for table in (self.rel_h, self.rel_w):
-            if table is not None:
-                trunc_normal_(table, std=self.scale)
+        tables = [table for table in (self.rel_h, self.rel_w) if table is not None]
+        for table in tables:
+            trunc_normal_(table, std=self.scale)
+        if self.attn_init == 'local' and tables:
+            self._start_locally(tables)
+
+    @torch.no_grad()
+    def _start_locally(self, tables: Sequence[torch.Tensor]) -> None:
+        offsets = head_offsets(self.num_heads, len(tables), self.causal)
+        self.q_const = local_query(offsets, self.dk // self.num_heads, self.scale).to(tables[0])
+        start_locally(tables)
+        # where a head looks is all position at first: the queries have no content yet, and the constant meets no keys
+        q, k, _ = self.qkv.weight.split([self.dk, self.dk, self.dv])
+        q.zero_()
+        k.unflatten(0, [self.num_heads, -1])[:, :2 * len(tables)].zero_()
+
+    def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any) -> None:
+        """A checkpoint says by itself how it started: one without a constant goes on without one."""
+        if f'{prefix}qkv.weight' in state_dict:
+            q_const = state_dict.get(f'{prefix}q_const')
+            self.q_const = None if q_const is None else q_const.to(self.qkv.weight, copy=True)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Weigh the values; shapes as in `GridAttention.attend`."""

@@ -59,6 +59,7 @@ VALUES = {
     'pos_embed': ('coord', lambda layer: layer.attn.pos_embed),
     'attn_pool': (3, lambda layer: layer.attn.attn_pool),
     'attn_drop': (0.125, lambda layer: layer.attn.attn_drop.p),
+    'attn_init': ('local', lambda layer: layer.attn.attn_init),
 }
 
 

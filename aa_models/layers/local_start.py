@@ -1,0 +1,76 @@
+"""Heads that start as the convolution they replace: each looks at one neighbour, and learns where else to look.
+
+ConViT (arXiv 2103.10697), section 4: logits that fall with the squared distance to a head's own offset Δ. Here
+
+    logit(δ) = -β (‖δ - Δ‖² - ‖Δ‖²) = β Σ_axis (2 Δ · δ - δ²),    δ = position of the key - position of the query,
+
+is the product of a constant part of the query, one for each head, and two dimensions of each axis's relative table:
+rel[δ] = (δ / a, δ² / a²) and q = β (2 a Δ, -a²) / scale. The constant is a buffer, no parameter, and meets the keys
+too, so that a head soon learns which of the pixels around its own it prefers.
+"""
+from collections.abc import Sequence
+from itertools import product
+
+import torch
+
+STRENGTH = 0.5  # β: on a map, far from its border, the neighbour has a weight of 0.16, a pixel beside it 0.10
+_UNIT = 2.  # a: how the product is divided between constant and tables, and so how fast either is learned
+_REACH = 64.  # of the distances in pixels: what lies further has no weight anyway, and its square no place in float16
+_REST = 0.1  # of the tables' usual scale, for the dimensions that hold no distance
+
+
+def head_offsets(num_heads: int, ndim: int, causal: bool = False) -> list[tuple[int, ...]]:
+    """The pixel that each head starts at: the nearest ones, opposite ones in turn; the convolution has the centre.
+
+    Eight heads on a map have the eight neighbours, four those that share a side. A causal sequence looks back from the
+    present: 0, -1, -2 …
+
+    Args:
+        num_heads: Number of heads.
+        ndim: Axes of the map, 2 (rows, columns) or 1.
+        causal: No head may look ahead.
+    """
+    if causal:
+        return [(-head,) for head in range(num_heads)]
+    reach = 1
+    while (2 * reach + 1) ** ndim <= num_heads:
+        reach += 1
+    reach *= 2  # the corners of a square lie further than pixels outside it
+    offsets = [o for o in product(range(-reach, reach + 1), repeat=ndim) if any(o)]
+    # of one distance: first the one, then the opposite one
+    return sorted(offsets, key=lambda o: (sum(d * d for d in o), max(o, tuple(-d for d in o)), o))[:num_heads]
+
+
+def local_query(offsets: Sequence[Sequence[int]], dim: int, scale: float, strength: float = STRENGTH) -> torch.Tensor:
+    """The constant part of the queries, before they are scaled.
+
+    Args:
+        offsets: For each head its offset along each axis.
+        dim: Key channels of a head, at least two for each axis.
+        scale: Factor of the queries.
+        strength: β, how fast the logits fall.
+
+    Returns:
+        (num_heads, dim), zero but for the first two dimensions of each axis.
+    """
+    constant = torch.zeros(len(offsets), dim, dtype=torch.float64)
+    for axis, along in enumerate(zip(*offsets)):
+        constant[:, 2 * axis] = 2 * strength * _UNIT / scale * torch.tensor(along)
+        constant[:, 2 * axis + 1] = -strength * _UNIT ** 2 / scale
+    return constant
+
+
+@torch.no_grad()
+def start_locally(tables: Sequence[torch.Tensor]) -> None:
+    """Write (δ / a, δ² / a²) into freshly drawn relative tables, in place.
+
+    Args:
+        tables: For each axis its table (2 * L - 1, dim), the first axis first.
+    """
+    for axis, table in enumerate(tables):
+        reach = table.shape[0] // 2
+        offset = torch.arange(-reach, reach + 1, device=table.device).clamp(-_REACH, _REACH) / _UNIT
+        table.mul_(_REST)
+        table[:, :2 * len(tables)] = 0
+        table[:, 2 * axis] = offset
+        table[:, 2 * axis + 1] = offset.square()
