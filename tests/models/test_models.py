@@ -68,15 +68,18 @@ def test_full_size(name):
 def test_arguments_reach_the_layers(name):
     stages = count_stages(name)
     only_last = [False] * (stages - 1) + [True]
-    args = dict(dk=16, dv=12, num_heads=4, attention='linear', pos_embed='coord', attn_drop=0.125)
+    args = dict(
+        dk=16, dv=12, num_heads=4, attention='linear', pos_embed='coord', attn_drop=0.125, attn_init='local')
     assert args.keys() | {'attn_pool'} == {field.name for field in fields(AttentionArgs)}
     kwargs = dict(args, attn_pool=[1] * (stages - 1) + [2], img_size=(64, 96))
     layers = augmented(create(name, device='meta', attn_stages=only_last, **kwargs))
     everywhere = augmented(create(name, device='meta', attn_stages=[True] * stages, **kwargs))
     assert layers and list(layers) == list(everywhere)[-len(layers):] and len(everywhere) >= stages
     for attn in (layer.attn for layer in layers.values()):
-        found = attn.dk, attn.dv, attn.num_heads, type(attn).__name__, attn.pos_embed, attn.attn_drop.p, attn.attn_pool
-        assert found == (16, 12, 4, 'LinearAttention', 'coord', 0.125, 2)
+        found = (
+            attn.dk, attn.dv, attn.num_heads, type(attn).__name__, attn.pos_embed, attn.attn_drop.p, attn.attn_init,
+            attn.attn_pool)
+        assert found == (16, 12, 4, 'LinearAttention', 'coord', 0.125, 'local', 2)
 
 
 def test_wrong_arguments(name):
