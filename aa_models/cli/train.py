@@ -47,9 +47,6 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         Exit status: 0, or 128 and the number of the signal that stopped the run.
     """
-    from timm.utils import setup_default_logging
-    from timm.utils.distributed import world_info_from_env
-
     from aa_models.release.folder import checked_tag, pack_run
     from aa_models.training.recipe import load_recipe
     from aa_models.training.run import train
@@ -62,9 +59,7 @@ def run(args: argparse.Namespace) -> int:
     def make_folder() -> None:
         _logger.info(f'the weights after the last epoch are in {pack_run(output, tag, reuse=True)}')
 
-    if not logging.root.handlers:
-        setup_default_logging(logging.INFO if world_info_from_env()[1] == 0 else logging.ERROR)
-    logging.getLogger('timm.utils.checkpoint_saver').setLevel(logging.WARNING)  # lists its files at every epoch
+    start_logging()
     try:
         train(
             recipe, output, data_dir=args.data_dir, download=args.dataset_download, overwrite=args.overwrite,
@@ -73,3 +68,13 @@ def run(args: argparse.Namespace) -> int:
         _logger.warning(str(stopped))
         return stopped.status
     return 0
+
+
+def start_logging() -> None:
+    """Have the first process say what happens."""
+    from timm.utils import setup_default_logging
+    from timm.utils.distributed import world_info_from_env
+
+    if not logging.root.handlers:
+        setup_default_logging(logging.INFO if world_info_from_env()[1] == 0 else logging.ERROR)
+    logging.getLogger('timm.utils.checkpoint_saver').setLevel(logging.WARNING)  # lists its files at every epoch

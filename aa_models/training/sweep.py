@@ -1,0 +1,160 @@
+"""A sweep: one recipe with several settings, each a run, each run a row of a table."""
+import csv
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from io import StringIO
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from aa_models.errors import InputError
+from aa_models.models.create import build_model
+from aa_models.schema import checked
+
+from .checkpoints import LOG, RECIPE, facts_of
+from .recipe import Recipe, load_recipe
+from .run import train
+
+COLUMNS = (
+    'model', 'settings', 'seed', 'params', 'epochs', 'top1', 'top5', 'loss', 'train_loss', 'curve', 'train_seconds',
+    'machine')
+EACH = 'each'  # key of a run: for these keys every combination of the values listed
+
+
+@dataclass(frozen=True, config=ConfigDict(extra='forbid'))
+class Sweep:
+    """What the YAML file of a sweep holds.
+
+    Args:
+        recipe: Name or path of the recipe.
+        values: Of recipe keys, the same for all runs.
+        runs: Values of recipe keys, a mapping for each run. Under the key `each`, lists of values: a run for every
+            combination of them.
+    """
+    recipe: str
+    runs: list[dict[str, Any]]
+    values: dict[str, Any]
+
+    def settings(self) -> Iterator[dict[str, Any]]:
+        """What differs from the recipe, for one run after the other."""
+        for run in self.runs:
+            fixed = {key: value for key, value in run.items() if key != EACH}
+            each = run.get(EACH, {})
+            if not isinstance(each, dict) or not all(isinstance(values, list) for values in each.values()):
+                raise InputError(f'runs: {EACH} = {each!r} must be a mapping of lists')
+            for values in product(*each.values()):
+                yield {**self.values, **fixed, **dict(zip(each, values))}
+
+
+def read_sweep(path: Path) -> list[tuple[dict[str, Any], Recipe]]:
+    """Read a sweep and check all its runs.
+
+    Returns:
+        For each run what differs from the recipe, and the recipe with that.
+
+    Raises:
+        InputError: No such file, a key that is unknown, a value that is impossible, or the same run twice.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding='utf-8'))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f'sweep = {str(path)!r} cannot be read as YAML: {error}') from error
+    if not isinstance(content, dict):
+        raise InputError(f'sweep = {str(path)!r} must hold the keys recipe, values and runs')
+    sweep = checked(Sweep, {'values': {}, **content}, f'sweep {path}')
+    runs = [(settings, load_recipe(sweep.recipe, **settings)) for settings in sweep.settings()]
+    names = [_name(settings) for settings, _ in runs]
+    for settings, _ in runs:
+        if names.count(_name(settings)) > 1:
+            raise InputError(f'sweep {path}: {_text(settings)} is there more than once')
+    return runs
+
+
+def run_sweep(
+        path: Path, output: Path, results: Path, *, data_dir: str | None = None, download: bool = False,
+        device: str | None = None, log_seconds: float = 30.0,
+) -> None:
+    """Make the runs that have no row in the table yet.
+
+    Several of these processes may share a sweep: each takes runs that no other is at. An interrupted run goes on.
+
+    Args:
+        path: The sweep's YAML file.
+        output: Where runs have their folders while they last.
+        results: The table, a CSV file that rows are added to.
+        data_dir, download, device, log_seconds: As `train` takes them.
+
+    Raises:
+        InputError: A sweep, a table or a recipe that cannot be used.
+        DivergenceError, WriteError, Stopped: As `train` does.
+    """
+    for settings, recipe in read_sweep(path):
+        folder = output / _name(settings)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / 'lock').open('w') as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            if (_text(settings), str(recipe.seed)) not in _done(results):
+                train(recipe, folder, data_dir=data_dir, download=download, device=device, log_seconds=log_seconds)
+                _add_row(results, _row(folder, settings))
+            shutil.rmtree(folder)
+
+
+def _text(settings: dict[str, Any]) -> str:
+    return json.dumps({key: value for key, value in settings.items() if key != 'seed'}, sort_keys=True)
+
+
+def _name(settings: dict[str, Any]) -> str:
+    text = json.dumps(settings, sort_keys=True)
+    return f'{settings.get("model", "run")}-{hashlib.sha256(text.encode()).hexdigest()[:8]}'
+
+
+def _done(results: Path) -> set[tuple[str, str]]:
+    """Settings and seeds of the rows that are there."""
+    if not results.exists():
+        return set()
+    with results.open(newline='', encoding='utf-8') as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise InputError(f'results = {str(results)!r} is no table of a sweep: its columns are {reader.fieldnames}')
+        return {(row['settings'], row['seed']) for row in reader}
+
+
+def _row(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    recipe = load_recipe(folder / RECIPE)  # as it was run: with the dataset's number of classes
+    with (folder / LOG).open(newline='', encoding='utf-8') as file:
+        log = list(csv.DictReader(file))
+    with torch.device('meta'):
+        model = build_model(recipe.model, num_classes=recipe.num_classes, **recipe.model_kwargs)
+    curve = [(row['epoch'], row['eval_top1']) for row in log if row['eval_top1']]
+    return dict(
+        model=recipe.model, settings=_text(settings), seed=recipe.seed,
+        params=sum(p.numel() for p in model.parameters()), epochs=recipe.epochs,
+        top1=f'{float(log[-1]["eval_top1"]):.2f}', top5=f'{float(log[-1]["eval_top5"]):.2f}',
+        loss=f'{float(log[-1]["eval_loss"]):.4f}', train_loss=f'{float(log[-1]["train_loss"]):.4f}',
+        curve=' '.join(f'{int(epoch) + 1}:{float(top1):.2f}' for epoch, top1 in curve),
+        train_seconds=f'{sum(float(row["train_seconds"]) for row in log):.0f}', machine=facts_of(folder)['machine'])
+
+
+def _add_row(results: Path, row: dict[str, Any]) -> None:
+    """Append in one write, so that processes that share the table do not mix their rows."""
+    text = StringIO()
+    writer = csv.DictWriter(text, fieldnames=COLUMNS, lineterminator='\n')
+    if not results.exists():
+        writer.writeheader()
+    writer.writerow(row)
+    with results.open('a', encoding='utf-8') as file:
+        file.write(text.getvalue())
+        file.flush()
+        os.fsync(file.fileno())
