@@ -97,7 +97,9 @@ def run_sweep(
         InputError: A sweep, a table or a recipe that cannot be used.
         DivergenceError, WriteError, Stopped: As `train` does.
     """
-    for settings, recipe in read_sweep(path):
+    runs = read_sweep(path)
+    _done(results)  # refused before the work
+    for settings, recipe in runs:
         folder = output / _name(settings)
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / 'lock').open('w') as lock:
@@ -122,6 +124,8 @@ def _name(settings: dict[str, Any]) -> str:
 
 def _done(results: Path) -> set[tuple[str, str]]:
     """Settings and seeds of the rows that are there."""
+    if not results.absolute().parent.is_dir():
+        raise InputError(f'results = {str(results)!r} is in a folder that does not exist')
     if not results.exists():
         return set()
     with results.open(newline='', encoding='utf-8') as file:

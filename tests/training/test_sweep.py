@@ -1,0 +1,90 @@
+"""Sweeps: which runs they make, what the table says of them, and what is refused."""
+import csv
+import fcntl
+import json
+
+import pytest
+import yaml
+
+from aa_models.cli import sweep as command
+from aa_models.models.create import build_model
+from aa_models.training import sweep
+from training_runs import RECIPE, log_of, run, run_training
+
+RUNS = [
+    dict(model='aa_simplecnn', each=dict(lr=[0.05, 0.1], seed=[3, 4])),
+    dict(model='simplecnn', model_kwargs=dict(channels=[8, 8, 16, 16, 16])),
+]
+
+
+def write_sweep(folder, runs, **values):
+    (folder / 'recipe.yaml').write_text(yaml.safe_dump(dict(RECIPE, epochs=1)))
+    path = folder / 'sweep.yaml'
+    path.write_text(yaml.safe_dump(dict(recipe=str(folder / 'recipe.yaml'), values=values, runs=runs)))
+    return path
+
+
+def rows_of(path):
+    with path.open(newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def sweep_all(path, data):
+    table, output = path.parent / 'table.csv', path.parent / 'runs'
+    run(command, path, '--data-dir', data, '--output', output, '--results-file', table)
+    return rows_of(table)
+
+
+def test_a_row_for_each_run(tmp_path, data):
+    rows = sweep_all(path := write_sweep(tmp_path, RUNS, val_interval=1, epochs=2), data)
+    assert [(row['model'], json.loads(row['settings']).get('lr'), row['seed']) for row in rows] == [
+        ('aa_simplecnn', 0.05, '3'), ('aa_simplecnn', 0.05, '4'), ('aa_simplecnn', 0.1, '3'),
+        ('aa_simplecnn', 0.1, '4'), ('simplecnn', None, '3')]
+    assert not any((tmp_path / 'runs').iterdir())
+    alone = log_of(run_training(tmp_path / 'alone', data, lr=0.1, seed=4))  # the row is that of the run by itself
+    assert rows[3]['curve'] == ' '.join(f'{i + 1}:{float(e["eval_top1"]):.2f}' for i, e in enumerate(alone))
+    assert rows[3]['loss'] == f'{float(alone[-1]["eval_loss"]):.4f}' 
+    network = build_model('aa_simplecnn', num_classes=3, **RECIPE['model_kwargs'])
+    assert int(rows[3]['params']) == sum(p.numel() for p in network.parameters())
+    # what has a row is not made again, what has none is, with the same figures
+    table = tmp_path / 'table.csv'
+    lines = table.read_text().splitlines(keepends=True)
+    table.write_text(''.join(lines[:3] + lines[4:]))
+    *kept, made = sweep_all(path, data)
+    assert kept == [*rows[:2], *rows[3:]] and {**made, 'train_seconds': ''} == {**rows[2], 'train_seconds': ''}
+
+
+def test_runs_of_another_process_are_left_to_it(tmp_path, data):
+    path = write_sweep(tmp_path, [dict(each=dict(seed=[3, 4]))])
+    (settings, _), _ = sweep.read_sweep(path)
+    folder = tmp_path / 'runs' / sweep._name(settings)
+    folder.mkdir(parents=True)
+    with (folder / 'lock').open('w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert [row['seed'] for row in sweep_all(path, data)] == ['4']
+
+
+@pytest.mark.parametrize('runs, message', [
+    ([dict(lrr=1)], "unknown key 'lrr'; did you mean 'lr'"),
+    ([dict(each=[1])], r'each = \[1\] must be a mapping of lists'),
+    ([dict(lr=0.1), dict(each=dict(lr=[0.1, 0.2]))], 'there more than once'),
+    ({}, r'runs = \{\} must be a valid list'),
+])
+def test_impossible_sweeps_are_refused(tmp_path, data, runs, message):
+    path = write_sweep(tmp_path, runs)
+    with pytest.raises(ValueError, match=message):
+        sweep_all(path, data)
+    assert not (tmp_path / 'runs').exists()
+
+
+def test_foreign_files_are_refused(tmp_path, data):
+    path = write_sweep(tmp_path, RUNS)
+    (tmp_path / 'table.csv').write_text('a,b\n1,2\n')
+    with pytest.raises(ValueError, match=r"no table of a sweep: its columns are \['a', 'b'\]"):
+        sweep_all(path, data)
+    for text, message in (
+            ('[1]', 'must hold the keys'), ('{', 'cannot be read as YAML'), ('runs: []', 'recipe is missing')):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            sweep_all(path, data)
+    assert not (tmp_path / 'runs').exists()
