@@ -43,7 +43,7 @@ def test_a_row_for_each_run(tmp_path, data):
     assert not any((tmp_path / 'runs').iterdir())
     alone = log_of(run_training(tmp_path / 'alone', data, lr=0.1, seed=4))  # the row is that of the run by itself
     assert rows[3]['curve'] == ' '.join(f'{i + 1}:{float(e["eval_top1"]):.2f}' for i, e in enumerate(alone))
-    assert rows[3]['loss'] == f'{float(alone[-1]["eval_loss"]):.4f}' 
+    assert rows[3]['loss'] == f'{float(alone[-1]["eval_loss"]):.4f}'
     network = build_model('aa_simplecnn', num_classes=3, **RECIPE['model_kwargs'])
     assert int(rows[3]['params']) == sum(p.numel() for p in network.parameters())
     # what has a row is not made again, what has none is, with the same figures
