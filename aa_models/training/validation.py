@@ -76,7 +76,7 @@ def validate(
         what = f'checkpoint = {str(checkpoint)!r} holds no averaged weights (--use-ema)'
         raise InputError(what if checkpoint else '--use-ema needs a --checkpoint')
     with process_on(device) as process:
-        model = _load_model(recipe, checkpoint, use_ema).to(process.device)
+        model = load_model(recipe, checkpoint, use_ema).to(process.device)
         if recipe.channels_last:
             model.to(memory_format=torch.channels_last)
         config = data_config_of(model, recipe)
@@ -139,7 +139,8 @@ def _content_of(checkpoint: Path) -> Mapping[str, Any]:
     return content if isinstance(content, Mapping) else {}
 
 
-def _load_model(recipe: Recipe, checkpoint: Path | None, use_ema: bool) -> nn.Module:
+def load_model(recipe: Recipe, checkpoint: Path | None = None, use_ema: bool = False) -> nn.Module:
+    """Build the recipe's model with its pretrained weights, or those of a checkpoint."""
     model = build_model(
         recipe.model, pretrained=checkpoint is None, num_classes=recipe.num_classes, **recipe.model_kwargs)
     if checkpoint is not None:

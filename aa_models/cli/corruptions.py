@@ -1,0 +1,51 @@
+"""Measure models under the fifteen common corruptions of pictures, each at five strengths.
+
+All models see the same pictures. Printed are the top-1 without corruption and the mean over the 75 corrupted forms; the
+table has each of them. The package that makes them comes with `pip install 'aa-models[corruptions]'`.
+
+Example:
+  aa-models corruptions resnet18.mine aa_resnet18.cifar100 --dataset torch/cifar100 --data-dir data -o corruptions.csv
+"""
+import argparse
+from pathlib import Path
+
+from .options import add_device
+from .recipe_options import add_data, add_recipe_options, recipe_values
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    parser.add_argument('models', nargs='+', metavar='MODEL',
+                        help='model with its weights: a name, hf-hub:… or local-dir:…')
+    add_data(parser)
+    parser.add_argument('--split', dest='val_split', default='validation', metavar='NAME',
+                        help='split of the dataset (default: %(default)s)')
+    parser.add_argument('--images', type=int, default=0, metavar='N',
+                        help='number of pictures, the same of all classes (default: all)')
+    add_recipe_options(parser, ('dataset', 'batch_size', 'amp', 'amp_dtype', 'channels_last'))
+    parser.add_argument('-o', '--output', type=Path, required=True, metavar='CSV', help='the table')
+    add_device(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print and write."""
+    import logging
+
+    from timm.utils import setup_default_logging
+
+    from aa_models.errors import InputError
+    from aa_models.training.corruptions import mean_corrupted, measure_corruptions, write_corruptions
+    from aa_models.training.validation import validation_recipe
+
+    if not args.output.absolute().parent.is_dir():
+        raise InputError(f'--output {str(args.output)!r} is in a folder that does not exist')
+    if not logging.root.handlers:
+        setup_default_logging(logging.INFO)
+    recipes = [validation_recipe(model=model, workers=0, **recipe_values(args)) for model in args.models]
+    rows = list(measure_corruptions(
+        recipes, images=args.images, data_dir=args.data_dir, download=args.dataset_download, device=args.device))
+    write_corruptions(args.output, rows)
+    for row in rows[:len(recipes)]:
+        mean = mean_corrupted(rows, row['model'])
+        print(f'{row["model"]}: top-1 {row["top1"]:.2f} % of {row["images"]} images, corrupted {mean:.2f} %')
+    return 0

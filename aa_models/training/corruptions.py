@@ -1,0 +1,145 @@
+"""Accuracy under the fifteen common corruptions of pictures, each at five strengths.
+
+Benchmarking Neural Network Robustness to Common Corruptions and Perturbations (arXiv 1903.12261). The package
+`imagecorruptions-imaug` makes them.
+"""
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from io import StringIO
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from timm.data import create_transform
+from timm.data.transforms import MaybeToTensor
+from timm.task import ClassificationEvaluator
+from torch.utils.data import Dataset
+from torchvision.transforms import Compose, Normalize
+
+from aa_models.device import process_on
+from aa_models.errors import InputError
+from aa_models.models.create import num_classes_of
+
+from .loaders import check_labels, choose_evenly, data_config_of, labels_of, make_eval_loader, open_dataset
+from .progress import Progress
+from .recipe import Recipe, replace_text
+from .validation import evaluate, load_model
+
+STRENGTHS = (1, 2, 3, 4, 5)
+COLUMNS = ('model', 'corruption', 'strength', 'top1', 'images')
+_SEEDED = ('glass_blur', 'impulse_noise')  # these draw from a generator of their own
+
+
+class _Pictures(Dataset[tuple[Any, int]]):
+    """Pictures in memory with the attribute `transform`, which timm's loader sets."""
+    transform: Any = None
+
+    def __init__(self, pictures: Sequence[Image.Image], labels: Sequence[int]) -> None:
+        self.pictures, self.labels = pictures, labels
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.transform(self.pictures[index]), self.labels[index]
+
+
+def corruption_names() -> list[str]:
+    """The fifteen corruptions.
+
+    Raises:
+        InputError: The package that makes them is missing.
+    """
+    try:
+        from imagecorruptions import get_corruption_names
+    except ImportError as error:
+        raise InputError(
+            "corruptions need the package imagecorruptions-imaug: pip install 'aa-models[corruptions]'") from error
+    return list(get_corruption_names('common'))
+
+
+def corrupt_picture(picture: Image.Image, name: str, strength: int, seed: int) -> Image.Image:
+    """Corrupt an RGB picture of at least 32 px; the same seed gives the same picture."""
+    from imagecorruptions import corrupt
+
+    np.random.seed(seed)
+    own = {'seed': seed} if name in _SEEDED else {}
+    return Image.fromarray(corrupt(np.asarray(picture), strength, corruption_name=name, **own))
+
+
+def measure_corruptions(
+        recipes: Sequence[Recipe], *, images: int = 0, data_dir: str | None = None, download: bool = False,
+        device: str | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Measure models on the same corrupted pictures.
+
+    As in the paper the pictures are corrupted after they were resized and cropped to the models' input.
+
+    Args:
+        recipes: One for each model, as `validation_recipe` makes them; dataset and split are the first one's.
+        images: How many pictures, as evenly from all classes as can be; 0 for all.
+        data_dir: Where the dataset is.
+        download: Fetch the dataset if it is not there.
+        device: By default CUDA where there is one, else the CPU.
+
+    Yields:
+        Rows in `COLUMNS`: for every corruption and strength, first for none, one for each model.
+
+    Raises:
+        InputError: A model or dataset that cannot be used, models that take different pictures, an input below 32 px,
+            or the package that makes corruptions is missing.
+    """
+    names = corruption_names()
+    with process_on(device) as process:
+        models = [load_model(recipe).to(process.device) for recipe in recipes]
+        configs = [data_config_of(model, recipe) for model, recipe in zip(models, recipes)]
+        crop = _crop_of(configs)
+        dataset = open_dataset(recipes[0].dataset, data_dir, recipes[0].val_split, download=download)
+        for model in models:
+            check_labels(dataset, num_classes_of(model))
+        indices = list(range(len(dataset)))
+        if images and images < len(indices):
+            indices = choose_evenly(indices, labels_of(dataset), images, seed=0)
+        samples = [dataset[i] for i in indices]
+        whole, labels = [crop(picture.convert('RGB')) for picture, _ in samples], [int(label) for _, label in samples]
+        for name, strength in [('none', 0), *product(names, STRENGTHS)]:
+            pictures = whole if not strength else [
+                corrupt_picture(picture, name, strength, seed=i) for i, picture in zip(indices, whole)]
+            for recipe, model, config in zip(recipes, models, configs):
+                loader = make_eval_loader(
+                    _Pictures(pictures, labels), recipe, {**config, 'crop_pct': 1.0}, process.device)
+                progress = Progress(f'{recipe.model}, {name} {strength}', len(loader))
+                figures, count = evaluate(
+                    model, loader, partial(ClassificationEvaluator, process.device), recipe, process, progress)
+                yield dict(model=recipe.model, corruption=name, strength=strength, top1=figures['top1'], images=count)
+
+
+def _crop_of(configs: Sequence[dict[str, Any]]) -> Callable[[Image.Image], Image.Image]:
+    """Resizing and cropping to the input that all of the models have."""
+    keys = ('input_size', 'interpolation', 'crop_pct', 'crop_mode')
+    options, *others = [{key: config[key] for key in keys} for config in configs]
+    for other in others:
+        if other != options:
+            raise InputError(f'the models must take the same pictures, but {options} and {other} differ')
+    if min(options['input_size'][1:]) < 32:
+        raise InputError(f'corruptions need an input of at least 32 px, not {options["input_size"]}')
+    steps = create_transform(**options).transforms
+    return Compose([step for step in steps if not isinstance(step, (MaybeToTensor, Normalize))])
+
+
+def mean_corrupted(rows: Sequence[dict[str, Any]], model: str) -> float:
+    """Mean top-1 of a model over all corruptions and strengths, in percent."""
+    top1 = [row['top1'] for row in rows if row['model'] == model and row['strength']]
+    return sum(top1) / len(top1)
+
+
+def write_corruptions(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write the rows as CSV, replacing the file."""
+    text = StringIO()
+    writer = csv.DictWriter(text, fieldnames=COLUMNS, lineterminator='\n')
+    writer.writeheader()
+    writer.writerows({**row, 'top1': f'{row["top1"]:.2f}'} for row in rows)
+    replace_text(path, text.getvalue())
