@@ -21,7 +21,8 @@ def two(monkeypatch):
 
 def test_every_corruption_is_repeatable_and_grows():
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (4, 5, 3), np.uint8)).resize((48, 40))
-    assert len(names := corruptions.corruption_names()) == 15
+    names = corruptions.corruption_names()
+    assert len(names) == 15
     for name in names:
         once, again, strong = (
             np.asarray(corruptions.corrupt_picture(picture, name, strength, seed=7), float) for strength in (1, 1, 5))
