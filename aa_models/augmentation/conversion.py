@@ -25,10 +25,7 @@ _logger = logging.getLogger(__name__)
 
 
 def trace_map_sizes(
-        model: nn.Module,
-        names: Iterable[str],
-        in_chans: int,
-        img_size: tuple[int, int],
+        model: nn.Module, names: Iterable[str], in_chans: int, img_size: tuple[int, int],
 ) -> dict[str, tuple[int, int]]:
     """Find the output size (H, W) of submodules by one forward pass on the meta device, which computes nothing.
 
@@ -58,12 +55,8 @@ def trace_map_sizes(
 
 @names_attention_args
 def augment(
-        model: nn.Module,
-        *,
-        where: Where = '*.*',
-        img_size: int | tuple[int, int] | None = None,
-        warm_start: bool = True,
-        **attn_args: Any,
+        model: nn.Module, *, where: Where = '*.*', img_size: int | tuple[int, int] | None = None,
+        warm_start: bool = True, **attn_args: Any,
 ) -> nn.Module:
     """Replace chosen convolutions of a convnet by attention-augmented ones of the same shape, in place.
 
@@ -125,11 +118,7 @@ def _image_size(model: nn.Module, img_size: int | tuple[int, int] | None) -> tup
 
 
 def _augmented(
-        model: nn.Module,
-        name: str,
-        size: tuple[int, int],
-        args: AttentionArgs,
-        own: Mapping[str, Any],
+        model: nn.Module, name: str, size: tuple[int, int], args: AttentionArgs, own: Mapping[str, Any],
 ) -> AugmentedConv2d:
     """The augmented layer in place of a convolution whose output has that size, with the arguments of its own."""
     conv = cast(nn.Conv2d, model.get_submodule(name))

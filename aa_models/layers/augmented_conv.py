@@ -21,11 +21,7 @@ from .softmax_attention import SoftmaxAttention
 _DEFAULT_FEAT_SIZE = 32
 
 
-def centre_pad(
-        kernel_size: Sequence[int],
-        padding: str | Sequence[int],
-        dilation: Sequence[int],
-) -> list[int]:
+def centre_pad(kernel_size: Sequence[int], padding: str | Sequence[int], dilation: Sequence[int]) -> list[int]:
     """How to pad a map so that its every stride-th pixel lies under the centre of an output pixel's kernel.
 
     Args:
@@ -50,28 +46,13 @@ class _AugmentedConv(nn.Module):
     ndim: int
 
     def __init__(
-            self,
-            in_channels: int,
-            out_channels: int,
-            kernel_size: int | Sequence[int],
-            stride: int | Sequence[int] = 1,
-            padding: str | int | Sequence[int] = 0,
-            dilation: int | Sequence[int] = 1,
-            groups: int = 1,
-            bias: bool = True,
-            *,
-            dk: int | float = 0.2,
-            dv: int | float = 0.1,
-            num_heads: int = 8,
-            attention: str = 'softmax',
-            pos_embed: str | None = 'rel',
-            feat_size: int | Sequence[int] | None = None,
-            attn_pool: int = 1,
-            attn_drop: float = 0.,
-            attn_init: str = 'global',
-            causal: bool = False,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
+            self, in_channels: int, out_channels: int, kernel_size: int | Sequence[int],
+            stride: int | Sequence[int] = 1, padding: str | int | Sequence[int] = 0, dilation: int | Sequence[int] = 1,
+            groups: int = 1, bias: bool = True, *,
+            dk: int | float = 0.2, dv: int | float = 0.1, num_heads: int = 8, attention: str = 'softmax',
+            pos_embed: str | None = 'rel', feat_size: int | Sequence[int] | None = None, attn_pool: int = 1,
+            attn_drop: float = 0., attn_init: str = 'global', causal: bool = False,
+            device: torch.device | str | None = None, dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
@@ -137,11 +118,7 @@ class _AugmentedConv(nn.Module):
         return tuple(int(v) for v in values)
 
     def _check_causal(
-            self,
-            attention: str,
-            pos_embed: str | None,
-            attn_pool: int,
-            padding: str | int | Sequence[int],
+            self, attention: str, pos_embed: str | None, attn_pool: int, padding: str | int | Sequence[int],
     ) -> None:
         if self.ndim > 1:
             raise InputTypeError('causal=True is for sequences: AugmentedConv1d has it')

@@ -55,16 +55,9 @@ class GridAttention(nn.Module):
         q_const: torch.Tensor | None
 
     def __init__(
-            self,
-            in_channels: int,
-            args: AttentionArgs,
-            *,
-            stride: Sequence[int] = (1, 1),
-            sample_pad: Sequence[int] = (0, 0, 0, 0),
-            bias: bool = True,
-            out_channels: int | None = None,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
+            self, in_channels: int, args: AttentionArgs, *, stride: Sequence[int] = (1, 1),
+            sample_pad: Sequence[int] = (0, 0, 0, 0), bias: bool = True, out_channels: int | None = None,
+            device: torch.device | str | None = None, dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}

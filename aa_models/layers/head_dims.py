@@ -48,12 +48,7 @@ def _resolve_depth(name: str, depth: int | float, out_channels: int, num_heads: 
     return dim_head * num_heads
 
 
-def resolve_depths(
-        out_channels: int,
-        dk: int | float,
-        dv: int | float,
-        num_heads: int,
-) -> tuple[int, int]:
+def resolve_depths(out_channels: int, dk: int | float, dv: int | float, num_heads: int) -> tuple[int, int]:
     """Channels of the keys and of the values by the paper's rule (section 4).
 
     `dk = max(20 · Nh, ⌊κ · F / Nh⌋ · Nh)` and `dv = ⌊υ · F / Nh⌋ · Nh` for the shares κ and υ of F output channels.

@@ -20,13 +20,8 @@ def take_attention_args(kwargs: dict[str, Any]) -> AttentionArgs:
 
 
 def augment_stages(
-        model: nn.Module,
-        patterns: Sequence[str],
-        args: AttentionArgs,
-        *,
-        attn_stages: Sequence[bool],
-        attn_pool: Sequence[int],
-        img_size: int | tuple[int, int],
+        model: nn.Module, patterns: Sequence[str], args: AttentionArgs, *, attn_stages: Sequence[bool],
+        attn_pool: Sequence[int], img_size: int | tuple[int, int],
 ) -> None:
     """Augment the convolutions of the stages chosen.
 

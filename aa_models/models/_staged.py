@@ -34,17 +34,9 @@ class StagedNet(nn.Module):
     """
 
     def __init__(
-            self,
-            stem: nn.Module,
-            stages: Sequence[Sequence[nn.Module]],
-            channels: Sequence[int],
-            reductions: Sequence[int],
-            norm: nn.Module,
-            num_classes: int,
-            in_chans: int,
-            global_pool: str,
-            drop_rate: float,
-            dtype: torch.dtype | None = None,
+            self, stem: nn.Module, stages: Sequence[Sequence[nn.Module]], channels: Sequence[int],
+            reductions: Sequence[int], norm: nn.Module, num_classes: int, in_chans: int, global_pool: str,
+            drop_rate: float, dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -104,13 +96,8 @@ class StagedNet(nn.Module):
         self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
 
     def forward_intermediates(
-            self,
-            x: torch.Tensor,
-            indices: int | list[int] | None = None,
-            norm: bool = False,
-            stop_early: bool = False,
-            output_fmt: str = 'NCHW',
-            intermediates_only: bool = False,
+            self, x: torch.Tensor, indices: int | list[int] | None = None, norm: bool = False, stop_early: bool = False,
+            output_fmt: str = 'NCHW', intermediates_only: bool = False,
     ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
         """Features of the network and of its stem and stages on the way.
 
@@ -137,10 +124,7 @@ class StagedNet(nn.Module):
         return (x if stop_early and max_index < num_stages else self.norm(x)), intermediates
 
     def prune_intermediate_layers(
-            self,
-            indices: int | list[int] = 1,
-            prune_norm: bool = False,
-            prune_head: bool = True,
+            self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True,
     ) -> list[int]:
         """Remove what the intermediate features asked for do not need.
 

@@ -47,17 +47,10 @@ class AugmentedResNet(ResNet):
     """
 
     def __init__(
-            self,
-            block: type[nn.Module],
-            layers: tuple[int, ...],
-            *,
-            attn_stages: Sequence[bool] = (False, True, True, True),
-            attn_pool: Sequence[int] = (1, 2, 1, 1),
-            img_size: int | tuple[int, int] = 224,
-            zero_init_last: bool = True,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-            **kwargs: Any,
+            self, block: type[nn.Module], layers: tuple[int, ...], *,
+            attn_stages: Sequence[bool] = (False, True, True, True), attn_pool: Sequence[int] = (1, 2, 1, 1),
+            img_size: int | tuple[int, int] = 224, zero_init_last: bool = True,
+            device: torch.device | str | None = None, dtype: torch.dtype | None = None, **kwargs: Any,
     ) -> None:
         args = take_attention_args(kwargs)
         super().__init__(

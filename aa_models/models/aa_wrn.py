@@ -26,13 +26,8 @@ class PreActBlock(nn.Module):
     """Pre-activation block of two 3×3 convolutions; a 1×1 shortcut where the shape changes."""
 
     def __init__(
-            self,
-            in_chs: int,
-            out_chs: int,
-            stride: int = 1,
-            drop_path: float = 0.,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
+            self, in_chs: int, out_chs: int, stride: int = 1, drop_path: float = 0.,
+            device: torch.device | str | None = None, dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
@@ -70,20 +65,10 @@ class WideResNet(StagedNet):
     """
 
     def __init__(
-            self,
-            depth: int = 28,
-            width: int = 10,
-            num_classes: int = 100,
-            in_chans: int = 3,
-            global_pool: str = 'avg',
-            attn_stages: Sequence[bool] = (False, False, False),
-            attn_pool: Sequence[int] = (1, 1, 1),
-            img_size: int | tuple[int, int] = 32,
-            drop_rate: float = 0.,
-            drop_path_rate: float = 0.,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-            **attn_args: Any,
+            self, depth: int = 28, width: int = 10, num_classes: int = 100, in_chans: int = 3, global_pool: str = 'avg',
+            attn_stages: Sequence[bool] = (False, False, False), attn_pool: Sequence[int] = (1, 1, 1),
+            img_size: int | tuple[int, int] = 32, drop_rate: float = 0., drop_path_rate: float = 0.,
+            device: torch.device | str | None = None, dtype: torch.dtype | None = None, **attn_args: Any,
     ) -> None:
         args = AttentionArgs().replace(**attn_args)
         if depth < 10 or (depth - 4) % 6:

@@ -73,15 +73,11 @@ def locate(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Path:
 
 
 def build(
-        model_cls: Callable[..., ModelT],
-        variant: str,
-        pretrained: bool = False,
-        *,
+        model_cls: Callable[..., ModelT], variant: str, pretrained: bool = False, *,
         pretrained_cfg: str | dict[str, Any] | PretrainedCfg | None = None,
         pretrained_cfg_overlay: dict[str, Any] | None = None,
         pretrained_filter_fn: Callable[[StateDict, nn.Module], StateDict] | None = None,
-        cache_dir: str | Path | None = None,
-        **kwargs: Any,
+        cache_dir: str | Path | None = None, **kwargs: Any,
 ) -> ModelT:
     """Build a model as timm's `build_model_with_cfg` does, with weights from wherever this package keeps them.
 
@@ -157,9 +153,7 @@ def _check_source(variant: str, cfg: PretrainedCfg) -> None:
 
 
 def _checked(
-        filter_fn: Callable[[StateDict, nn.Module], StateDict] | None,
-        cfg: PretrainedCfg,
-        new_head: bool,
+        filter_fn: Callable[[StateDict, nn.Module], StateDict] | None, cfg: PretrainedCfg, new_head: bool,
         new_stem: bool,
 ) -> Callable[[StateDict, nn.Module], StateDict]:
     """Add to a filter the check that its result is this model's.

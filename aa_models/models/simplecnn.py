@@ -42,18 +42,10 @@ class SimpleCNN(StagedNet):
     """
 
     def __init__(
-            self,
-            channels: tuple[int, int, int, int, int] = (32, 64, 128, 128, 128),
-            num_classes: int = 100,
-            in_chans: int = 3,
-            global_pool: str = 'avg',
-            attn_stages: Sequence[bool] = (False, False),
-            attn_pool: Sequence[int] = (1, 1),
-            img_size: int | tuple[int, int] = 32,
-            drop_rate: float = 0.,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-            **attn_args: Any,
+            self, channels: tuple[int, int, int, int, int] = (32, 64, 128, 128, 128), num_classes: int = 100,
+            in_chans: int = 3, global_pool: str = 'avg', attn_stages: Sequence[bool] = (False, False),
+            attn_pool: Sequence[int] = (1, 1), img_size: int | tuple[int, int] = 32, drop_rate: float = 0.,
+            device: torch.device | str | None = None, dtype: torch.dtype | None = None, **attn_args: Any,
     ) -> None:
         args = AttentionArgs(dk=0.5, dv=0.5).replace(**attn_args)
         ins, strides = (in_chans, *channels[:-1]), (1, 2, 1, 2, 1)
