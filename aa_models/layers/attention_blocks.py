@@ -103,8 +103,7 @@ class AttentionBlocks:
         first = H - 1 + self.H if self.has_rows else 0  # of the columns' offsets
         by_row = by_column = None
         if self.has_rows:
-            by_row = relative.as_strided(
-                (M, H, W, self.H, 1), (strides[0], strides[1] - 1, strides[2], 1, 1), H - 1)
+            by_row = relative.as_strided((M, H, W, self.H, 1), (strides[0], strides[1] - 1, strides[2], 1, 1), H - 1)
         if self.has_columns:
             by_column = relative.as_strided(
                 (M, H, W, 1, offsets - first - W + 1), (strides[0], strides[1], strides[2] - 1, 1, 1), first + W - 1)

@@ -81,15 +81,12 @@ class _AugmentedConv(nn.Module):
         if self.dv == 0:
             return
         args = args.replace(dk=self.dk, dv=self.dv)
-        reading: dict[str, Any] = dict(
-            stride=self.stride,
-            # a causal kernel ends at the present, so q, k and v are read there
-            sample_pad=[0, 0] if causal else centre_pad(self.kernel_size, self.padding, self.dilation),
-            bias=bias,
-        )
+        # a causal kernel ends at the present, so q, k and v are read there
+        sample_pad = [0, 0] if causal else centre_pad(self.kernel_size, self.padding, self.dilation)
+        dd.update(stride=self.stride, sample_pad=sample_pad, bias=bias)
         self.attn = (
-            LinearAttention(in_channels, args, **reading, **dd) if attention == 'linear' else
-            SoftmaxAttention(in_channels, args, feat_size=lengths, causal=causal, **reading, **dd))
+            LinearAttention(in_channels, args, **dd) if attention == 'linear' else
+            SoftmaxAttention(in_channels, args, feat_size=lengths, causal=causal, **dd))
 
     def _make_conv(self, bias: bool, dd: dict[str, Any]) -> nn.Conv1d | nn.Conv2d | None:
         """The convolution, None where attention makes all channels."""
@@ -111,8 +108,7 @@ class _AugmentedConv(nn.Module):
 
     def _per_axis(self, name: str, value: int | Sequence[int], minimum: int = 1) -> tuple[int, ...]:
         values = to_ntuple(self.ndim)(value)
-        ints = [is_int(v) and v >= minimum for v in values]
-        if len(values) != self.ndim or not all(ints):
+        if len(values) != self.ndim or not all(is_int(v) and v >= minimum for v in values):
             what = 'an int' if self.ndim == 1 else 'an int or a pair of them'
             raise InputError(f'{name} must be {what}, at least {minimum}, got {value!r}')
         return tuple(int(v) for v in values)

@@ -97,9 +97,8 @@ def blockwise_attention_backward(
             parts = grad_table.split([table.shape[0] for table in tables])
             tables = [part.to(table.dtype, copy=True) for part, table in zip(parts, tables)]
         grad_q = grad_q.mul_(scale)
-        return (
-            _like(grad_q, q), _like(grad_k.view_as(grad_q), k), _like(grad_v.view_as(grad), v),
-            tables[0], tables[1])
+        grad_k, grad_v = _like(grad_k.view_as(grad_q), k), _like(grad_v.view_as(grad), v)
+        return _like(grad_q, q), grad_k, grad_v, tables[0], tables[1]
 
 
 @blockwise_attention_backward.register_fake

@@ -82,9 +82,8 @@ class GridAttention(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw all weights anew."""
-        trunc_normal_(self.qkv.weight, std=self.qkv.weight.shape[1] ** -0.5)
-        trunc_normal_(self.proj.weight, std=self.proj.weight.shape[1] ** -0.5)
         for layer in (self.qkv, self.proj):
+            trunc_normal_(layer.weight, std=layer.weight.shape[1] ** -0.5)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 

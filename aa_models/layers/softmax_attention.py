@@ -217,7 +217,9 @@ class SoftmaxAttention(GridAttention):
         elif self.fused_attn and not self.is_watched() and not is_transformed(q, k, v, self.rel_h, self.rel_w):
             backend = choose_backend(q.device.type, dropout_p)
             if backend == 'blockwise':
-                return self._attend_blockwise(q, k, v)
+                rel_h = None if self.rel_h is None else offset_table(self.rel_h, q.shape[2])
+                rel_w = None if self.rel_w is None else offset_table(self.rel_w, q.shape[3], not self.causal)
+                return blockwise_attention(q, k, v, rel_h, rel_w, self.scale, self.causal)
         else:
             backend = 'explicit'
         H, W = v.shape[2], v.shape[3]
@@ -228,11 +230,6 @@ class SoftmaxAttention(GridAttention):
         else:
             out = self.attn_drop(self.weights(q, k)) @ v
         return out.unflatten(2, [H, W])
-
-    def _attend_blockwise(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        rel_h = None if self.rel_h is None else offset_table(self.rel_h, q.shape[2])
-        rel_w = None if self.rel_w is None else offset_table(self.rel_w, q.shape[3], not self.causal)
-        return blockwise_attention(q, k, v, rel_h, rel_w, self.scale, self.causal)
 
     def weights(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         """All weights; shapes as in `GridAttention.weights`."""
