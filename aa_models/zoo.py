@@ -11,11 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg
 
-__all__ = [
-    'HUB_ORGANISATION', 'WEIGHTS_FILE', 'ZOO_FILE', 'ZooRow', 'expected_sha256', 'own_checkpoints', 'own_models',
-    'read_zoo', 'registered_cfg', 'weights_cfg',
-]
-
 WEIGHTS_FILE = 'model.safetensors'
 HUB_ORGANISATION = 'aa-models'
 ZOO_FILE = Path(__file__).with_suffix('.csv')
@@ -36,9 +31,7 @@ def read_zoo() -> list[ZooRow]:
     """Read the table of all models."""
     with ZOO_FILE.open(encoding='utf-8', newline='') as file:
         _, *rows = csv.reader(file)
-    return [
-        ZooRow(name, int(params), input_size, int(num_classes), gmacs, weights)
-        for name, params, input_size, num_classes, gmacs, weights in rows]
+    return [ZooRow(name, int(params), size, int(classes), *others) for name, params, size, classes, *others in rows]
 
 
 def weights_cfg(name_tag: str, sha256: str) -> dict[str, Any]:
@@ -49,17 +42,14 @@ def weights_cfg(name_tag: str, sha256: str) -> dict[str, Any]:
         sha256: SHA-256 of `model.safetensors`, 64 hexadecimal digits.
     """
     # timm's cfg is a dataclass that takes no fields of our own; `notes` is the one that is free for text.
-    return dict(
-        hf_hub_id=f'{HUB_ORGANISATION}/{name_tag}',
-        hf_hub_filename=WEIGHTS_FILE,
-        notes=(f'{_HASH_NOTE}{sha256}',),
-    )
+    notes = (f'{_HASH_NOTE}{sha256}',)
+    return dict(hf_hub_id=f'{HUB_ORGANISATION}/{name_tag}', hf_hub_filename=WEIGHTS_FILE, notes=notes)
 
 
 def expected_sha256(cfg: 'PretrainedCfg') -> str | None:
     """Read back the hash that `weights_cfg` put into a cfg."""
-    hashes = [note.removeprefix(_HASH_NOTE) for note in cfg.notes or () if note.startswith(_HASH_NOTE)]
-    return hashes[0] if hashes else None
+    hashes = (note.removeprefix(_HASH_NOTE) for note in cfg.notes or () if note.startswith(_HASH_NOTE))
+    return next(hashes, None)
 
 
 def registered_cfg(name: str) -> 'PretrainedCfg':

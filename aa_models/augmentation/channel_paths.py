@@ -21,21 +21,13 @@ _OTHERS = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d)
 
 
 class ChannelPath(NamedTuple):
-    """Where the output channels of a convolution lead.
-
-    Attributes:
-        norm: Name of the batch norm that follows at once, or None.
-        act: The activation that follows that, or None.
-        entries: Entries of the state dict, and their axis, that are in the order of the channels; the convolution's
-            own come first.
-        reader: Name of the convolution that reads them, or None where they lead elsewhere.
-        end: Why there is no reader; '' where there is one.
-    """
-    norm: str | None
-    act: nn.Module | None
+    """Where the output channels of a convolution lead."""
+    norm: str | None  # name of the batch norm that follows at once
+    act: nn.Module | None  # that follows the norm
+    # of the state dict, with the axis that is in the order of the channels; the convolution's own come first
     entries: list[tuple[str, int]]
-    reader: str | None
-    end: str
+    reader: str | None  # name of the convolution that reads them, None where they lead elsewhere
+    end: str  # why there is no reader, '' where there is one
 
 
 class _Tracer(fx.Tracer):
@@ -78,7 +70,8 @@ def follow_channels(model: nn.Module, name: str, calls: Mapping[str, list[fx.Nod
         module = model.get_submodule(here)
         if isinstance(module, _BatchNorm):
             if len(entries) == 2:
-                norm, act = here, _inner_act(module)
+                norm, act = here, getattr(module, 'act', None)  # timm's have one inside
+                act = None if isinstance(act, nn.Identity) else act
             entries += [(f'{here}.{key}', 0) for key in NORM_KEYS]
         elif isinstance(module, _ACTIVATIONS):
             act = module if norm and act is None and len(entries) == 2 + len(NORM_KEYS) else act
@@ -108,9 +101,3 @@ def _next_module(name: str, calls: Mapping[str, list[fx.Node]] | None) -> tuple[
     if users[0].op != 'call_module' or len(calls[reader]) != 1:
         return '', f'{name} leads to {users[0].name}'
     return reader, ''
-
-
-def _inner_act(norm: nn.Module) -> nn.Module | None:
-    """The activation inside a batch norm, as timm's have it."""
-    act = getattr(norm, 'act', None)
-    return None if isinstance(act, nn.Identity) else act

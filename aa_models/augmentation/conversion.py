@@ -25,10 +25,7 @@ _logger = logging.getLogger(__name__)
 
 
 def trace_map_sizes(
-        model: nn.Module,
-        names: Iterable[str],
-        in_chans: int,
-        img_size: tuple[int, int],
+        model: nn.Module, names: Iterable[str], in_chans: int, img_size: tuple[int, int],
 ) -> dict[str, tuple[int, int]]:
     """Find the output size (H, W) of submodules by one forward pass on the meta device, which computes nothing.
 
@@ -42,8 +39,7 @@ def trace_map_sizes(
     hooks = [
         model.get_submodule(name).register_forward_hook(
             lambda module, args, output, name=name: sizes.__setitem__(name, tuple(output.shape[-2:])))
-        for name in names
-    ]
+        for name in names]
     meta = {n: t.to('meta') for n, t in [*model.named_parameters(), *model.named_buffers()]}
     dtype = next((t.dtype for t in meta.values() if t.is_floating_point()), torch.get_default_dtype())
     # two images, because batch norm refuses to train on a single value
@@ -58,12 +54,8 @@ def trace_map_sizes(
 
 @names_attention_args
 def augment(
-        model: nn.Module,
-        *,
-        where: Where = '*.*',
-        img_size: int | tuple[int, int] | None = None,
-        warm_start: bool = True,
-        **attn_args: Any,
+        model: nn.Module, *, where: Where = '*.*', img_size: int | tuple[int, int] | None = None,
+        warm_start: bool = True, **attn_args: Any,
 ) -> nn.Module:
     """Replace chosen convolutions of a convnet by attention-augmented ones of the same shape, in place.
 
@@ -98,7 +90,11 @@ def augment(
         raise InputTypeError(f'model must be a torch.nn.Module, got {model!r}')
     args = AttentionArgs().replace(**attn_args)
     chosen = select(model, where)
-    size = _image_size(model, img_size)
+    if img_size is None:
+        img_size = (getattr(model, 'pretrained_cfg', None) or {}).get('input_size', (224, 224))[-2:]
+    size = to_2tuple(img_size)
+    if len(size) != 2 or not all(is_int(n) and n > 0 for n in size):
+        raise InputError(f'img_size must be an int or a pair of them, pixels, got {img_size!r}')
     in_chans = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
     sizes = trace_map_sizes(model, chosen, in_chans, size)
     layers = {name: _augmented(model, name, sizes[name], args, own) for name, own in chosen.items()}
@@ -114,22 +110,8 @@ def augment(
     return model
 
 
-def _image_size(model: nn.Module, img_size: int | tuple[int, int] | None) -> tuple[int, int]:
-    """Height and width of the input, pixels."""
-    if img_size is None:
-        img_size = (getattr(model, 'pretrained_cfg', None) or {}).get('input_size', (224, 224))[-2:]
-    size = to_2tuple(img_size)
-    if len(size) != 2 or not all(is_int(n) and n > 0 for n in size):
-        raise InputError(f'img_size must be an int or a pair of them, pixels, got {img_size!r}')
-    return size
-
-
 def _augmented(
-        model: nn.Module,
-        name: str,
-        size: tuple[int, int],
-        args: AttentionArgs,
-        own: Mapping[str, Any],
+        model: nn.Module, name: str, size: tuple[int, int], args: AttentionArgs, own: Mapping[str, Any],
 ) -> AugmentedConv2d:
     """The augmented layer in place of a convolution whose output has that size, with the arguments of its own."""
     conv = cast(nn.Conv2d, model.get_submodule(name))

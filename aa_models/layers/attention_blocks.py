@@ -27,13 +27,8 @@ class AttentionBlocks:
     """
 
     def __init__(
-            self,
-            q: torch.Tensor,
-            k: torch.Tensor,
-            rel_h: torch.Tensor | None,
-            rel_w: torch.Tensor | None,
-            causal: bool,
-            dtype: torch.dtype,
+            self, q: torch.Tensor, k: torch.Tensor, rel_h: torch.Tensor | None, rel_w: torch.Tensor | None,
+            causal: bool, dtype: torch.dtype,
     ) -> None:
         self.q, self.k, self.causal = q, k, causal
         tables = [table.to(q.dtype) for table in (rel_h, rel_w) if table is not None]
@@ -91,10 +86,7 @@ class AttentionBlocks:
         return torch.cat([table[part] for part in parts]).t()
 
     def _by_keys(
-            self,
-            relative: torch.Tensor,
-            rows: slice,
-            columns: slice,
+            self, relative: torch.Tensor, rows: slice, columns: slice,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """View logits against offsets (heads, queries, offsets) as logits against the keys' rows and columns.
 
@@ -111,8 +103,7 @@ class AttentionBlocks:
         first = H - 1 + self.H if self.has_rows else 0  # of the columns' offsets
         by_row = by_column = None
         if self.has_rows:
-            by_row = relative.as_strided(
-                (M, H, W, self.H, 1), (strides[0], strides[1] - 1, strides[2], 1, 1), H - 1)
+            by_row = relative.as_strided((M, H, W, self.H, 1), (strides[0], strides[1] - 1, strides[2], 1, 1), H - 1)
         if self.has_columns:
             by_column = relative.as_strided(
                 (M, H, W, 1, offsets - first - W + 1), (strides[0], strides[1], strides[2] - 1, 1, 1), first + W - 1)
@@ -153,13 +144,7 @@ class AttentionBlocks:
         return grad.addcmul_(weights, grad.sum(2, keepdim=True), value=-1)
 
     def table_gradients(
-            self,
-            grad: torch.Tensor,
-            heads: slice,
-            rows: slice,
-            columns: slice,
-            keys: slice,
-            grad_table: torch.Tensor,
+            self, grad: torch.Tensor, heads: slice, rows: slice, columns: slice, keys: slice, grad_table: torch.Tensor,
     ) -> torch.Tensor:
         """Pass the gradient of a block's logits on to the table and to the block's queries.
 

@@ -21,11 +21,7 @@ from .softmax_attention import SoftmaxAttention
 _DEFAULT_FEAT_SIZE = 32
 
 
-def centre_pad(
-        kernel_size: Sequence[int],
-        padding: str | Sequence[int],
-        dilation: Sequence[int],
-) -> list[int]:
+def centre_pad(kernel_size: Sequence[int], padding: str | Sequence[int], dilation: Sequence[int]) -> list[int]:
     """How to pad a map so that its every stride-th pixel lies under the centre of an output pixel's kernel.
 
     Args:
@@ -50,28 +46,13 @@ class _AugmentedConv(nn.Module):
     ndim: int
 
     def __init__(
-            self,
-            in_channels: int,
-            out_channels: int,
-            kernel_size: int | Sequence[int],
-            stride: int | Sequence[int] = 1,
-            padding: str | int | Sequence[int] = 0,
-            dilation: int | Sequence[int] = 1,
-            groups: int = 1,
-            bias: bool = True,
-            *,
-            dk: int | float = 0.2,
-            dv: int | float = 0.1,
-            num_heads: int = 8,
-            attention: str = 'softmax',
-            pos_embed: str | None = 'rel',
-            feat_size: int | Sequence[int] | None = None,
-            attn_pool: int = 1,
-            attn_drop: float = 0.,
-            attn_init: str = 'global',
-            causal: bool = False,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
+            self, in_channels: int, out_channels: int, kernel_size: int | Sequence[int],
+            stride: int | Sequence[int] = 1, padding: str | int | Sequence[int] = 0, dilation: int | Sequence[int] = 1,
+            groups: int = 1, bias: bool = True, *,
+            dk: int | float = 0.2, dv: int | float = 0.1, num_heads: int = 8, attention: str = 'softmax',
+            pos_embed: str | None = 'rel', feat_size: int | Sequence[int] | None = None, attn_pool: int = 1,
+            attn_drop: float = 0., attn_init: str = 'global', causal: bool = False,
+            device: torch.device | str | None = None, dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
@@ -100,15 +81,12 @@ class _AugmentedConv(nn.Module):
         if self.dv == 0:
             return
         args = args.replace(dk=self.dk, dv=self.dv)
-        reading: dict[str, Any] = dict(
-            stride=self.stride,
-            # a causal kernel ends at the present, so q, k and v are read there
-            sample_pad=[0, 0] if causal else centre_pad(self.kernel_size, self.padding, self.dilation),
-            bias=bias,
-        )
+        # a causal kernel ends at the present, so q, k and v are read there
+        sample_pad = [0, 0] if causal else centre_pad(self.kernel_size, self.padding, self.dilation)
+        dd.update(stride=self.stride, sample_pad=sample_pad, bias=bias)
         self.attn = (
-            LinearAttention(in_channels, args, **reading, **dd) if attention == 'linear' else
-            SoftmaxAttention(in_channels, args, feat_size=lengths, causal=causal, **reading, **dd))
+            LinearAttention(in_channels, args, **dd) if attention == 'linear' else
+            SoftmaxAttention(in_channels, args, feat_size=lengths, causal=causal, **dd))
 
     def _make_conv(self, bias: bool, dd: dict[str, Any]) -> nn.Conv1d | nn.Conv2d | None:
         """The convolution, None where attention makes all channels."""
@@ -130,18 +108,13 @@ class _AugmentedConv(nn.Module):
 
     def _per_axis(self, name: str, value: int | Sequence[int], minimum: int = 1) -> tuple[int, ...]:
         values = to_ntuple(self.ndim)(value)
-        ints = [is_int(v) and v >= minimum for v in values]
-        if len(values) != self.ndim or not all(ints):
+        if len(values) != self.ndim or not all(is_int(v) and v >= minimum for v in values):
             what = 'an int' if self.ndim == 1 else 'an int or a pair of them'
             raise InputError(f'{name} must be {what}, at least {minimum}, got {value!r}')
         return tuple(int(v) for v in values)
 
     def _check_causal(
-            self,
-            attention: str,
-            pos_embed: str | None,
-            attn_pool: int,
-            padding: str | int | Sequence[int],
+            self, attention: str, pos_embed: str | None, attn_pool: int, padding: str | int | Sequence[int],
     ) -> None:
         if self.ndim > 1:
             raise InputTypeError('causal=True is for sequences: AugmentedConv1d has it')

@@ -28,13 +28,8 @@ def _like(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 @torch.library.custom_op('aa_models::blockwise_attention', mutates_args=())
 def blockwise_attention(
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        rel_h: torch.Tensor | None,
-        rel_w: torch.Tensor | None,
-        scale: float,
-        causal: bool,
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rel_h: torch.Tensor | None, rel_w: torch.Tensor | None,
+        scale: float, causal: bool,
 ) -> torch.Tensor:
     """Weigh the values by softmax(scale · q · (k + relative embeddings)).
 
@@ -72,14 +67,8 @@ def _(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *others: Any) -> torch.
 
 @torch.library.custom_op('aa_models::blockwise_attention_backward', mutates_args=())
 def blockwise_attention_backward(
-        grad: torch.Tensor,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        rel_h: torch.Tensor | None,
-        rel_w: torch.Tensor | None,
-        scale: float,
-        causal: bool,
+        grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rel_h: torch.Tensor | None,
+        rel_w: torch.Tensor | None, scale: float, causal: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients of q, k, v, rel_h and rel_w (empty where a table is None); arguments as in the forward pass."""
     tables = [q.new_zeros(0) if table is None else table.new_zeros(table.shape) for table in (rel_h, rel_w)]
@@ -108,9 +97,8 @@ def blockwise_attention_backward(
             parts = grad_table.split([table.shape[0] for table in tables])
             tables = [part.to(table.dtype, copy=True) for part, table in zip(parts, tables)]
         grad_q = grad_q.mul_(scale)
-        return (
-            _like(grad_q, q), _like(grad_k.view_as(grad_q), k), _like(grad_v.view_as(grad), v),
-            tables[0], tables[1])
+        grad_k, grad_v = _like(grad_k.view_as(grad_q), k), _like(grad_v.view_as(grad), v)
+        return _like(grad_q, q), grad_k, grad_v, tables[0], tables[1]
 
 
 @blockwise_attention_backward.register_fake

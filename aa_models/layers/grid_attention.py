@@ -55,16 +55,9 @@ class GridAttention(nn.Module):
         q_const: torch.Tensor | None
 
     def __init__(
-            self,
-            in_channels: int,
-            args: AttentionArgs,
-            *,
-            stride: Sequence[int] = (1, 1),
-            sample_pad: Sequence[int] = (0, 0, 0, 0),
-            bias: bool = True,
-            out_channels: int | None = None,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
+            self, in_channels: int, args: AttentionArgs, *, stride: Sequence[int] = (1, 1),
+            sample_pad: Sequence[int] = (0, 0, 0, 0), bias: bool = True, out_channels: int | None = None,
+            device: torch.device | str | None = None, dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
@@ -89,9 +82,8 @@ class GridAttention(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw all weights anew."""
-        trunc_normal_(self.qkv.weight, std=self.qkv.weight.shape[1] ** -0.5)
-        trunc_normal_(self.proj.weight, std=self.proj.weight.shape[1] ** -0.5)
         for layer in (self.qkv, self.proj):
+            trunc_normal_(layer.weight, std=layer.weight.shape[1] ** -0.5)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 

@@ -22,18 +22,10 @@ def is_number(value: object) -> bool:
 
 
 def _resolve_depth(name: str, depth: int | float, out_channels: int, num_heads: int, min_dim_head: int) -> int:
-    """Turn dk or dv into a number of channels, all heads together.
+    """Turn dk or dv into a number of channels, a multiple of `num_heads`.
 
-    Args:
-        name: What to call it in an error.
-        depth: An int is that many channels. A float is the share of `out_channels`, rounded down to a multiple of
-            `num_heads`, but at least `min_dim_head` channels a head.
-        out_channels: Channels of the augmented convolution.
-        num_heads: Number of heads.
-        min_dim_head: Smallest depth of a head where `depth` is a share.
-
-    Returns:
-        A multiple of `num_heads`.
+    An int is that many channels. A float is the share of `out_channels`, rounded down to such a multiple, but at least
+    `min_dim_head` channels a head.
     """
     if not is_number(depth):
         raise InputTypeError(f'{name} must be an int (channels) or a float (share of out_channels), got {depth!r}')
@@ -44,16 +36,10 @@ def _resolve_depth(name: str, depth: int | float, out_channels: int, num_heads: 
     if not 0. < depth <= 2.:
         raise InputError(f'{name}={depth} as a share of out_channels must lie in (0, 2]; use an int for channels')
     # a share like 0.29 of 100 is 28.999… in binary: the small summand keeps the floor on the intended side
-    dim_head = max(min_dim_head, math.floor(depth * out_channels / num_heads + 1e-9))
-    return dim_head * num_heads
+    return max(min_dim_head, math.floor(depth * out_channels / num_heads + 1e-9)) * num_heads
 
 
-def resolve_depths(
-        out_channels: int,
-        dk: int | float,
-        dv: int | float,
-        num_heads: int,
-) -> tuple[int, int]:
+def resolve_depths(out_channels: int, dk: int | float, dv: int | float, num_heads: int) -> tuple[int, int]:
     """Channels of the keys and of the values by the paper's rule (section 4).
 
     `dk = max(20 · Nh, ⌊κ · F / Nh⌋ · Nh)` and `dv = ⌊υ · F / Nh⌋ · Nh` for the shares κ and υ of F output channels.

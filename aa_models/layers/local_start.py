@@ -8,6 +8,7 @@ is the product of a constant part of the query, one for each head, and two dimen
 rel[δ] = (δ / a, δ² / a²) and q = β (2 a Δ, -a²) / scale. The constant is a buffer, no parameter, and meets the keys
 too, so that a head soon learns which of the pixels around its own it prefers.
 """
+import math
 from collections.abc import Sequence
 from itertools import product
 
@@ -32,10 +33,7 @@ def head_offsets(num_heads: int, ndim: int, causal: bool = False) -> list[tuple[
     """
     if causal:
         return [(-head,) for head in range(num_heads)]
-    reach = 1
-    while (2 * reach + 1) ** ndim <= num_heads:
-        reach += 1
-    reach *= 2  # the corners of a square lie further than pixels outside it
+    reach = math.ceil(num_heads ** (1 / ndim)) + 1  # more pixels than heads are no further than that
     offsets = [o for o in product(range(-reach, reach + 1), repeat=ndim) if any(o)]
     # of one distance: first the one, then the opposite one
     return sorted(offsets, key=lambda o: (sum(d * d for d in o), max(o, tuple(-d for d in o)), o))[:num_heads]

@@ -4,7 +4,6 @@ Relative logits: Attention Augmented Convolutional Networks (arXiv 1904.09925), 
 Encodings". Sine/cosine and coordinates are the alternatives of its ablation (section 4.4). Everything is computed from
 the map at hand, so nothing has to be cached, moved between devices or kept in a checkpoint.
 """
-
 import torch
 import torch.nn.functional as F
 
@@ -70,15 +69,10 @@ def rel_logits_h(q: torch.Tensor, rel_h: torch.Tensor) -> torch.Tensor:
 
 
 def rel_logits_w(q: torch.Tensor, rel_w: torch.Tensor, resize: bool = True) -> torch.Tensor:
-    """Logits of every query against every column of the map.
+    """Logits of every query against every column, as `rel_logits_h` those of the rows: (B, num_heads, H, W, W).
 
     Args:
-        q: Scaled queries (B, num_heads, H, W, dim).
-        rel_w: (2 * L - 1, dim), shared by the heads.
-        resize: As for `rel_offsets`.
-
-    Returns:
-        (B, num_heads, H, W, W), the last axis being the key's column.
+        resize: As for `offset_table`.
     """
     return torch.einsum('bnhwd,wjd->bnhwj', q, rel_offsets(rel_w, q.shape[3], resize))
 

@@ -61,17 +61,9 @@ class SelfAttentionConv2d(nn.Module):
     """
 
     def __init__(
-            self,
-            in_channels: int,
-            out_channels: int | None = None,
-            num_heads: int = 1,
-            dim_head: int | None = None,
-            act_layer: LayerType | None = None,
-            gamma: float = 0.0,
-            attn_drop: float = 0.0,
-            bias: bool = True,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
+            self, in_channels: int, out_channels: int | None = None, num_heads: int = 1, dim_head: int | None = None,
+            act_layer: LayerType | None = None, gamma: float = 0.0, attn_drop: float = 0.0, bias: bool = True,
+            device: torch.device | str | None = None, dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}

@@ -22,11 +22,7 @@ from .position import offset_table, rel_logits_h, rel_logits_w
 
 
 def fold_rel_pos(
-        q: torch.Tensor,
-        k: torch.Tensor,
-        rel_h: torch.Tensor | None,
-        rel_w: torch.Tensor | None,
-        causal: bool = False,
+        q: torch.Tensor, k: torch.Tensor, rel_h: torch.Tensor | None, rel_w: torch.Tensor | None, causal: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Lengthen q and k so that their plain product holds the relative logits too.
 
@@ -59,12 +55,7 @@ def fold_rel_pos(
 
 
 def fused_attention(
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        scale: float,
-        dropout_p: float = 0.,
-        causal: bool = False,
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, dropout_p: float = 0., causal: bool = False,
 ) -> torch.Tensor:
     """One `scaled_dot_product_attention` call for q, k and v of different head dims.
 
@@ -88,11 +79,7 @@ def fused_attention(
 
 
 def attention_weights(
-        q: torch.Tensor,
-        k: torch.Tensor,
-        rel_h: torch.Tensor | None,
-        rel_w: torch.Tensor | None,
-        causal: bool = False,
+        q: torch.Tensor, k: torch.Tensor, rel_h: torch.Tensor | None, rel_w: torch.Tensor | None, causal: bool = False,
         scale: float = 1.,
 ) -> torch.Tensor:
     """The softmax of all logits, in full; the logits are float32 at least, as in every fused kernel.
@@ -114,18 +101,7 @@ def attention_weights(
         device = q.device.type
         if device != 'meta' and torch.is_autocast_enabled(device):  # there is none on meta
             with torch.autocast(device, enabled=False):  # which would have products in half precision again
-                return _attention_weights(q, k, rel_h, rel_w, causal, scale)
-    return _attention_weights(q, k, rel_h, rel_w, causal, scale)
-
-
-def _attention_weights(
-        q: torch.Tensor,
-        k: torch.Tensor,
-        rel_h: torch.Tensor | None,
-        rel_w: torch.Tensor | None,
-        causal: bool,
-        scale: float,
-) -> torch.Tensor:
+                return attention_weights(q, k, rel_h, rel_w, causal, scale)
     H, W, dtype = q.shape[2], q.shape[3], q.dtype
     if dtype != torch.float64:
         q, k = q.float(), k.float()
@@ -188,15 +164,8 @@ class SoftmaxAttention(GridAttention):
         rel_w: torch.Tensor | None
 
     def __init__(
-            self,
-            in_channels: int,
-            args: AttentionArgs,
-            *,
-            feat_size: Sequence[int] = (),
-            causal: bool = False,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-            **kwargs: Any,
+            self, in_channels: int, args: AttentionArgs, *, feat_size: Sequence[int] = (), causal: bool = False,
+            device: torch.device | str | None = None, dtype: torch.dtype | None = None, **kwargs: Any,
     ) -> None:
         super().__init__(in_channels, args, device=device, dtype=dtype, **kwargs)
         self.fused_attn = use_fused_attn()
@@ -248,7 +217,9 @@ class SoftmaxAttention(GridAttention):
         elif self.fused_attn and not self.is_watched() and not is_transformed(q, k, v, self.rel_h, self.rel_w):
             backend = choose_backend(q.device.type, dropout_p)
             if backend == 'blockwise':
-                return self._attend_blockwise(q, k, v)
+                rel_h = None if self.rel_h is None else offset_table(self.rel_h, q.shape[2])
+                rel_w = None if self.rel_w is None else offset_table(self.rel_w, q.shape[3], not self.causal)
+                return blockwise_attention(q, k, v, rel_h, rel_w, self.scale, self.causal)
         else:
             backend = 'explicit'
         H, W = v.shape[2], v.shape[3]
@@ -259,11 +230,6 @@ class SoftmaxAttention(GridAttention):
         else:
             out = self.attn_drop(self.weights(q, k)) @ v
         return out.unflatten(2, [H, W])
-
-    def _attend_blockwise(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        rel_h = None if self.rel_h is None else offset_table(self.rel_h, q.shape[2])
-        rel_w = None if self.rel_w is None else offset_table(self.rel_w, q.shape[3], not self.causal)
-        return blockwise_attention(q, k, v, rel_h, rel_w, self.scale, self.causal)
 
     def weights(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         """All weights; shapes as in `GridAttention.weights`."""

@@ -9,24 +9,13 @@ from torch import nn
 from aa_models.augmentation.conversion import augment
 from aa_models.augmentation.warm_start import plain_to_augmented
 from aa_models.errors import InputError
-from aa_models.layers import AttentionArgs, AugmentedConv2d, GridAttention
+from aa_models.layers import AttentionArgs, AugmentedConv2d
 from aa_models.layers.position import resize_rel_table
 
 
-def take_attention_args(kwargs: dict[str, Any]) -> AttentionArgs:
-    """Remove the attention's arguments from those of a network, which are otherwise for timm's own constructor."""
-    names = [field.name for field in dataclasses.fields(AttentionArgs) if field.name in kwargs]
-    return AttentionArgs(**{name: kwargs.pop(name) for name in names})
-
-
 def augment_stages(
-        model: nn.Module,
-        patterns: Sequence[str],
-        args: AttentionArgs,
-        *,
-        attn_stages: Sequence[bool],
-        attn_pool: Sequence[int],
-        img_size: int | tuple[int, int],
+        model: nn.Module, patterns: Sequence[str], args: AttentionArgs, *, attn_stages: Sequence[bool],
+        attn_pool: Sequence[int], img_size: int | tuple[int, int],
 ) -> None:
     """Augment the convolutions of the stages chosen.
 
@@ -63,21 +52,15 @@ def materialize(model: nn.Module, device: str | torch.device | None, **init_args
         cast(Any, model.to_empty(device=device)).init_weights(**init_args)
 
 
-def reset_parameters(model: nn.Module) -> None:
-    """Call every module's own `reset_parameters`, so that no parameter or buffer keeps an old value."""
-    for module in model.modules():
-        if reset := getattr(module, 'reset_parameters', None):
-            reset()
+def reset_parameters(model: nn.Module, kind: type[nn.Module] = nn.Module) -> None:
+    """Call every module's own `reset_parameters`, so that no parameter or buffer keeps an old value.
 
-
-def reset_attention(model: nn.Module) -> None:
-    """Draw the weights of every attention anew, as the layer itself does.
-
-    To be called after a network's own rule for convolutions, which would treat the two projections as convolutions too.
+    After its own rule for convolutions a network calls it again, for `GridAttention` alone: to that rule the two
+    projections were convolutions too.
     """
     for module in model.modules():
-        if isinstance(module, GridAttention):
-            module.reset_parameters()
+        if isinstance(module, kind) and (reset := getattr(module, 'reset_parameters', None)):
+            reset()
 
 
 def rel_table_names(model: nn.Module) -> set[str]:

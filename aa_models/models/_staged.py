@@ -12,8 +12,9 @@ from torch import nn
 
 from aa_models.data.cifar100 import CIFAR100_MEAN, CIFAR100_STD
 from aa_models.errors import InputError
+from aa_models.layers import GridAttention
 
-from ._augmented import rel_table_names, reset_attention, reset_parameters
+from ._augmented import rel_table_names, reset_parameters
 
 
 class StagedNet(nn.Module):
@@ -34,17 +35,9 @@ class StagedNet(nn.Module):
     """
 
     def __init__(
-            self,
-            stem: nn.Module,
-            stages: Sequence[Sequence[nn.Module]],
-            channels: Sequence[int],
-            reductions: Sequence[int],
-            norm: nn.Module,
-            num_classes: int,
-            in_chans: int,
-            global_pool: str,
-            drop_rate: float,
-            dtype: torch.dtype | None = None,
+            self, stem: nn.Module, stages: Sequence[Sequence[nn.Module]], channels: Sequence[int],
+            reductions: Sequence[int], norm: nn.Module, num_classes: int, in_chans: int, global_pool: str,
+            drop_rate: float, dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -61,8 +54,7 @@ class StagedNet(nn.Module):
         modules = ['stem'] + [f'stages.{i}' for i in range(len(stages))]
         self.feature_info: list[dict[str, Any]] = [
             dict(num_chs=chs, reduction=reduction, module=module)
-            for chs, reduction, module in zip(channels, reductions, modules)
-        ]
+            for chs, reduction, module in zip(channels, reductions, modules)]
 
     @torch.jit.ignore
     def init_weights(self) -> None:
@@ -71,7 +63,7 @@ class StagedNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
-        reset_attention(self)
+        reset_parameters(self, GridAttention)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -81,10 +73,8 @@ class StagedNet(nn.Module):
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, object]:
         """Patterns that group the parameters by depth, by stage (`coarse`) or by block."""
-        return dict(
-            stem=r'^stem',
-            blocks=[(r'^stages\.(\d+)' if coarse else r'^stages\.(\d+)\.(\d+)', None), (r'^norm', (99999,))],
-        )
+        blocks = r'^stages\.(\d+)' if coarse else r'^stages\.(\d+)\.(\d+)'
+        return dict(stem=r'^stem', blocks=[(blocks, None), (r'^norm', (99999,))])
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -99,18 +89,12 @@ class StagedNet(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Put a fresh classifier in place; the pooling stays where `global_pool` is None."""
         self.num_classes = num_classes
-        self.head.reset(
-            num_classes, pool_type=global_pool, in_features=self.num_features, **get_device_dtype(self))
+        self.head.reset(num_classes, pool_type=global_pool, in_features=self.num_features, **get_device_dtype(self))
         self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
 
     def forward_intermediates(
-            self,
-            x: torch.Tensor,
-            indices: int | list[int] | None = None,
-            norm: bool = False,
-            stop_early: bool = False,
-            output_fmt: str = 'NCHW',
-            intermediates_only: bool = False,
+            self, x: torch.Tensor, indices: int | list[int] | None = None, norm: bool = False, stop_early: bool = False,
+            output_fmt: str = 'NCHW', intermediates_only: bool = False,
     ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
         """Features of the network and of its stem and stages on the way.
 
@@ -137,10 +121,7 @@ class StagedNet(nn.Module):
         return (x if stop_early and max_index < num_stages else self.norm(x)), intermediates
 
     def prune_intermediate_layers(
-            self,
-            indices: int | list[int] = 1,
-            prune_norm: bool = False,
-            prune_head: bool = True,
+            self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True,
     ) -> list[int]:
         """Remove what the intermediate features asked for do not need.
 
@@ -186,6 +167,4 @@ def cifar_cfg(**kwargs: Any) -> dict[str, Any]:
     """The cfg that networks of this form for CIFAR-100 have in common."""
     return {
         'num_classes': 100, 'input_size': (3, 32, 32), 'pool_size': (8, 8), 'crop_pct': 1.0, 'interpolation': 'bicubic',
-        'mean': CIFAR100_MEAN, 'std': CIFAR100_STD, 'classifier': 'head.fc', 'license': 'apache-2.0',
-        **kwargs,
-    }
+        'mean': CIFAR100_MEAN, 'std': CIFAR100_STD, 'classifier': 'head.fc', 'license': 'apache-2.0', **kwargs}

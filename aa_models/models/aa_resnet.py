@@ -4,6 +4,7 @@ Papers: `Attention Augmented Convolutional Networks` - https://arxiv.org/abs/190
 `Efficient Attention: Attention with Linear Complexities` - https://arxiv.org/abs/1812.01243 (LAA-ResNet)
 """
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -14,17 +15,10 @@ from torch import nn
 
 from aa_models.data.cifar100 import CIFAR100_LABELS, CIFAR100_MEAN, CIFAR100_STD
 from aa_models.data.tiny_imagenet import TINY_IMAGENET_LABELS
+from aa_models.layers import AttentionArgs, GridAttention
 from aa_models.zoo import weights_cfg
 
-from ._augmented import (
-    augment_stages,
-    checkpoint_filter_fn,
-    materialize,
-    rel_table_names,
-    reset_attention,
-    reset_parameters,
-    take_attention_args,
-)
+from ._augmented import augment_stages, checkpoint_filter_fn, materialize, rel_table_names, reset_parameters
 from .pretrained import build
 
 __all__ = ['AugmentedResNet']
@@ -47,19 +41,13 @@ class AugmentedResNet(ResNet):
     """
 
     def __init__(
-            self,
-            block: type[nn.Module],
-            layers: tuple[int, ...],
-            *,
-            attn_stages: Sequence[bool] = (False, True, True, True),
-            attn_pool: Sequence[int] = (1, 2, 1, 1),
-            img_size: int | tuple[int, int] = 224,
-            zero_init_last: bool = True,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-            **kwargs: Any,
+            self, block: type[nn.Module], layers: tuple[int, ...], *,
+            attn_stages: Sequence[bool] = (False, True, True, True), attn_pool: Sequence[int] = (1, 2, 1, 1),
+            img_size: int | tuple[int, int] = 224, zero_init_last: bool = True,
+            device: torch.device | str | None = None, dtype: torch.dtype | None = None, **kwargs: Any,
     ) -> None:
-        args = take_attention_args(kwargs)
+        own = [field.name for field in fields(AttentionArgs) if field.name in kwargs]
+        args = AttentionArgs(**{name: kwargs.pop(name) for name in own})  # the others are for timm's own constructor
         super().__init__(
             block,  # type: ignore[arg-type]  # timm means the classes, not blocks that are made
             layers, zero_init_last=zero_init_last, device='meta', dtype=dtype, **kwargs)
@@ -74,7 +62,7 @@ class AugmentedResNet(ResNet):
         """Draw all weights anew, convolutions as timm's ResNet does; fills a model after `to_empty` too."""
         reset_parameters(self)
         super().init_weights(zero_init_last)
-        reset_attention(self)
+        reset_parameters(self, GridAttention)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -90,13 +78,7 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
     return {
         'num_classes': 1000, 'input_size': (3, 224, 224), 'pool_size': (7, 7), 'crop_pct': 0.875,
         'interpolation': 'bicubic', 'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD,
-        'first_conv': 'conv1', 'classifier': 'fc', 'license': 'apache-2.0', 'paper_ids': 'arXiv:1904.09925',
-        **kwargs,
-    }
-
-
-def _lcfg(**kwargs: Any) -> dict[str, Any]:
-    return _cfg(**{'paper_ids': 'arXiv:1812.01243', **kwargs})
+        'first_conv': 'conv1', 'classifier': 'fc', 'license': 'apache-2.0', 'paper_ids': 'arXiv:1904.09925', **kwargs}
 
 
 def _tiny_in(name: str, sha256: str, **kwargs: Any) -> dict[str, Any]:
@@ -124,18 +106,12 @@ default_cfgs = generate_default_cfgs({
     'aa_resnet18.from_a1_in1k': _from_a1_in1k(18),
     # Converted weights were never trained as a whole, so `pretrained=True` alone must not mean them: `*` makes the tag
     # without weights the default. timm wants such a tag last.
-    'aa_resnet34.from_a1_in1k': _from_a1_in1k(34),
-    'aa_resnet34.untrained*': _cfg(),
-    'aa_resnet50.from_a1_in1k': _from_a1_in1k(50),
-    'aa_resnet50.untrained*': _cfg(),
-    'aa_resnet101.from_a1_in1k': _from_a1_in1k(101),
-    'aa_resnet101.untrained*': _cfg(),
-    'aa_resnet152.from_a1_in1k': _from_a1_in1k(152),
-    'aa_resnet152.untrained*': _cfg(),
+    **{f'aa_resnet{depth}.{tag}': cfg for depth in (34, 50, 101, 152)
+       for tag, cfg in (('from_a1_in1k', _from_a1_in1k(depth)), ('untrained*', _cfg()))},
     'laa_resnet18.tiny_in': _tiny_in(
         'laa_resnet18', '1c94abd1d32e28d134d45483ba968a529d6172af7528825e2526385d04996a72',
         paper_ids='arXiv:1812.01243'),
-    'laa_resnet50.untrained': _lcfg(),
+    'laa_resnet50.untrained': _cfg(paper_ids='arXiv:1812.01243'),
 })
 
 
@@ -149,47 +125,40 @@ _LINEAR_BASIC, _LINEAR_BOTTLENECK = dict(_BASIC, **_LINEAR), dict(_BOTTLENECK, *
 @register_model
 def aa_resnet18(pretrained: bool = False, **kwargs: Any) -> AugmentedResNet:
     """AA-ResNet-18 (the paper's rule for ResNet-34 at 18 layers)."""
-    model_args = dict(_BASIC, layers=(2, 2, 2, 2))
-    return _create_aa_resnet('aa_resnet18', pretrained, **dict(model_args, **kwargs))
+    return _create_aa_resnet('aa_resnet18', pretrained, **dict(_BASIC, layers=(2, 2, 2, 2)) | kwargs)
 
 
 @register_model
 def aa_resnet34(pretrained: bool = False, **kwargs: Any) -> AugmentedResNet:
     """AA-ResNet-34, κ = υ = 0.25."""
-    model_args = dict(_BASIC, layers=(3, 4, 6, 3))
-    return _create_aa_resnet('aa_resnet34', pretrained, **dict(model_args, **kwargs))
+    return _create_aa_resnet('aa_resnet34', pretrained, **dict(_BASIC, layers=(3, 4, 6, 3)) | kwargs)
 
 
 @register_model
 def aa_resnet50(pretrained: bool = False, **kwargs: Any) -> AugmentedResNet:
     """AA-ResNet-50, κ = 2υ = 0.2."""
-    model_args = dict(_BOTTLENECK, layers=(3, 4, 6, 3))
-    return _create_aa_resnet('aa_resnet50', pretrained, **dict(model_args, **kwargs))
+    return _create_aa_resnet('aa_resnet50', pretrained, **dict(_BOTTLENECK, layers=(3, 4, 6, 3)) | kwargs)
 
 
 @register_model
 def aa_resnet101(pretrained: bool = False, **kwargs: Any) -> AugmentedResNet:
     """AA-ResNet-101, κ = 2υ = 0.2."""
-    model_args = dict(_BOTTLENECK, layers=(3, 4, 23, 3))
-    return _create_aa_resnet('aa_resnet101', pretrained, **dict(model_args, **kwargs))
+    return _create_aa_resnet('aa_resnet101', pretrained, **dict(_BOTTLENECK, layers=(3, 4, 23, 3)) | kwargs)
 
 
 @register_model
 def aa_resnet152(pretrained: bool = False, **kwargs: Any) -> AugmentedResNet:
     """AA-ResNet-152, κ = 2υ = 0.2."""
-    model_args = dict(_BOTTLENECK, layers=(3, 8, 36, 3))
-    return _create_aa_resnet('aa_resnet152', pretrained, **dict(model_args, **kwargs))
+    return _create_aa_resnet('aa_resnet152', pretrained, **dict(_BOTTLENECK, layers=(3, 8, 36, 3)) | kwargs)
 
 
 @register_model
 def laa_resnet18(pretrained: bool = False, **kwargs: Any) -> AugmentedResNet:
     """ResNet-18 augmented with linear attention and sine/cosine positions."""
-    model_args = dict(_LINEAR_BASIC, layers=(2, 2, 2, 2))
-    return _create_aa_resnet('laa_resnet18', pretrained, **dict(model_args, **kwargs))
+    return _create_aa_resnet('laa_resnet18', pretrained, **dict(_LINEAR_BASIC, layers=(2, 2, 2, 2)) | kwargs)
 
 
 @register_model
 def laa_resnet50(pretrained: bool = False, **kwargs: Any) -> AugmentedResNet:
     """ResNet-50 augmented with linear attention and sine/cosine positions."""
-    model_args = dict(_LINEAR_BOTTLENECK, layers=(3, 4, 6, 3))
-    return _create_aa_resnet('laa_resnet50', pretrained, **dict(model_args, **kwargs))
+    return _create_aa_resnet('laa_resnet50', pretrained, **dict(_LINEAR_BOTTLENECK, layers=(3, 4, 6, 3)) | kwargs)

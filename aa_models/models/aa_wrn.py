@@ -26,13 +26,8 @@ class PreActBlock(nn.Module):
     """Pre-activation block of two 3×3 convolutions; a 1×1 shortcut where the shape changes."""
 
     def __init__(
-            self,
-            in_chs: int,
-            out_chs: int,
-            stride: int = 1,
-            drop_path: float = 0.,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
+            self, in_chs: int, out_chs: int, stride: int = 1, drop_path: float = 0.,
+            device: torch.device | str | None = None, dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
@@ -70,20 +65,10 @@ class WideResNet(StagedNet):
     """
 
     def __init__(
-            self,
-            depth: int = 28,
-            width: int = 10,
-            num_classes: int = 100,
-            in_chans: int = 3,
-            global_pool: str = 'avg',
-            attn_stages: Sequence[bool] = (False, False, False),
-            attn_pool: Sequence[int] = (1, 1, 1),
-            img_size: int | tuple[int, int] = 32,
-            drop_rate: float = 0.,
-            drop_path_rate: float = 0.,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-            **attn_args: Any,
+            self, depth: int = 28, width: int = 10, num_classes: int = 100, in_chans: int = 3, global_pool: str = 'avg',
+            attn_stages: Sequence[bool] = (False, False, False), attn_pool: Sequence[int] = (1, 1, 1),
+            img_size: int | tuple[int, int] = 32, drop_rate: float = 0., drop_path_rate: float = 0.,
+            device: torch.device | str | None = None, dtype: torch.dtype | None = None, **attn_args: Any,
     ) -> None:
         args = AttentionArgs().replace(**attn_args)
         if depth < 10 or (depth - 4) % 6:
@@ -99,17 +84,9 @@ class WideResNet(StagedNet):
             strides = [1 if i == 0 else 2] + [1] * (num_blocks - 1)
             stages.append([PreActBlock(*chs, s, r, **meta) for chs, s, r in zip(in_out, strides, rates)])
         super().__init__(
-            stem=nn.Conv2d(in_chans, channels[0], 3, padding=1, bias=False, **meta),
-            stages=stages,
-            channels=channels,
-            reductions=(1, 1, 2, 4),
-            norm=BatchNormAct2d(channels[-1], **meta),
-            num_classes=num_classes,
-            in_chans=in_chans,
-            global_pool=global_pool,
-            drop_rate=drop_rate,
-            dtype=dtype,
-        )
+            nn.Conv2d(in_chans, channels[0], 3, padding=1, bias=False, **meta), stages, channels, (1, 1, 2, 4),
+            norm=BatchNormAct2d(channels[-1], **meta), num_classes=num_classes, in_chans=in_chans,
+            global_pool=global_pool, drop_rate=drop_rate, dtype=dtype)
         augment_stages(
             self, [f'stages.{i}.*.conv1' for i in range(3)], args, attn_stages=attn_stages, attn_pool=attn_pool,
             img_size=img_size)
@@ -136,40 +113,34 @@ _LINEAR = dict(_AUGMENTED, attention='linear', pos_embed='sincos')
 @register_model
 def wrn28_10(pretrained: bool = False, **kwargs: Any) -> WideResNet:
     """WRN-28-10, the plain baseline."""
-    model_args = dict(depth=28, width=10)
-    return _create_wrn('wrn28_10', pretrained, **dict(model_args, **kwargs))
+    return _create_wrn('wrn28_10', pretrained, **dict(depth=28, width=10) | kwargs)
 
 
 @register_model
 def aa_wrn28_10(pretrained: bool = False, **kwargs: Any) -> WideResNet:
     """AA-WRN-28-10, κ = 2υ = 0.2, in all twelve blocks."""
-    model_args = dict(_AUGMENTED, depth=28, width=10)
-    return _create_wrn('aa_wrn28_10', pretrained, **dict(model_args, **kwargs))
+    return _create_wrn('aa_wrn28_10', pretrained, **dict(_AUGMENTED, depth=28, width=10) | kwargs)
 
 
 @register_model
 def laa_wrn28_10(pretrained: bool = False, **kwargs: Any) -> WideResNet:
     """WRN-28-10 augmented with linear attention and sine/cosine positions."""
-    model_args = dict(_LINEAR, depth=28, width=10)
-    return _create_wrn('laa_wrn28_10', pretrained, **dict(model_args, **kwargs))
+    return _create_wrn('laa_wrn28_10', pretrained, **dict(_LINEAR, depth=28, width=10) | kwargs)
 
 
 @register_model
 def wrn16_8(pretrained: bool = False, **kwargs: Any) -> WideResNet:
     """WRN-16-8, the plain baseline."""
-    model_args = dict(depth=16, width=8)
-    return _create_wrn('wrn16_8', pretrained, **dict(model_args, **kwargs))
+    return _create_wrn('wrn16_8', pretrained, **dict(depth=16, width=8) | kwargs)
 
 
 @register_model
 def aa_wrn16_8(pretrained: bool = False, **kwargs: Any) -> WideResNet:
     """AA-WRN-16-8, κ = 2υ = 0.2, in all six blocks."""
-    model_args = dict(_AUGMENTED, depth=16, width=8)
-    return _create_wrn('aa_wrn16_8', pretrained, **dict(model_args, **kwargs))
+    return _create_wrn('aa_wrn16_8', pretrained, **dict(_AUGMENTED, depth=16, width=8) | kwargs)
 
 
 @register_model
 def laa_wrn16_8(pretrained: bool = False, **kwargs: Any) -> WideResNet:
     """WRN-16-8 augmented with linear attention and sine/cosine positions."""
-    model_args = dict(_LINEAR, depth=16, width=8)
-    return _create_wrn('laa_wrn16_8', pretrained, **dict(model_args, **kwargs))
+    return _create_wrn('laa_wrn16_8', pretrained, **dict(_LINEAR, depth=16, width=8) | kwargs)

@@ -10,8 +10,7 @@ from timm.models import load_model_config_from_hf, parse_model_name, split_model
 from torch import nn
 
 from aa_models.errors import HubError, InputError, NoSuchFileError, UserError, WeightsError, WorkError
-
-__all__ = ['build_model', 'cfg_of', 'check_image_size', 'check_name', 'is_own', 'num_classes_of']
+from aa_models.zoo import own_models
 
 
 def build_model(name: str, /, **options: Any) -> nn.Module:
@@ -36,7 +35,7 @@ def build_model(name: str, /, **options: Any) -> nn.Module:
         given = {k: v for k, v in options.items() if v is not None and k not in ('device', 'exportable')}
         weights_only = given == dict(pretrained=True)
         # files, the Hub, or an argument that was looked at already
-        from_outside = ':' in name or not _is_own(architecture) or isinstance(error, (OSError, UserError))
+        from_outside = ':' in name or architecture not in own_models() or isinstance(error, (OSError, UserError))
         if not from_outside and (weights_only or not given):
             raise  # a fault of this package
         kind = WeightsError if weights_only else InputError
@@ -47,7 +46,7 @@ def build_model(name: str, /, **options: Any) -> nn.Module:
 
 def is_own(name: str) -> bool:
     """Whether a model is one of this package; errors as in `check_name`."""
-    return _is_own(check_name(name))
+    return check_name(name) in own_models()
 
 
 def check_name(name: str) -> str:
@@ -106,10 +105,6 @@ def cfg_of(model: nn.Module) -> dict[str, Any]:
 def num_classes_of(model: nn.Module) -> int:
     """The number of classes that timm gave a model, 0 for none."""
     return cast(int, model.num_classes)
-
-
-def _is_own(architecture: str) -> bool:
-    return timm.model_entrypoint(architecture).__module__.startswith('aa_models.')
 
 
 def _architecture_of(name: str, source: str, model_id: str) -> str:

@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from aa_models.errors import WeightsError
 from aa_models.zoo import HUB_ORGANISATION, WEIGHTS_FILE, expected_sha256, own_models
 
-__all__ = ['build', 'local_folders', 'locate']
-
 WEIGHTS_VARIABLE = 'AA_MODELS_WEIGHTS'
+_LFS_POINTER = b'version https://git-lfs'
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _logger = logging.getLogger(__name__)
@@ -44,16 +43,14 @@ def locate(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Path:
     Raises:
         WeightsError: The file is nowhere. The message lists where it was looked for, each with the reason.
     """
-    name_tag = f'{cfg.architecture}.{cfg.tag}'
-    sha256 = expected_sha256(cfg)
-    tried = []
+    name_tag, sha256 = f'{cfg.architecture}.{cfg.tag}', expected_sha256(cfg)
+    tried, cause = [], None
     for place, folder in local_folders().items():
         if folder is None:
             tried.append(f'{place}: not in use')
             continue
         file = folder / name_tag / WEIGHTS_FILE
-        fault = _fault(file, sha256)
-        if not fault:
+        if not (fault := _fault(file, sha256)):
             return file
         tried.append(f'{place}: {file}: {fault}')
         if fault != 'absent':
@@ -64,24 +61,27 @@ def locate(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Path:
                 cfg.hf_hub_id or '', cfg.hf_hub_filename or WEIGHTS_FILE, cache_dir=cache_dir, library_name='aa_models',
                 force_download=past_the_cache))
         except Exception as error:  # the client's HTTP library has changed before, its errors have no base in common
-            raise _not_found(name_tag, [*tried, f'Hub: {cfg.hf_hub_id}: {_reason(error)}']) from error
-        fault = _fault(file, sha256)
-        if not fault:
+            # the client often hides the cause one level down
+            words = [f'{type(e).__name__}: {" ".join(str(e).split())}' for e in (error, error.__cause__) if e]
+            tried.append(f'Hub: {cfg.hf_hub_id}: {" / ".join(words)}')
+            cause = error
+            break
+        if not (fault := _fault(file, sha256)):
             return file
         tried.append(f'Hub: {cfg.hf_hub_id}, {"fetched again" if past_the_cache else "kept"} as {file}: {fault}')
-    raise _not_found(name_tag, tried)
+    places = '\n'.join(f'  {place}' for place in tried)
+    raise WeightsError(
+        f'the weights of {name_tag} were not found. Tried, in this order:\n{places}\n'
+        f'Either let this machine reach the Hub once, or copy the folder {name_tag}/ with its {WEIGHTS_FILE} into a '
+        f'folder that {WEIGHTS_VARIABLE} names, or use pretrained=False.') from cause
 
 
 def build(
-        model_cls: Callable[..., ModelT],
-        variant: str,
-        pretrained: bool = False,
-        *,
+        model_cls: Callable[..., ModelT], variant: str, pretrained: bool = False, *,
         pretrained_cfg: str | dict[str, Any] | PretrainedCfg | None = None,
         pretrained_cfg_overlay: dict[str, Any] | None = None,
         pretrained_filter_fn: Callable[[StateDict, nn.Module], StateDict] | None = None,
-        cache_dir: str | Path | None = None,
-        **kwargs: Any,
+        cache_dir: str | Path | None = None, **kwargs: Any,
 ) -> ModelT:
     """Build a model as timm's `build_model_with_cfg` does, with weights from wherever this package keeps them.
 
@@ -116,15 +116,8 @@ def build(
             new_stem = kwargs.get('in_chans', cfg.input_size[0]) != cfg.input_size[0]
             pretrained_filter_fn = _checked(pretrained_filter_fn, cfg, new_head, new_stem)
     return build_model_with_cfg(
-        model_cls,
-        variant,
-        pretrained,
-        pretrained_cfg=named,
-        pretrained_cfg_overlay=pretrained_cfg_overlay,
-        pretrained_filter_fn=pretrained_filter_fn,
-        cache_dir=cache_dir,
-        **kwargs,
-    )
+        model_cls, variant, pretrained, pretrained_cfg=named, pretrained_cfg_overlay=pretrained_cfg_overlay,
+        pretrained_filter_fn=pretrained_filter_fn, cache_dir=cache_dir, **kwargs)
 
 
 def _has_own_weights(cfg: PretrainedCfg) -> bool:
@@ -140,8 +133,7 @@ def _check_source(variant: str, cfg: PretrainedCfg) -> None:
     if not cfg.has_weights:
         raise WeightsError(
             f'{variant} has no pretrained weights, use pretrained=False; there are weights for: '
-            f'{", ".join(own_models(pretrained=True)) or "no model yet"}'
-        )
+            f'{", ".join(own_models(pretrained=True)) or "no model yet"}')
     if not cfg.file:
         return
     file = Path(cfg.file)
@@ -150,16 +142,14 @@ def _check_source(variant: str, cfg: PretrainedCfg) -> None:
     elif not file.is_file():
         raise WeightsError(f'the weights of {variant} were to come from file={str(file)!r}, which does not exist')
     # a pickle that the user names is left to timm, which unpickles nothing but tensors
-    if not file.is_file() or not (file.suffix == '.safetensors' or _is_lfs_pointer(file)):
+    if not file.is_file() or not (file.suffix == '.safetensors' or _head(file).startswith(_LFS_POINTER)):
         return
     if fault := _format_fault(file):
         raise WeightsError(f'the weights of {variant} cannot be read: {file} is {fault}')
 
 
 def _checked(
-        filter_fn: Callable[[StateDict, nn.Module], StateDict] | None,
-        cfg: PretrainedCfg,
-        new_head: bool,
+        filter_fn: Callable[[StateDict, nn.Module], StateDict] | None, cfg: PretrainedCfg, new_head: bool,
         new_stem: bool,
 ) -> Callable[[StateDict, nn.Module], StateDict]:
     """Add to a filter the check that its result is this model's.
@@ -221,32 +211,13 @@ def _format_fault(file: Path) -> str:
             return ''
     except SafetensorError as error:
         damage = error
-    if _is_lfs_pointer(file):
+    if _head(file).startswith(_LFS_POINTER):
         return 'a Git LFS pointer, not the file itself (`git lfs pull` fetches it)'
     if _head(file).startswith((b'PK\x03\x04', b'\x80')):
         return 'a pickle, and only safetensors files are read'
     return f'truncated or no safetensors file ({damage})'
 
 
-def _is_lfs_pointer(file: Path) -> bool:
-    return _head(file).startswith(b'version https://git-lfs')
-
-
 def _head(file: Path) -> bytes:
     with file.open('rb') as stream:
         return stream.read(64)
-
-
-def _reason(error: BaseException) -> str:
-    """Return the Hub client's message in one line, with the cause that it often hides one level down."""
-    words = [f'{type(e).__name__}: {" ".join(str(e).split())}' for e in (error, error.__cause__) if e]
-    return ' / '.join(words)
-
-
-def _not_found(name_tag: str, tried: list[str]) -> WeightsError:
-    places = '\n'.join(f'  {place}' for place in tried)
-    return WeightsError(
-        f'the weights of {name_tag} were not found. Tried, in this order:\n{places}\n'
-        f'Either let this machine reach the Hub once, or copy the folder {name_tag}/ with its {WEIGHTS_FILE} into a '
-        f'folder that {WEIGHTS_VARIABLE} names, or use pretrained=False.'
-    )

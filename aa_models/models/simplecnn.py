@@ -42,35 +42,18 @@ class SimpleCNN(StagedNet):
     """
 
     def __init__(
-            self,
-            channels: tuple[int, int, int, int, int] = (32, 64, 128, 128, 128),
-            num_classes: int = 100,
-            in_chans: int = 3,
-            global_pool: str = 'avg',
-            attn_stages: Sequence[bool] = (False, False),
-            attn_pool: Sequence[int] = (1, 1),
-            img_size: int | tuple[int, int] = 32,
-            drop_rate: float = 0.,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-            **attn_args: Any,
+            self, channels: tuple[int, int, int, int, int] = (32, 64, 128, 128, 128), num_classes: int = 100,
+            in_chans: int = 3, global_pool: str = 'avg', attn_stages: Sequence[bool] = (False, False),
+            attn_pool: Sequence[int] = (1, 1), img_size: int | tuple[int, int] = 32, drop_rate: float = 0.,
+            device: torch.device | str | None = None, dtype: torch.dtype | None = None, **attn_args: Any,
     ) -> None:
         args = AttentionArgs(dk=0.5, dv=0.5).replace(**attn_args)
         ins, strides = (in_chans, *channels[:-1]), (1, 2, 1, 2, 1)
         stem, *convs = [
             ConvNormAct(i, o, 3, stride=s, device='meta', dtype=dtype) for i, o, s in zip(ins, channels, strides)]
         super().__init__(
-            stem=stem,
-            stages=(convs[:2], convs[2:]),
-            channels=(channels[0], channels[2], channels[4]),
-            reductions=(1, 2, 4),
-            norm=nn.Identity(),
-            num_classes=num_classes,
-            in_chans=in_chans,
-            global_pool=global_pool,
-            drop_rate=drop_rate,
-            dtype=dtype,
-        )
+            stem, (convs[:2], convs[2:]), channels[::2], (1, 2, 4), norm=nn.Identity(),
+            num_classes=num_classes, in_chans=in_chans, global_pool=global_pool, drop_rate=drop_rate, dtype=dtype)
         augment_stages(
             self, ['stages.0.1.conv', 'stages.1.1.conv'], args, attn_stages=attn_stages, attn_pool=attn_pool,
             img_size=img_size)
@@ -89,8 +72,7 @@ def _cifar100(name: str, sha256: str, **kwargs: Any) -> dict[str, Any]:
 
 
 default_cfgs = generate_default_cfgs({
-    'simplecnn.cifar100': _cifar100(
-        'simplecnn', '1b8b2696166ffc0de2cde2ce3c2e4c8763b274946d7c9d10e7d4d71e68ae4bde'),
+    'simplecnn.cifar100': _cifar100('simplecnn', '1b8b2696166ffc0de2cde2ce3c2e4c8763b274946d7c9d10e7d4d71e68ae4bde'),
     'aa_simplecnn.cifar100': _cifar100(
         'aa_simplecnn', '36a42da3a64942cf4328d6e1fc0ff362fbf0aea7bf122619d6320c824acab1c8',
         paper_ids='arXiv:1904.09925'),
