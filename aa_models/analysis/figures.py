@@ -1,12 +1,13 @@
 """Draw attention over a picture."""
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
+
+from .queries import cell_of
 
 _COLUMNS = 5
 _PANEL = 2.0  # longer side of a panel, inches
@@ -27,45 +28,28 @@ def draw(picture: Image.Image, query: tuple[int, int], panels: Mapping[str, torc
     """
     rows = math.ceil((len(panels) + 1) / _COLUMNS)
     columns = math.ceil((len(panels) + 1) / rows)
-    longer = max(picture.size)
-    width, height = (_PANEL * side / longer for side in picture.size)
+    width, height = (_PANEL * side / max(picture.size) for side in picture.size)
     width, height = max(width, _HEADING), max(height, _PANEL / 5)
     figure = Figure(figsize=(columns * width + 0.2, rows * (height + 0.35) + 0.3), layout='constrained')
     figure.suptitle(title, fontsize='small', wrap=True)
     first, *others = figure.subplots(rows, columns, squeeze=False).flat
     small = picture.copy()
     small.thumbnail((_SHOWN, _SHOWN))
-    _show(first, small.convert('RGB'), picture.size, 'picture')
-    _mark(first, query)
+    extent = -0.5, picture.width - 0.5, picture.height - 0.5, -0.5  # the pixel (x, y) has its centre there
+    first.imshow(small.convert('RGB'), extent=extent)
+    first.set_title('picture', fontsize='x-small')
     for axes, (name, weights) in zip(others, panels.items()):
-        _show(axes, small.convert('L'), picture.size, f'{name}\nlargest {float(weights.max()):.2g}')
-        axes.imshow(
-            weights.numpy(), cmap='inferno', vmin=0, alpha=0.75, interpolation='nearest', extent=_extent(picture.size))
-        _mark(axes, query)
-        _frame(axes, query, picture.size, weights.shape)
+        axes.imshow(small.convert('L'), cmap='gray', vmin=0, vmax=255, extent=extent)
+        axes.imshow(weights.numpy(), cmap='inferno', vmin=0, alpha=0.75, interpolation='nearest', extent=extent)
+        axes.set_title(f'{name}\nlargest {float(weights.max()):.2g}', fontsize='x-small')
+        H, W = weights.shape
+        row, column = cell_of(query, picture.size, (H, W))
+        width, height = picture.width / W, picture.height / H  # of the map's cell in which the query lies
+        axes.add_patch(Rectangle(
+            (column * width - 0.5, row * height - 0.5), width, height, fill=False, edgecolor='cyan', linewidth=0.8))
+    for axes in (first, *others[:len(panels)]):
+        axes.plot(*query, marker='+', color='cyan', markersize=9, markeredgewidth=1.5)
+        axes.set_axis_off()
     for axes in others[len(panels):]:
         axes.remove()
     return figure
-
-
-def _extent(size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The borders of a picture whose pixel (x, y) has its centre there: left, right, bottom, top."""
-    return -0.5, size[0] - 0.5, size[1] - 0.5, -0.5
-
-
-def _show(axes: Axes, picture: Image.Image, size: tuple[int, int], heading: str) -> None:
-    axes.imshow(picture, cmap='gray', vmin=0, vmax=255, extent=_extent(size))
-    axes.set_title(heading, fontsize='x-small')
-    axes.set_axis_off()
-
-
-def _mark(axes: Axes, query: tuple[int, int]) -> None:
-    axes.plot(*query, marker='+', color='cyan', markersize=9, markeredgewidth=1.5)
-
-
-def _frame(axes: Axes, query: tuple[int, int], size: tuple[int, int], map_size: Sequence[int]) -> None:
-    """Outline the map's cell in which the query lies."""
-    width, height = size[0] / map_size[1], size[1] / map_size[0]
-    left, top = (pixel * cells // side * step - 0.5 for pixel, cells, side, step in zip(
-        query, map_size[::-1], size, (width, height)))
-    axes.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor='cyan', linewidth=0.8))

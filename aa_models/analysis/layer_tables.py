@@ -10,8 +10,6 @@ from aa_models.models.create import check_image_size
 
 from .macs import count_macs_by_module
 
-__all__ = ['Row', 'layer_table']
-
 NONE = '-'
 Layer = AugmentedConv2d | nn.Conv2d | nn.Linear
 
@@ -54,9 +52,8 @@ def layer_table(model: nn.Module, size: tuple[int, int], plain: bool = False) ->
     maps = trace_map_sizes(model, [name for name, m in layers.items() if not isinstance(m, nn.Linear)], in_chans, size)
     rows = [_row(name, layer, maps.get(name), macs.get(name, 0)) for name, layer in layers.items()]
     total = Row('total', params=_count(model), macs=macs[''])
-    rest = Row(
-        'everything else', params=total.params - sum(row.params for row in rows),
-        macs=total.macs - sum(row.macs for row in rows))
+    rest = Row('everything else', params=total.params - sum(row.params for row in rows),
+               macs=total.macs - sum(row.macs for row in rows))
     return [*rows, rest, total]
 
 
@@ -79,10 +76,9 @@ def _row(name: str, layer: Layer, output: tuple[int, int] | None, macs: int) -> 
     attn = getattr(layer, 'attn', None)
     if attn is None:
         return Row(name, **shape, **costs)
-    return Row(
-        name, **shape, **costs, dk=str(attn.dk), dv=str(attn.dv), heads=str(attn.num_heads),
-        attention=type(attn).__name__.removesuffix('Attention').lower(), positions=attn.pos_embed or 'none',
-        attends=_by([-(-n // attn.attn_pool) for n in output]) if output else NONE)
+    return Row(name, **shape, **costs, dk=str(attn.dk), dv=str(attn.dv), heads=str(attn.num_heads),
+               attention=type(attn).__name__.removesuffix('Attention').lower(), positions=attn.pos_embed or 'none',
+               attends=_by([-(-n // attn.attn_pool) for n in output]) if output else NONE)
 
 
 def _count(module: nn.Module) -> int:

@@ -12,12 +12,11 @@ from torch import nn
 from aa_models.errors import InputError, InputTypeError
 from aa_models.layers import GridAttention
 
-__all__ = ['attention_layers', 'attention_map_sizes', 'attention_maps', 'read_attention']
-
 T = TypeVar('T')
+Names = str | Sequence[str]  # a pattern of the layers' names, as in a shell, or several
 
 
-def attention_maps(model: nn.Module, x: torch.Tensor, layers: str | Sequence[str] = '*') -> dict[str, torch.Tensor]:
+def attention_maps(model: nn.Module, x: torch.Tensor, layers: Names = '*') -> dict[str, torch.Tensor]:
     """The attention weights of every layer for an input, softmax attention or linear.
 
     The model runs once in eval mode, eagerly and without gradients; its state is restored. Each head and image needs
@@ -43,24 +42,16 @@ def attention_maps(model: nn.Module, x: torch.Tensor, layers: str | Sequence[str
     return read_attention(model, x, GridAttention.attention_map, layers)
 
 
-def attention_map_sizes(
-        model: nn.Module,
-        x: torch.Tensor,
-        layers: str | Sequence[str] = '*',
-) -> dict[str, tuple[int, int]]:
+def attention_map_sizes(model: nn.Module, x: torch.Tensor, layers: Names = '*') -> dict[str, tuple[int, int]]:
     """Height and width of the map on which each layer computes attention; arguments and errors as in `attention_maps`.
 
-    With these `maps[name].unflatten(3, size).unflatten(2, size)` is (B, num_heads, H, W, H, W): the query's row and
-    column, then the key's.
+    With these `maps[name].unflatten(3, size).unflatten(2, size)` is (B, num_heads, H, W, H, W): query's, then key's.
     """
     return read_attention(model, x, GridAttention.map_size, layers)
 
 
 def read_attention(
-        model: nn.Module,
-        x: torch.Tensor,
-        read: Callable[[GridAttention, torch.Tensor], T],
-        layers: str | Sequence[str] = '*',
+        model: nn.Module, x: torch.Tensor, read: Callable[[GridAttention, torch.Tensor], T], layers: Names = '*',
 ) -> dict[str, T]:
     """Run a model and call `read(layer, input)` for each attention layer after its forward pass.
 
@@ -71,11 +62,9 @@ def read_attention(
     """
     results: dict[str, T] = {}
     modes = [(module, module.training) for module in model.modules()]
-    hooks = [
-        layer.register_forward_hook(
-            lambda layer, args, output, name=name: results.__setitem__(name, read(layer, args[0])))
-        for name, layer in attention_layers(model, layers).items()
-    ]
+    hooks = [layer.register_forward_hook(
+        lambda layer, args, output, name=name: results.__setitem__(name, read(layer, args[0])))
+        for name, layer in attention_layers(model, layers).items()]
     try:
         model.eval()
         # a model compiled before the hooks were registered would not call them
@@ -89,7 +78,7 @@ def read_attention(
     return results
 
 
-def attention_layers(model: nn.Module, layers: str | Sequence[str] = '*') -> dict[str, GridAttention]:
+def attention_layers(model: nn.Module, layers: Names = '*') -> dict[str, GridAttention]:
     """The attention layers of a model whose names match.
 
     Args:

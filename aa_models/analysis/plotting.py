@@ -7,8 +7,6 @@ from aa_models.errors import InputError, NoSuchFileError, WriteError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ['check_plot', 'save_plot']
-
 
 def check_plot(path: str) -> None:
     """Make sure that a picture can be drawn.

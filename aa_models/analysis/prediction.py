@@ -13,8 +13,6 @@ from aa_models.data.pictures import picture_mode, read_picture
 from aa_models.errors import InputError
 from aa_models.models.create import cfg_of, num_classes_of
 
-__all__ = ['make_transform', 'predict']
-
 
 @torch.inference_mode()
 def predict(model: nn.Module, paths: Iterable[str | Path], top: int = 5) -> Iterator[dict[str, Any]]:
@@ -35,20 +33,14 @@ def predict(model: nn.Module, paths: Iterable[str | Path], top: int = 5) -> Iter
     mode = picture_mode(resolve_data_config(model=model)['input_size'][0])
     if not num_classes_of(model):
         raise InputError('the model has no classes: it computes features only')
-    transform = make_transform(model)
-    cfg = cfg_of(model)
-    parameter = next(model.parameters())
+    transform, cfg, parameter = make_transform(model), cfg_of(model), next(model.parameters())
     for path in paths:
         picture = transform(read_picture(path, mode))  # (C, H, W)
         logits = model(picture[None].to(parameter.device, parameter.dtype))[0]  # (num_classes,)
         best = logits.float().softmax(0).topk(min(top, len(logits)))
-        yield dict(
-            file=str(path),
-            predictions=[
-                dict(index=i, **_named(cfg, i), probability=p)
-                for p, i in zip(best.values.tolist(), best.indices.tolist())
-            ],
-        )
+        yield dict(file=str(path), predictions=[
+            dict(index=i, **_named(cfg, i), probability=p)
+            for p, i in zip(best.values.tolist(), best.indices.tolist())])
 
 
 def make_transform(model: nn.Module, **changes: Any) -> Callable[[Image.Image], torch.Tensor]:
@@ -69,6 +61,5 @@ def make_transform(model: nn.Module, **changes: Any) -> Callable[[Image.Image], 
 
 
 def _named(cfg: dict[str, Any], index: int) -> dict[str, str]:
-    """The label of a class and, if it has one, its description."""
     description = class_description(cfg, index)
     return dict(label=class_name(cfg, index), **({} if description is None else dict(description=description)))

@@ -12,15 +12,9 @@ from aa_models.layers import GridAttention
 from .maps import read_attention
 from .prediction import make_transform
 
-__all__ = ['attention_from', 'cell_of']
-
 
 def attention_from(
-        model: nn.Module,
-        picture: Image.Image,
-        query: tuple[int, int],
-        layers: str = '*',
-        img_size: int | None = None,
+        model: nn.Module, picture: Image.Image, query: tuple[int, int], layers: str = '*', img_size: int | None = None,
 ) -> dict[str, torch.Tensor]:
     """The attention weights of the query in which one pixel of a picture lies.
 
@@ -29,8 +23,7 @@ def attention_from(
         picture: The picture, of any size and mode.
         query: Column and row of the pixel.
         layers: Pattern of the layers' names.
-        img_size: Side of a square that has as many pixels as the picture is resized to, which keeps its proportions;
-            by default as many as the model was trained at.
+        img_size: Side of a square of as many pixels as the picture is resized to in proportion; by default the model's.
 
     Returns:
         For the name of each layer (num_heads, H, W), each head's weights summing to 1, on the CPU.

@@ -11,31 +11,23 @@ from aa_models.zoo import ZOO_FILE, ZooRow, expected_sha256, own_checkpoints, ow
 
 from .macs import count_macs, in_giga
 
-__all__ = ['measure_zoo']
-
 
 def measure_zoo() -> list[ZooRow]:
     """Build every model, each tag with weights and the bare name of a model without weights of its own."""
     tags = own_models(pretrained=True)
     with_own_weights = {split_model_name_tag(tag)[0] for tag in own_checkpoints()}
-    names = []
-    for name in own_models():
-        names += [] if name in with_own_weights else [name]
-        names += [tag for tag in tags if split_model_name_tag(tag)[0] == name]
-    return [_measure(name) for name in names]
+    return [
+        _measure(name_tag) for name in own_models()
+        for name_tag in ([] if name in with_own_weights else [name]) + [
+            tag for tag in tags if split_model_name_tag(tag)[0] == name]]
 
 
 def _measure(name: str) -> ZooRow:
     model = timm.create_model(name, device='meta')  # costs neither memory nor random numbers
     cfg = registered_cfg(name)
-    return ZooRow(
-        name=name,
-        params=sum(parameter.numel() for parameter in model.parameters()),
-        input_size='x'.join(map(str, cfg.input_size)),
-        num_classes=cfg.num_classes,
-        gmacs=in_giga(count_macs(model)),
-        weights='yes' if expected_sha256(cfg) else 'start' if cfg.has_weights else '-',
-    )
+    return ZooRow(name, sum(p.numel() for p in model.parameters()), 'x'.join(map(str, cfg.input_size)), cfg.num_classes,
+                  gmacs=in_giga(count_macs(model)),
+                  weights='yes' if expected_sha256(cfg) else 'start' if cfg.has_weights else '-')
 
 
 if __name__ == '__main__':

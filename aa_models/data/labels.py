@@ -10,8 +10,7 @@ def class_name(cfg: Mapping[str, Any], index: int) -> str:
     """The name of a class, or its index where it has no name.
 
     Args:
-        cfg: A model's `pretrained_cfg`. Its `label_names` may be a dict of some classes' names, whose keys JSON makes
-            strings.
+        cfg: A model's `pretrained_cfg`. Its `label_names` may be a dict of some names, whose keys JSON makes strings.
         index: Number of the output.
     """
     names = cfg.get('label_names') or ()
