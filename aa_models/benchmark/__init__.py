@@ -3,8 +3,3 @@ from .case import Settings
 from .comparisons import benchmark_attention, benchmark_growth, benchmark_layer, benchmark_model
 from .measure import COLUMNS
 from .plot import draw_growth
-
-__all__ = [
-    'COLUMNS', 'Settings', 'benchmark_attention', 'benchmark_growth', 'benchmark_layer', 'benchmark_model',
-    'draw_growth',
-]

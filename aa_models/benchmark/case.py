@@ -25,8 +25,7 @@ def check_positive(**numbers: int | None) -> None:
 class Settings:
     """How something is measured: the options of all benchmarks, which `aa-models benchmark layer --help` explains.
 
-    Layers have their parameters and inputs in `dtype`; networks keep float32 parameters and run under autocast, as in
-    training.
+    Layers have parameters and inputs in `dtype`, networks have float32 parameters and autocast, as in training.
 
     Raises:
         InputError: A value is impossible, or the device is not there.
@@ -59,8 +58,7 @@ class Case:
     Args:
         name: What it is called in the results.
         make: Makes the module when called with `size`, `device` and `dtype`; can be pickled.
-        size: Height and width of the inputs.
-        channels: Channels of the inputs, or heads of q, k and v.
+        size, channels: Height and width of the inputs, and their channels or, of q, k and v, heads.
         settings: How it is measured.
         depths: Depths of q, k and v, where these are the inputs and the module's `attend` is called.
         network: It is a whole network: its input needs no gradient, and a dtype other than float32 is autocast.
@@ -120,10 +118,8 @@ class Case:
         return train
 
     def _inputs(self) -> list[torch.Tensor]:
-        def draw(*shape: int) -> torch.Tensor:
-            return torch.randn(shape, device=self.settings.where, dtype=self._dtype)
-
-        B, C, (H, W) = self.settings.batch_size, self.channels, self.size
-        inputs = [draw(B, H, W, C, *depth).movedim(3, 1) if self.settings.channels_last else draw(B, C, H, W, *depth)
+        settings, C, (H, W) = self.settings, self.channels, self.size
+        shape = [settings.batch_size, *((H, W, C) if settings.channels_last else (C, H, W))]
+        inputs = [torch.randn(*shape, *depth, device=settings.where, dtype=self._dtype)
                   for depth in ([[depth] for depth in self.depths] or [[]])]
-        return [x.requires_grad_(not self.network) for x in inputs]
+        return [(x.movedim(3, 1) if settings.channels_last else x).requires_grad_(not self.network) for x in inputs]

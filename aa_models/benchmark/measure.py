@@ -33,12 +33,10 @@ Row = dict[str, Any]
 MIN_TURN = 0.02  # seconds; a shorter turn would time the clock and the caches rather than the step
 # timm's columns in timm's order, then ours
 COLUMNS = (
-    'model',
-    *(f'infer_{name}' for name in ('samples_per_sec', 'step_time', 'batch_size', 'img_size', 'gmacs')),
+    'model', *(f'infer_{name}' for name in ('samples_per_sec', 'step_time', 'batch_size', 'img_size', 'gmacs')),
     *(f'train_{name}' for name in ('samples_per_sec', 'step_time', 'batch_size', 'img_size')),
     'param_count', 'size', 'rival',
-    *(f'{mode}_{name}' for name in ('ratio', 'memory', 'memory_ratio') for mode in ('infer', 'train')),
-)
+    *(f'{mode}_{name}' for name in ('ratio', 'memory', 'memory_ratio') for mode in ('infer', 'train')))
 
 
 def measure_groups(groups: Sequence[Sequence[Case]], max_memory: float = math.inf) -> Iterator[Row]:

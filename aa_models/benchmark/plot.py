@@ -23,16 +23,15 @@ def draw_growth(rows: Sequence[Row], path: str, title: str) -> None:
     from matplotlib.figure import Figure  # an optional package
 
     panels = [name for name in _PANELS if any(f'{mode}_{name}' in row for row in rows for mode in _STYLES)]
-    colors = {model: f'C{i}' for i, model in enumerate(dict.fromkeys(row['model'] for row in rows))}
     sides = {row['size']: int(row['size'].partition('x')[0]) for row in rows}
     figure = Figure(figsize=(5.5 * len(panels), 4.6), layout='constrained')
     figure.suptitle(title, fontsize='small')
     for axes, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
-        for model, color in colors.items():
+        for i, model in enumerate(dict.fromkeys(row['model'] for row in rows)):
             for mode, (style, label) in _STYLES.items():
                 points = [(sides[row['size']], row.get(f'{mode}_{name}', 0)) for row in rows if row['model'] == model]
                 if points := [point for point in points if point[1] > 0]:  # 0 has no logarithm
-                    axes.plot(*zip(*points), style, color=color, marker='.', label=f'{model}, {label}')
+                    axes.plot(*zip(*points), style, color=f'C{i}', marker='.', label=f'{model}, {label}')
         axes.set(xscale='log', yscale='log', xlabel='size of the map', ylabel=_PANELS[name])
         axes.set_xticks(list(sides.values()), [size.replace('x', '×') for size in sides], rotation=45)
         axes.minorticks_off()
