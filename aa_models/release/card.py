@@ -26,7 +26,6 @@ from aa_models.zoo import own_models
 
 CARD = 'README.md'
 SECTIONS = ('Accuracy', 'Use', 'Training', 'Data, use and limits')
-TEMPLATE = Path(__file__).with_name('card_template.md')
 ACCURACY = re.compile('(<!-- accuracy -->\n).*(<!-- end of accuracy -->)', re.DOTALL)
 
 POSITIONS = {'rel': 'relative positions', 'sincos': 'sine/cosine positions', 'coord': 'coordinate channels'}
@@ -48,15 +47,13 @@ def make_card(
         name: `<model>.<tag>`, also the folder's name.
         model: With its weights.
         input_size: (C, H, W) of the images that it was trained on.
-        recipe: How it was trained.
+        recipe, dataset, machine: How, on which images and by which hardware it was trained.
         log: The run's `log.csv`.
-        dataset: What it was trained on.
         labels: Names of the classes.
-        machine: What it was trained on.
         repo: Repository on the Hub that the snippet loads; None for a local folder.
     """
     own = cfg_of(model)['architecture'] in own_models()
-    text = Template(TEMPLATE.read_text(encoding='utf-8')).substitute(
+    text = Template(Path(__file__).with_name('card_template.md').read_text(encoding='utf-8')).substitute(
         _training(recipe, dataset.title, log), name=name, what=_what(model, dataset.title), data=dataset.about,
         dataset=dataset.title, parameters=f'{sum(p.numel() for p in model.parameters()) / 1e6:.2f}',
         gmacs=in_giga(count_macs(model, input_size)), size=' × '.join(map(str, input_size[1:])),
@@ -92,9 +89,7 @@ def write_accuracy(
         folder: Where the measured weights are.
         figures: `top1` and `top5`, percent.
         images: How many were measured.
-        dataset: What was measured on.
-        name: Its name in timm's notation.
-        split: Of the dataset.
+        dataset, name, split: What was measured on; the name in timm's notation.
         how: Precision, device and input.
         speed: Throughput, and of which machine.
     """
@@ -103,16 +98,14 @@ def write_accuracy(
     option = f' --dataset {name}' if name else ''
     text = (
         f'| {dataset.title}, {split}, {images} images | |\n|---|---|\n| top-1 | {top1} % |\n| top-5 | {top5} % |\n'
-        f'| throughput | {speed} |\n\n'
-        f'Printed by `aa-models validate --model local-dir:{folder.resolve().name}{option} --data-dir … '
-        f'--split {split}` for this file of weights ({how}).\n')
+        f'| throughput | {speed} |\n\nPrinted by `aa-models validate --model local-dir:{folder.resolve().name}{option} '
+        f'--data-dir … --split {split}` for this file of weights ({how}).\n')
     card.text = ACCURACY.sub(lambda found: found[1] + text + found[2], card.text)
     data = cast(ModelCardData, card.data)
     data.model_name = folder.resolve().name
-    data.eval_results = [
-        EvalResult(
-            'image-classification', dataset_type=dataset.hub_name or 'imagefolder', dataset_name=dataset.title,
-            dataset_split=split, metric_type='accuracy', metric_name=figure, metric_value=float(value))
+    data.eval_results = [EvalResult(
+        'image-classification', dataset_type=dataset.hub_name or 'imagefolder', dataset_name=dataset.title,
+        dataset_split=split, metric_type='accuracy', metric_name=figure, metric_value=float(value))
         for figure, value in (('top-1 accuracy', top1), ('top-5 accuracy', top5))]
     card.save(folder / CARD)
 

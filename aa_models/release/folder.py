@@ -8,7 +8,6 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from timm.models import load_checkpoint, save_for_hf
@@ -35,7 +34,7 @@ def pack_run(
         directory: Path, tag: str | None = None, *, to: Path | None = None, repo: str | None = None,
         machine: str | None = None, reuse: bool = False,
 ) -> Path:
-    """Write the folder `<model>.<tag>/` of a finished run, whole or not at all. An earlier one is replaced.
+    """Write the folder `<model>.<tag>/` of a finished run, whole or not at all, and return it. An earlier one goes.
 
     Args:
         directory: The output directory of the run.
@@ -44,9 +43,6 @@ def pack_run(
         repo: Repository on the Hub that the card tells how to load.
         machine: Hardware, for the card; by default what the run noted.
         reuse: Leave a folder that was made from this very run as it is, with what its card has been given since.
-
-    Returns:
-        The folder.
 
     Raises:
         InputError: No run, or an unfinished one, or something else is in the way.
@@ -62,7 +58,8 @@ def pack_run(
         raise InputError(f'run = {str(directory)!r} is at {done} of {recipe.epochs} epochs: finish it first')
     model = build_model(recipe.model, num_classes=recipe.num_classes, **recipe.model_kwargs)
     folder = (to or directory) / f'{cfg_of(model)["architecture"]}.{tag}'
-    if reuse and _is_made_from(folder, directory):
+    logs = [path / checkpoints.LOG for path in (folder, directory)]  # no other run has one with the same times in it
+    if reuse and all(log.is_file() for log in logs) and logs[0].read_bytes() == logs[1].read_bytes():
         return folder
     if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - FILES):
         raise InputError(f'{str(folder)!r} exists and holds more than a packed run: choose another --to or --tag')
@@ -84,12 +81,6 @@ def checked_tag(tag: str | None, recipe: Recipe, directory: Path) -> str:
     if not re.fullmatch(r'[\w-]+', tag, flags=re.ASCII):
         raise InputError(f'tag = {tag!r} must be made of letters, digits, _ and -')
     return tag
-
-
-def _is_made_from(folder: Path, directory: Path) -> bool:
-    """Whether a folder was made from this very run: no other run has a log with the same times in it."""
-    logs = [path / checkpoints.LOG for path in (folder, directory)]
-    return all(log.is_file() for log in logs) and logs[0].read_bytes() == logs[1].read_bytes()
 
 
 @contextlib.contextmanager
@@ -123,23 +114,17 @@ def _fill(
     config = data_config_of(model, recipe)
     for key in FOREIGN:
         cfg_of(model).pop(key, None)
-    make_card(
-        name, model, config['input_size'], recipe, directory / checkpoints.LOG, dataset, labels,
-        machine or facts.get('machine'), repo).save(part / CARD)
+    make_card(name, model, config['input_size'], recipe, directory / checkpoints.LOG, dataset, labels,
+              machine or facts.get('machine'), repo).save(part / CARD)
     cfg_of(model)['tag'] = name.partition('.')[2]
-    _save(model, part, config, labels)
-    for file in (checkpoints.RECIPE, checkpoints.LOG):
-        shutil.copyfile(directory / file, part / file)
-
-
-def _save(model: nn.Module, folder: Path, config: dict[str, Any], labels: list[str] | None) -> None:
-    """Write weights and config."""
     largest = {name: tensor.abs().max().item() for name, tensor in model.state_dict().items() if tensor.numel()}
     model.half()
     for name, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise DivergenceError(f'{name} reaches {largest[name]:g}, more than the 65504 that float16 can hold')
     classes = dict(label_names=labels, label_descriptions=describe_synsets(labels or ()))
-    save_for_hf(model, str(folder), model_config=classes, safe_serialization=True, data_config=config)
+    save_for_hf(model, str(part), model_config=classes, safe_serialization=True, data_config=config)
     # safetensors makes files that their owner alone may read
-    (folder / WEIGHTS_FILE).chmod((folder / CONFIG).stat().st_mode)
+    (part / WEIGHTS_FILE).chmod((part / CONFIG).stat().st_mode)
+    for file in (checkpoints.RECIPE, checkpoints.LOG):
+        shutil.copyfile(directory / file, part / file)

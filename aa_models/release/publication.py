@@ -44,12 +44,9 @@ def publish_folder(
     results = results or folder.with_name(f'results-{folder.name.partition(".")[2]}.csv')
     if faults := faults_of(folder, results, repo_id):
         raise InputError(f'{folder} is not fit to be published:\n' + '\n'.join(f'  {fault}' for fault in faults))
-    url = None if dry_run else _upload(folder, repo_id, private, create_pr)
-    return [folder / file for file in sorted(FILES)], url
-
-
-def _upload(folder: Path, repo_id: str, private: bool, create_pr: bool) -> str:
-    """Upload a folder and return the URL of the commit or pull request."""
+    files = [folder / file for file in sorted(FILES)]
+    if dry_run:
+        return files, None
     # `timm.models.push_to_hf_hub` saves the model anew, in the precision it was loaded in: other bytes than the file
     # whose SHA-256 and accuracy were checked, without recipe and log, and a card of its own where there is none yet
     try:
@@ -60,7 +57,7 @@ def _upload(folder: Path, repo_id: str, private: bool, create_pr: bool) -> str:
             commit_message=f'{folder.name}, aa_models {__version__}')
     except Exception as error:  # the client's HTTP library has changed before, its errors have no base in common
         raise HubError(f'publishing to {repo_id} failed: {type(error).__name__}: {error}') from error
-    return commit.pr_url or commit.commit_url
+    return files, commit.pr_url or commit.commit_url
 
 
 def find_folder(name: str) -> Path:
@@ -114,7 +111,6 @@ def _weights_faults(folder: Path) -> list[str]:
 
 
 def _card_faults(card: ModelCard, repo_id: str) -> list[str]:
-    """What the card does not say."""
     faults = [] if card.data.to_dict().get('license') else [f'{CARD} has no licence']
     faults += [f'{CARD} has no section {title!r}' for title in SECTIONS if f'\n## {title}\n' not in card.text]
     if f'hf-hub:{repo_id}' not in card.text:

@@ -1,6 +1,5 @@
 """A table of validation results in timm's columns, a row for each model, the best first."""
 import csv
-import os
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,8 @@ from aa_models.training.recipe import replace_text
 COLUMNS = ('model', 'top1', 'top1_err', 'top5', 'top5_err', 'param_count', 'img_size', 'crop_pct', 'interpolation')
 
 
-def read_results(path: str | os.PathLike[str]) -> list[dict[str, str]]:
-    """Read a table.
-
-    Returns:
-        Its rows; none where there is no such file yet.
+def read_results(path: str | Path) -> list[dict[str, str]]:
+    """Read the rows of a table, none where there is no such file yet.
 
     Raises:
         InputError: Its folder does not exist, or it is a file of another kind.
@@ -38,7 +34,7 @@ def read_results(path: str | os.PathLike[str]) -> list[dict[str, str]]:
     return rows
 
 
-def update_results(path: str | os.PathLike[str], row: dict[str, Any]) -> None:
+def update_results(path: str | Path, row: dict[str, Any]) -> None:
     """Put a row into a table, which is made where there is none; a row of the same model goes."""
     rows = [other for other in read_results(path) if other['model'] != row['model']]
     text = StringIO()

@@ -67,9 +67,7 @@ def export_model(
     Args:
         model: In eval mode.
         shape: Batch, channels, height and width of the images it is traced with.
-        output: The file.
-        format: `'onnx'` or `'torch-export'`.
-        dynamic: Leave batch, height and width free.
+        output, format, dynamic: As in `export_pretrained`.
     """
     # torch.export takes a dimension of size 1 for a constant
     traced = [max(n, 2) for n in shape] if dynamic else shape
