@@ -28,8 +28,6 @@ from tqdm import trange
 from aa_models.errors import InputError
 from aa_models.layers import AugmentedConv1d
 
-__all__ = ['Recall', 'accuracy', 'main', 'sequence_net', 'train']
-
 MODELS = {'conv': 'Conv1d', 'dilated': 'Conv1d, dilated', 'augmented': 'AugmentedConv1d'}
 # No position tables: what the layer's convolution sees is order enough to tie a value to its key, and the content alone
 # says where the answer stands.
@@ -136,7 +134,6 @@ def sequence_net(task: Recall, model: str, channels: int = 48) -> nn.Sequential:
 
 
 def count_parameters(net: nn.Module) -> int:
-    """Count the numbers that training changes."""
     return sum(p.numel() for p in net.parameters())
 
 
@@ -153,11 +150,7 @@ def equal_width(task: Recall, model: str, channels: int) -> int:
 def train(
         net: nn.Module, task: Recall, steps: int = 300, batch_size: int = 32, lr: float = 0.01, seed: int = 0,
         label: str = '') -> list[float]:
-    """Train a network on ever new sequences, by AdamW and one cycle of the learning rate.
-
-    Returns:
-        The loss of each step.
-    """
+    """Train a network on ever new sequences, by AdamW and one cycle of the learning rate; the loss of each step."""
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
@@ -175,11 +168,7 @@ def train(
 
 @torch.no_grad()
 def accuracy(net: nn.Module, task: Recall, sequences: int = 2000) -> tuple[float, float]:
-    """Share of right answers, on the same new sequences for all networks.
-
-    Returns:
-        Of all answers; of the far ones, at more than a quarter of the sequence's length.
-    """
+    """Share of right answers, of all and of those over a quarter of the length away, on the same new sequences."""
     tokens, answers, distance = task.draw(sequences, torch.Generator().manual_seed(2 ** 32))
     guesses = torch.cat([net(part).argmax(2) for part in tokens.split(250)])
     asked = answers != NOTHING_ASKED
@@ -222,9 +211,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, or 2 for a request that cannot be met.
     """
-    parser = argparse.ArgumentParser(
-        prog='python -m aa_models.examples.sequence', description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser('python -m aa_models.examples.sequence', description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--models', nargs='+', choices=MODELS, default=list(MODELS), help='(default: all)')
     for name, default, text in (
             ('seeds', 3, 'trainings of each model'),

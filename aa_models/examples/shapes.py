@@ -19,8 +19,6 @@ from PIL import Image, ImageDraw
 
 from aa_models.errors import InputError
 
-__all__ = ['SHAPES', 'draw', 'main', 'write_folder']
-
 SIZE = (80, 160)  # height, width
 STRIPES = 0.5  # contrast: how far the stripes go from the background's one colour to the other
 NOISE = 20  # standard deviation, of values up to 255
