@@ -9,19 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from safetensors import SafetensorError
-from timm.task import TrainingTask, load_task_ema_checkpoint, resume_task_checkpoint
-from timm.utils import CheckpointSaver, NativeScaler, load_checkpoint_metadata, trim_summary
+from timm.task import load_task_ema_checkpoint, resume_task_checkpoint
+from timm.utils import CheckpointSaver, load_checkpoint_metadata, trim_summary
 
 from aa_models.errors import InputError, WriteError
 from aa_models.schema import checked
 
+from .loop import Trainer
 from .recipe import Recipe, load_recipe, replace_text
 
 _logger = logging.getLogger(__name__)
 
-NEEDED = ('epoch', 'args', 'state_dict', 'optimizer', 'saver')  # entries of a checkpoint of timm's saver
 TORCH_WRITER = 'inline_container.cc'  # named in every error of the C++ code by which torch.save writes
 RECIPE, LOG, LAST, PART, FACTS = 'recipe.yaml', 'log.csv', 'last.pth.tar', 'tmp.pth.tar', 'run.json'
 
@@ -30,8 +29,7 @@ def prepare(directory: Path, recipe: Recipe, overwrite: bool, facts: dict[str, A
     """Check and prepare the directory for a run of this recipe and find the checkpoint to go on from.
 
     Args:
-        directory: The output directory.
-        recipe: What is to be run in it.
+        directory, recipe: The output directory, and what is to be run in it.
         overwrite: Start again, whatever is there.
         facts: What else is known of the run, for the folder that is made of it: names of the classes, machine.
 
@@ -39,8 +37,7 @@ def prepare(directory: Path, recipe: Recipe, overwrite: bool, facts: dict[str, A
         The newest whole checkpoint, None for a run that starts.
 
     Raises:
-        InputError: The directory or its newest checkpoint belongs to another recipe or to an unknown one, or a folder
-            has the name of a checkpoint.
+        InputError: The directory or its checkpoint is of another or an unknown recipe, or a folder is named like one.
         WriteError: The directory cannot be written to.
     """
     try:
@@ -82,13 +79,12 @@ def writing(directory: Path) -> Iterator[None]:
     """Where the body cannot write to the directory, as on a full disk, say what to do, and remove half a checkpoint.
 
     Raises:
-        WriteError: The body raised what a file system, `torch.save` or safetensors raise. torch's own words for a full
-            disk are a position in a file.
+        WriteError: The body raised what a file system, `torch.save` or safetensors raise.
     """
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, RuntimeError) and TORCH_WRITER not in str(error):
+        if isinstance(error, RuntimeError) and TORCH_WRITER not in str(error):  # whose words are a position in a file
             raise
         free = shutil.disk_usage(directory).free / 2**20
         part = directory / PART
@@ -105,8 +101,7 @@ def newest_whole(directory: Path) -> Path | None:
     for path in sorted(directory.glob('*.pth.tar')):
         inode = path.stat().st_ino
         if inode not in found or path.name == LAST:
-            epoch = _whole_epoch(path)
-            if epoch is None:
+            if (epoch := _whole_epoch(path)) is None:
                 _logger.warning(f'{path} is not a whole checkpoint of a run and is ignored')
             else:
                 found[inode] = (epoch, path.name == LAST, path)
@@ -131,24 +126,18 @@ def _whole_epoch(path: Path) -> int | None:
             if archive.testzip() is not None:
                 return None
         stored = load_checkpoint_metadata(path)  # only data: a pickle that names code is refused unread
-        return int(stored['epoch']) if all(key in stored for key in NEEDED) else None
+        return int(stored['epoch']) if {'epoch', 'args', 'state_dict', 'optimizer', 'saver'} <= stored.keys() else None
     except Exception:  # a broken file fails in many ways, and all of them mean the same
         return None
 
 
-def resume(
-        checkpoint: Path, task: TrainingTask, optimizer: torch.optim.Optimizer, scaler: NativeScaler | None,
-        saver: CheckpointSaver | None,
-) -> int:
-    """Load all that a checkpoint holds. Then save it again, in case the saving was interrupted after this file.
-
-    Returns:
-        The epoch to go on with.
-    """
+def resume(checkpoint: Path, trainer: Trainer, saver: CheckpointSaver | None) -> int:
+    """Load all that a checkpoint holds, and save it again in case that was interrupted; the epoch to go on with."""
     # timm returns None for a checkpoint without an epoch, which `newest_whole` does not choose
-    epoch = cast(int, resume_task_checkpoint(task, str(checkpoint), optimizer, scaler, log_info=False))
-    if task.has_ema():
-        load_task_ema_checkpoint(task, str(checkpoint))
+    epoch = cast(int, resume_task_checkpoint(
+        trainer.task, str(checkpoint), trainer.optimizer, trainer.scaler, log_info=False))
+    if trainer.task.has_ema():
+        load_task_ema_checkpoint(trainer.task, str(checkpoint))
     if saver is not None:
         stored = load_checkpoint_metadata(checkpoint)
         # without `pending` the saver has the state from before it saved this epoch

@@ -5,7 +5,6 @@ Benchmarking Neural Network Robustness to Common Corruptions and Perturbations (
 """
 import csv
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from io import StringIO
 from itertools import product
 from pathlib import Path
@@ -15,7 +14,6 @@ import numpy as np
 from PIL import Image
 from timm.data import create_transform
 from timm.data.transforms import MaybeToTensor
-from timm.task import ClassificationEvaluator
 from torch.utils.data import Dataset
 from torchvision.transforms import Compose, Normalize
 
@@ -24,7 +22,6 @@ from aa_models.errors import InputError
 from aa_models.models.create import num_classes_of
 
 from .loaders import check_labels, choose_evenly, data_config_of, labels_of, make_eval_loader, open_dataset
-from .progress import Progress
 from .recipe import Recipe, replace_text
 from .validation import evaluate, load_model
 
@@ -81,9 +78,7 @@ def measure_corruptions(
     Args:
         recipes: One for each model, as `validation_recipe` makes them; dataset and split are the first one's.
         images: How many pictures, as evenly from all classes as can be; 0 for all.
-        data_dir: Where the dataset is.
-        download: Fetch the dataset if it is not there.
-        device: By default CUDA where there is one, else the CPU.
+        data_dir, download, device: As `run.train` takes them.
 
     Yields:
         Rows in `COLUMNS`: for every corruption and strength, first for none, one for each model.
@@ -111,9 +106,7 @@ def measure_corruptions(
             for recipe, model, config in zip(recipes, models, configs):
                 loader = make_eval_loader(
                     _Pictures(pictures, labels), recipe, {**config, 'crop_pct': 1.0}, process.device)
-                progress = Progress(f'{recipe.model}, {name} {strength}', len(loader))
-                figures, count = evaluate(
-                    model, loader, partial(ClassificationEvaluator, process.device), recipe, process, progress)
+                figures, count, _ = evaluate(model, loader, recipe, process, f'{recipe.model}, {name} {strength}')
                 yield dict(model=recipe.model, corruption=name, strength=strength, top1=figures['top1'], images=count)
 
 

@@ -11,10 +11,7 @@ from .checkpoints import LOG
 
 
 def read_curve(path: Path) -> tuple[str, dict[int, float]]:
-    """Read a run's log.
-
-    Returns:
-        The model's name, and its top-1 in percent by the number of epochs, wherever it was measured.
+    """Read a run's log: the model's name, and its top-1 in percent by the number of epochs, wherever it was measured.
 
     Raises:
         NoSuchFileError: There is no log.
@@ -25,8 +22,8 @@ def read_curve(path: Path) -> tuple[str, dict[int, float]]:
         raise NoSuchFileError(f'run = {str(path)!r} is neither a log nor a folder with {LOG}')
     try:
         with log.open(newline='', encoding='utf-8') as file:
-            rows = [row for row in csv.DictReader(file) if row.get('eval_top1')]
-            curve = {int(row['epoch']) + 1: float(row['eval_top1']) for row in rows}
+            curve = {int(row['epoch']) + 1: float(row['eval_top1'])
+                     for row in csv.DictReader(file) if row.get('eval_top1')}
     except (ValueError, KeyError, csv.Error) as error:
         raise InputError(f'run = {str(path)!r} is no log of a training run: {error!r}') from error
     if not curve:
@@ -39,8 +36,7 @@ def draw_curves(runs: Iterable[Path], output: str, title: str = '') -> None:
     """Draw one line for each model.
 
     Args:
-        runs: Logs, or folders with a `log.csv`. Those of one model become their mean, in a band from the lowest to the
-            highest.
+        runs: Logs, or folders with a `log.csv`. Those of one model become their mean, in a band from least to largest.
         output: The picture.
         title: Printed above.
 

@@ -22,10 +22,11 @@ from .recipe import Recipe
 
 # The datasets that timm opens have no common type: torch's datasets with a `transform`, most of them with a length.
 Images = Any
+Config = dict[str, Any]
 DATA_KEYS = ('img_size', 'input_size', 'mean', 'std', 'interpolation', 'crop_pct')
 
 
-def data_config_of(model: nn.Module, recipe: Recipe) -> dict[str, Any]:
+def data_config_of(model: nn.Module, recipe: Recipe) -> Config:
     """Size, mean, std, filter and crop of the pictures: the recipe's, or those of the model's cfg where it has None."""
     return resolve_data_config({key: getattr(recipe, key) for key in DATA_KEYS}, model=model)
 
@@ -62,13 +63,8 @@ class _Part(Subset[Any]):
     """A subset with the attribute `transform` of a whole dataset, which timm's loader sets."""
     dataset: Images
 
-    @property
-    def transform(self) -> Any:
-        return self.dataset.transform
-
-    @transform.setter
-    def transform(self, transform: Any) -> None:
-        self.dataset.transform = transform
+    transform = property(
+        lambda self: self.dataset.transform, lambda self, transform: setattr(self.dataset, 'transform', transform))
 
 
 def open_dataset(name: str, root: str | None, split: str, **options: Any) -> Images:
@@ -183,24 +179,21 @@ def choose_evenly(indices: list[int], labels: list[int] | None, count: int, seed
     return sorted(indices[i] for i in order[:count].tolist())
 
 
-def make_train_loader(
-        dataset: Images, recipe: Recipe, data_config: dict[str, Any], device: torch.device, distributed: bool,
-) -> Any:
+def make_train_loader(dataset: Images, recipe: Recipe, config: Config, device: torch.device, distributed: bool) -> Any:
     """Batches of augmented images, normalised and on the device."""
     trivial = recipe.auto_augment == 'ta_wide'
-    height, width = data_config['input_size'][1:]
-    narrow, wide = (ratio * width / height for ratio in recipe.ratio)  # validation does not stretch pictures either
-    options = dict(
-        **_loader_options(recipe, data_config, device, distributed), is_training=True, scale=recipe.scale,
-        ratio=(narrow, wide), hflip=recipe.hflip, re_prob=recipe.re_prob,
+    height, width = config['input_size'][1:]
+    ratio = tuple(ratio * width / height for ratio in recipe.ratio)  # validation does not stretch pictures either
+    options = _loader_options(recipe, config, device, distributed) | dict(
+        scale=recipe.scale, ratio=ratio, hflip=recipe.hflip, re_prob=recipe.re_prob,
         color_jitter=None if trivial or not recipe.color_jitter else recipe.color_jitter,
         auto_augment=None if trivial else recipe.auto_augment)
-    loader = create_loader(dataset, **options)
+    loader = create_loader(dataset, is_training=True, **options)
     steps = dataset.transform.transforms
     if recipe.crop_padding:
         if not isinstance(steps[0], RandomResizedCropAndInterpolation):
             raise RuntimeError(f"timm's training transform starts with {steps[0]}, not with the random crop")
-        resize = transforms.Resize(width, interpolation=str_to_interp_mode(data_config['interpolation']))
+        resize = transforms.Resize(width, interpolation=str_to_interp_mode(config['interpolation']))
         steps[:1] = [RandomShift(recipe.crop_padding), resize, transforms.CenterCrop(width)]
     if trivial:
         steps.insert(len(steps) - 1, transforms.TrivialAugmentWide())  # the last step makes the tensor
@@ -212,17 +205,15 @@ def make_train_loader(
 
 
 def make_eval_loader(
-        dataset: Images, recipe: Recipe, data_config: dict[str, Any], device: torch.device, distributed: bool = False,
+        dataset: Images, recipe: Recipe, config: Config, device: torch.device, distributed: bool = False,
 ) -> Any:
     """Batches of centre-cropped images, normalised and on the device."""
-    options = _loader_options(recipe, data_config, device, distributed)
-    return create_loader(dataset, crop_pct=data_config['crop_pct'], crop_mode=data_config['crop_mode'], **options)
+    return create_loader(dataset, crop_pct=config['crop_pct'], crop_mode=config['crop_mode'],
+                         **_loader_options(recipe, config, device, distributed))
 
 
-def _loader_options(
-        recipe: Recipe, data_config: dict[str, Any], device: torch.device, distributed: bool) -> dict[str, Any]:
-    shared = {key: data_config[key] for key in ('input_size', 'interpolation', 'mean', 'std')}
+def _loader_options(recipe: Recipe, config: Config, device: torch.device, distributed: bool) -> dict[str, Any]:
     # new workers take their seeds from the epoch's: no state outlives an epoch
-    return dict(
-        **shared, batch_size=recipe.batch_size, num_workers=recipe.workers, distributed=distributed, device=device,
+    return {key: config[key] for key in ('input_size', 'interpolation', 'mean', 'std')} | dict(
+        batch_size=recipe.batch_size, num_workers=recipe.workers, distributed=distributed, device=device,
         pin_memory=device.type == 'cuda', worker_seeding='all', persistent_workers=False)

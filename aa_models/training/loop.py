@@ -23,17 +23,6 @@ DIVERGED = 'training stops, the last checkpoint is kept (a smaller lr, a longer 
 CHECK_EVERY = 16  # batches whose losses are read together, because each reading waits for the device
 
 
-class Float32Loss(nn.Module):
-    """A loss computed in float32: autocast on a CPU would compute its softmax and logarithm in bfloat16."""
-
-    def __init__(self, criterion: nn.Module) -> None:
-        super().__init__()
-        self.criterion = criterion
-
-    def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return self.criterion(output.float(), target)
-
-
 class LossMeter(AverageMeter):
     """Mean loss of an epoch; an infinite loss, or one that is not a number, is an error."""
 
@@ -62,14 +51,13 @@ class LossMeter(AverageMeter):
 
 
 def _make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The optimiser that a recipe names, with an error where it does not take the recipe's `opt_kwargs`."""
     try:
         return create_optimizer_v2(
             model, recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum,
             layer_decay=recipe.layer_decay, **recipe.opt_kwargs)
     except (TypeError, ValueError) as error:
-        raise InputError(
-            f'opt = {recipe.opt!r} cannot be made with opt_kwargs = {recipe.opt_kwargs}: {error}') from error
+        given = f'opt_kwargs = {recipe.opt_kwargs}'
+        raise InputError(f'opt = {recipe.opt!r} cannot be made with {given}: {error}') from error
 
 
 class Trainer:
@@ -79,8 +67,7 @@ class Trainer:
         recipe: How to train.
         model: On its device and in its memory format.
         process: What `start_device` found.
-        train_loader: Batches (B, 3, H, W) and labels (B,).
-        eval_loader: The same, to validate.
+        train_loader, eval_loader: Batches (B, 3, H, W) and labels (B,), to train and to validate.
         log_seconds: Time between two lines of the log.
     """
 
@@ -101,11 +88,12 @@ class Trainer:
             warmup_lr=recipe.warmup_lr, min_lr=recipe.min_lr, decay_epochs=recipe.decay_epochs,
             decay_rate=recipe.decay_rate, step_on_epochs=not recipe.sched_on_updates,
             updates_per_epoch=self.updates_per_epoch)
-        self.mixup = Mixup(
-            mixup_alpha=recipe.mixup, cutmix_alpha=recipe.cutmix, prob=recipe.mixup_prob,
-            label_smoothing=recipe.smoothing, num_classes=model.num_classes) if recipe.mixing else None
+        self.mixup = Mixup(mixup_alpha=recipe.mixup, cutmix_alpha=recipe.cutmix, prob=recipe.mixup_prob,
+                           label_smoothing=recipe.smoothing, num_classes=model.num_classes) if recipe.mixing else None
         criterion = create_classification_loss(smoothing=recipe.smoothing, soft_targets=recipe.mixing)
-        self.task = ClassificationTask(model, Float32Loss(criterion), device=process.device, verbose=False)
+        # in float32: autocast on a CPU would compute softmax and logarithm of the loss in bfloat16
+        self.task = ClassificationTask(
+            model, lambda output, target: criterion(output.float(), target), device=process.device, verbose=False)
         if recipe.ema:
             self.task.setup_ema(decay=recipe.ema_decay, use_warmup=recipe.ema_warmup)
 
@@ -129,13 +117,12 @@ class Trainer:
         recipe, batches = self.recipe, len(self.train_loader)
         updates = self._begin(epoch)
         meter, lr = LossMeter(epoch), self.lr
-        progress = Progress(
-            f'epoch {epoch + 1}/{recipe.epochs}', batches, after=(recipe.epochs - epoch - 1) * batches,
-            every=self.log_seconds, show=self.process.rank == 0)
+        progress = Progress(f'epoch {epoch + 1}/{recipe.epochs}', batches, after=(recipe.epochs - epoch - 1) * batches,
+                            every=self.log_seconds, show=self.process.rank == 0)
         for step, (images, labels) in enumerate(self.train_loader):
-            group_start = step - step % recipe.grad_accum_steps
-            group = min(recipe.grad_accum_steps, batches - group_start)  # the last group may be smaller
-            update = step == group_start + group - 1
+            in_group = step % recipe.grad_accum_steps
+            group = min(recipe.grad_accum_steps, batches - step + in_group)  # the last group may be smaller
+            update = in_group == group - 1
             lr = self.lr
             meter.add(self._step(images, labels, group, update), len(images))
             if update:
@@ -145,7 +132,7 @@ class Trainer:
             progress.step(len(images) * self.process.world_size, **meter.latest, lr=lr)
         meter.settle()
         self._check_weights(epoch)
-        progress.close()
+        progress.bar.close()
         self.scheduler.step(epoch + 1)
         loss = float(meter.avg)
         if self.process.distributed:
@@ -208,6 +195,5 @@ class Trainer:
 
     def validate(self) -> dict[str, float]:
         """Measure the model, or its moving average where the recipe keeps one."""
-        progress = Progress('validation', len(self.eval_loader), every=self.log_seconds, show=self.process.rank == 0)
         model = cast(nn.Module, self.task.get_eval_model(ema=self.recipe.ema))
-        return evaluate(model, self.eval_loader, self.task.create_evaluator, self.recipe, self.process, progress)[0]
+        return evaluate(model, self.eval_loader, self.recipe, self.process, every=self.log_seconds)[0]

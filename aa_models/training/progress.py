@@ -41,8 +41,7 @@ class Progress:
         self.batches += 1
         self.images += images
         self.bar.update()
-        due = time.perf_counter() - self.spoken >= (1.0 if not self.bar.disable else self.every)
-        if not self.show or not due:
+        if not self.show or time.perf_counter() - self.spoken < (self.every if self.bar.disable else 1.0):
             return
         self.spoken = time.perf_counter()
         left = (self.total - self.batches + self.after) * self.seconds / self.batches
@@ -52,7 +51,3 @@ class Progress:
             _logger.info(f'{self.label}: {self.batches}/{self.total} {text}')
         else:
             self.bar.set_postfix_str(text, refresh=False)
-
-    def close(self) -> None:
-        """Take the bar away and stop the clock."""
-        self.bar.close()

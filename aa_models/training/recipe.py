@@ -21,16 +21,13 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
-def _read_none(value: Any) -> Any:
-    """`none` as a word, as it comes from a command line."""
-    return None if value in ('none', ['none']) else value
-
-
 T = TypeVar('T')
-OrNone = Annotated[T | None, BeforeValidator(_read_none)]
+# `none` is a word as it comes from a command line
+OrNone = Annotated[T | None, BeforeValidator(lambda value: None if value in ('none', ['none']) else value)]
 Int = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[float, BeforeValidator(_no_bool)]
 Size = Annotated[Int, Field(ge=1)]
+Count = Annotated[Int, Field(ge=0)]
 Positive = Annotated[Float, Field(gt=0)]
 
 
@@ -50,11 +47,9 @@ class Recipe:
         '', description='dataset in timm\'s notation: torch/…, hfds/…, wds/…; "" is a folder of class folders')
     train_split: str = Field('train', description='split to train on')
     val_split: str = Field('validation', description='split to validate on')
-    holdout: Int = Field(
-        0, ge=0, description='validate on that many training images, class-balanced, instead of val_split')
-    train_images: Int = Field(0, ge=0, description='train on that many images only, class-balanced; 0: all')
-    img_size: OrNone[Int] = Field(
-        None, ge=1, description="height and width of the network's input; none: the model's own")
+    holdout: Count = Field(0, description='validate on that many training images, class-balanced, instead of val_split')
+    train_images: Count = Field(0, description='train on that many images only, class-balanced; 0: all')
+    img_size: OrNone[Size] = Field(None, description="height and width of the network's input; none: the model's own")
     input_size: OrNone[tuple[Size, Size, Size]] = Field(
         None, description='channels, height and width of the input, where it is not square')
     mean: OrNone[tuple[Float, Float, Float]] = Field(None, description="mean of each channel; none: the model's own")
@@ -64,9 +59,8 @@ class Recipe:
         None, description="resizing filter; none: the model's own")
     crop_pct: OrNone[Float] = Field(None, gt=0, description="centre crop in validation; none: the model's own")
     # augmentation
-    crop_padding: Int = Field(
-        0, ge=0, description='shift by up to that many source pixels, reflecting at the border, instead of cropping to '
-        'scale and ratio')
+    crop_padding: Count = Field(0, description='shift by up to that many source pixels, reflecting at the border, '
+                                'instead of cropping to scale and ratio')
     scale: tuple[Positive, Positive] = Field((0.08, 1.0), description='least and largest area of the random crop')
     ratio: tuple[Positive, Positive] = Field(
         (3 / 4, 4 / 3), description="least and largest aspect ratio of the random crop, relative to the input's")
@@ -87,8 +81,7 @@ class Recipe:
     momentum: Float = Field(0.9, ge=0, lt=1, description='momentum')
     weight_decay: Float = Field(
         2e-5, ge=0, description='weight decay (not on norms, biases and what the model exempts)')
-    layer_decay: OrNone[Float] = Field(
-        None, gt=0, description='factor on the learning rate for each layer below the head')
+    layer_decay: OrNone[Positive] = Field(None, description='factor on the learning rate for each layer below the head')
     lr: Float = Field(0.1, gt=0, description='largest learning rate, for the batch of all devices together')
     # all of these schedules are functions of the step alone, which exact resume needs
     sched: Literal['cosine', 'step', 'wsd', 'constant'] = Field('cosine', description='schedule of the learning rate')
@@ -97,8 +90,7 @@ class Recipe:
     warmup_epochs: Float = Field(5.0, ge=0, description='epochs of linear warm-up')
     warmup_lr: Float = Field(1e-5, ge=0, description='learning rate at the start of the warm-up')
     min_lr: Float = Field(0.0, ge=0, description='learning rate at the end')
-    decay_epochs: OrNone[Float] = Field(
-        None, gt=0, description='epochs between drops (step) or of the final decay (wsd)')
+    decay_epochs: OrNone[Positive] = Field(None, description='epochs between drops (step) or of the final decay (wsd)')
     decay_rate: Float = Field(0.1, gt=0, description='factor of a drop (step)')
     clip_grad: OrNone[Float] = Field(None, gt=0, description='largest norm of the gradient')
     # averaging, precision, speed
@@ -111,9 +103,8 @@ class Recipe:
     compile: bool = Field(False, description='torch.compile the model')
     compile_mode: OrNone[Literal['default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs']] = Field(
         None, description='mode of torch.compile')
-    deterministic: bool = Field(
-        True, description='use deterministic algorithms on CUDA; without them an interrupted run goes on with slightly '
-        'different figures')
+    deterministic: bool = Field(True, description='use deterministic algorithms on CUDA; without them an interrupted '
+                                'run goes on with slightly different figures')
     # bookkeeping
     workers: Int = Field(4, ge=0, description='processes that load images, of one device')
     seed: Int = Field(42, ge=0, description='seed of weights, order of images and augmentation')
@@ -124,7 +115,6 @@ class Recipe:
     @classmethod
     def _is_optimizer(cls, value: str) -> str:
         from timm.optim import list_optimizers  # options and help need no torch
-
         optimizers = [str(name) for name in list_optimizers()]
         if value not in optimizers:
             raise ValueError(f'opt = {value!r} is no optimiser of timm{nearest(value, optimizers)}')
@@ -134,7 +124,6 @@ class Recipe:
     @classmethod
     def _is_policy(cls, value: str | None) -> str | None:
         from timm.data import create_transform
-
         try:
             create_transform(8, is_training=True, auto_augment=None if value == 'ta_wide' else value)
         except (AssertionError, ValueError, LookupError) as error:
@@ -192,8 +181,8 @@ def load_recipe(source: str | os.PathLike[str], **overrides: Any) -> Recipe:
     """
     path = Path(source) if Path(source).is_file() else RECIPE_DIR / f'{source}.yaml'
     if not path.is_file():
-        names = ', '.join(recipe_names())
-        raise InputError(f'no recipe {str(source)!r}: it is neither a file nor one of the packaged ones ({names})')
+        raise InputError(f'no recipe {str(source)!r}: it is neither a file nor one of the packaged ones '
+                         f'({", ".join(recipe_names())})')
     try:
         values = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -1,8 +1,4 @@
-"""A training run, from its recipe to the last epoch. An interrupted one goes on and ends as an unbroken one does.
-
-`output` receives checkpoints, `log.csv` and the recipe. SIGTERM and Ctrl-C complete the checkpoint that is being
-written, if any, and stop the run; the epoch they cut short is made again.
-"""
+"""A training run, from its recipe to the last epoch. An interrupted one goes on and ends as an unbroken one does."""
 import argparse
 import contextlib
 import dataclasses
@@ -60,7 +56,12 @@ def train(
                 if recipe.num_classes is None and classes:
                     recipe = dataclasses.replace(recipe, num_classes=len(classes))
                 trainer = make_trainer(recipe, process, *datasets, log_seconds)
-                _run(trainer, output, _prepare(output, recipe, overwrite, process, classes), stop, finish)
+                facts = dict(classes=classes, machine=machine_name(process))
+                # the first process prepares the directory and tells the others which checkpoint to go on from
+                found = [checkpoints.prepare(output, recipe, overwrite, facts) if process.rank == 0 else None]
+                if process.distributed:
+                    torch.distributed.broadcast_object_list(found, src=0)
+                _run(trainer, output, found[0], stop, finish)
         except (Stopped, Exception) as error:
             stop.only_note(for_good=process.distributed)
             if stop.raised is None:
@@ -90,16 +91,13 @@ def deterministic(wanted: bool, device: torch.device) -> Iterator[None]:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
-def make_trainer(
-        recipe: Recipe, process: Process, train_set: Any, eval_set: Any, log_seconds: float = 30.0) -> Trainer:
+def make_trainer(recipe: Recipe, process: Process, train_set: Any, eval_set: Any, log_seconds: float) -> Trainer:
     """Everything that can fail because of what the user gave, before anything is written."""
     random_seed(recipe.seed)
     model = build_model(
         recipe.model, pretrained=recipe.pretrained, num_classes=recipe.num_classes, drop_rate=recipe.drop or None,
         drop_path_rate=recipe.drop_path or None, **recipe.model_kwargs)
-    model.to(device=process.device)
-    if recipe.channels_last:
-        model.to(memory_format=torch.channels_last)
+    model.to(process.device).to(memory_format=torch.channels_last if recipe.channels_last else torch.preserve_format)
     for dataset in (train_set, eval_set):
         check_labels(dataset, num_classes_of(model))
     config = data_config_of(model, recipe)
@@ -111,29 +109,17 @@ def make_trainer(
     return Trainer(recipe, model, process, train_loader, eval_loader, log_seconds)
 
 
-def _prepare(output: Path, recipe: Recipe, overwrite: bool, process: Process, classes: list[str] | None) -> Path | None:
-    """The first process prepares the directory and tells the others which checkpoint to go on from."""
-    facts = dict(classes=classes, machine=machine_name(process))
-    answer = [checkpoints.prepare(output, recipe, overwrite, facts) if process.rank == 0 else None]
-    if process.distributed:
-        torch.distributed.broadcast_object_list(answer, src=0)
-    return answer[0]
-
-
-def _run(
-        trainer: Trainer, output: Path, checkpoint: Path | None, stop: StopSignals, finish: Callable[[], object],
-) -> None:
-    """The epochs after those of the checkpoint."""
+def _run(trainer: Trainer, output: Path, newest: Path | None, stop: StopSignals, finish: Callable[[], object]) -> None:
+    """The epochs after those of the newest checkpoint."""
     recipe, saver, epoch = trainer.recipe, None, 0
     if trainer.process.rank == 0:
         # a namespace of plain values, which timm's loaders read without running code of this package
         saver = CheckpointSaver(
-            trainer.model, trainer.optimizer, args=argparse.Namespace(**dataclasses.asdict(recipe)),
-            amp_scaler=trainer.scaler, checkpoint_dir=str(output), task=trainer.task,
-            max_history=recipe.checkpoint_hist)
-    if checkpoint is not None:
+            trainer.model, trainer.optimizer, task=trainer.task, amp_scaler=trainer.scaler, checkpoint_dir=str(output),
+            max_history=recipe.checkpoint_hist, args=argparse.Namespace(**dataclasses.asdict(recipe)))
+    if newest is not None:
         with stop.held():
-            epoch = checkpoints.resume(checkpoint, trainer.task, trainer.optimizer, trainer.scaler, saver)
+            epoch = checkpoints.resume(newest, trainer, saver)
     if saver is not None:
         with checkpoints.writing(output):
             checkpoints.trim_log(output / checkpoints.LOG, epoch)
@@ -150,8 +136,7 @@ def _run(
 
 def _epoch(trainer: Trainer, epoch: int, output: Path, saver: CheckpointSaver | None, stop: StopSignals) -> None:
     """Train, validate, write the log, then the checkpoint: a row without its checkpoint is dropped on resuming."""
-    recipe = trainer.recipe
-    figures = trainer.train_epoch(epoch)
+    recipe, figures = trainer.recipe, trainer.train_epoch(epoch)
     lr = figures.pop('lr')
     measured = (epoch + 1) % recipe.val_interval == 0 or epoch + 1 == recipe.epochs
     score = trainer.validate() if measured else dict(loss='', top1='', top5='')  # empty cells keep the columns
@@ -161,6 +146,5 @@ def _epoch(trainer: Trainer, epoch: int, output: Path, saver: CheckpointSaver | 
         update_summary(epoch, OrderedDict(figures), OrderedDict(score), output / checkpoints.LOG, lr=lr)
         saver.save_checkpoint(epoch, metric=score['top1'] if measured else None)
     text = f'top-1 {score["top1"]:.3f} top-5 {score["top5"]:.3f}' if measured else 'not validated'
-    _logger.info(
-        f'epoch {epoch + 1}/{recipe.epochs}: loss {figures["loss"]:.4f} {text} '
-        f'in {figures["seconds"]:.0f} s, {figures["img_per_s"]:.1f} img/s')
+    _logger.info(f'epoch {epoch + 1}/{recipe.epochs}: loss {figures["loss"]:.4f} {text} '
+                 f'in {figures["seconds"]:.0f} s, {figures["img_per_s"]:.1f} img/s')

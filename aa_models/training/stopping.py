@@ -6,11 +6,8 @@ complete a checkpoint, to say what is saved, and to end with the status that tel
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from types import FrameType
+from collections.abc import Iterator
 from typing import Any
-
-Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
 class Stopped(KeyboardInterrupt):
@@ -33,7 +30,7 @@ class StopSignals:
         self.received: list[signal.Signals] = []
         self.raised: Stopped | None = None
         self.holding = False
-        self.before: dict[signal.Signals, Handler] = {}
+        self.before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> 'StopSignals':
         if threading.current_thread() is threading.main_thread():  # no other thread may set handlers
@@ -46,10 +43,10 @@ class StopSignals:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def _handle(self, number: signal.Signals, handler: Handler) -> None:
+    def _handle(self, number: signal.Signals, handler: Any) -> None:
         self.before.setdefault(number, signal.signal(number, handler))
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, number: int, frame: object) -> None:
         self.received.append(signal.Signals(number))
         if not self.holding:
             self._stop()

@@ -1,7 +1,6 @@
 """Top-1 and top-5 of a model on a dataset, by one process or by several that share the images."""
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,6 @@ from aa_models.schema import checked
 from .loaders import DATA_KEYS, check_labels, class_names, data_config_of, make_eval_loader, open_dataset
 from .progress import Progress
 from .recipe import Recipe
-
-FROM_CHECKPOINT = ('model', 'model_kwargs', 'num_classes', *DATA_KEYS)
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ def validation_recipe(checkpoint: Path | None = None, **values: Any) -> Recipe:
     """
     args = None if checkpoint is None else _content_of(checkpoint).get('args')
     sizes = ('img_size', 'input_size')
-    keys = [key for key in FROM_CHECKPOINT if key not in sizes or not any(map(values.get, sizes))]
+    keys = {'model', 'model_kwargs', 'num_classes', *DATA_KEYS}.difference(sizes if any(map(values.get, sizes)) else ())
     values = {**{key: value for key in keys if (value := getattr(args, key, None))}, **values}
     if not values.get('model'):
         raise InputError('--model is missing: give a name, local-dir:… or hf-hub:…')
@@ -65,9 +62,7 @@ def validate(
         recipe: Says which model, data, input, batches and precision, as `validation_recipe` makes it.
         checkpoint: Where the weights are from, by default the pretrained ones of the model.
         use_ema: Take the averaged weights of the checkpoint.
-        data_dir: Where the dataset is.
-        download: Fetch the dataset if it is not there.
-        device: By default CUDA where there is one, else the CPU.
+        data_dir, download, device: As `run.train` takes them.
 
     Raises:
         InputError: A model, checkpoint or dataset that cannot be used.
@@ -77,42 +72,37 @@ def validate(
         raise InputError(what if checkpoint else '--use-ema needs a --checkpoint')
     with process_on(device) as process:
         model = load_model(recipe, checkpoint, use_ema).to(process.device)
-        if recipe.channels_last:
-            model.to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last if recipe.channels_last else torch.preserve_format)
         config = data_config_of(model, recipe)
         with process.one_first(download):
             dataset = open_dataset(
                 recipe.dataset, data_dir, recipe.val_split, download=download, batch_size=recipe.batch_size)
         check_labels(dataset, num_classes_of(model))
         loader = make_eval_loader(dataset, recipe, config, process.device, process.distributed)
-        progress = Progress('validation', len(loader), show=process.rank == 0)
-        figures, images = evaluate(
-            model, loader, partial(ClassificationEvaluator, process.device), recipe, process, progress)
+        figures, images, seconds = evaluate(model, loader, recipe, process)
         return Validation(
-            figures['top1'], figures['top5'], images, progress.seconds, model, config, class_names(dataset), process)
+            figures['top1'], figures['top5'], images, seconds, model, config, class_names(dataset), process)
 
 
 @torch.inference_mode()
 def evaluate(
-        model: nn.Module, loader: Any, make_evaluator: Callable[..., Any], recipe: Recipe, process: Process,
-        progress: Progress,
-) -> tuple[dict[str, float], int]:
+        model: nn.Module, loader: Any, recipe: Recipe, process: Process, label: str = 'validation', every: float = 30.0,
+) -> tuple[dict[str, float], int, float]:
     """Measure a model in one pass over a validation set.
 
     Args:
         model: Takes (B, 3, H, W), gives logits (B, num_classes).
-        loader: Of several processes each has its own share; those images that a sampler repeats to make the shares
-            equal are not counted.
-        make_evaluator: Makes timm's evaluator; takes `max_samples`.
+        loader: Of several processes each has a share; images that a sampler repeats to make them equal do not count.
         recipe: Says precision and memory format.
         process: One of those whose figures are summed.
-        progress: Is closed at the end.
+        label, every: As `Progress` takes them.
 
     Returns:
-        The evaluator's figures `loss`, `top1` and `top5` (percent), and the number of images.
+        The figures `loss`, `top1` and `top5` (percent), the number of images, and the seconds it took.
     """
     model.eval()
-    evaluator = make_evaluator(max_samples=evaluation_sample_limit(loader))
+    progress = Progress(label, len(loader), every=every, show=process.rank == 0)
+    evaluator = ClassificationEvaluator(process.device, max_samples=evaluation_sample_limit(loader))
     for images, labels in loader:
         if recipe.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
@@ -124,8 +114,8 @@ def evaluate(
     if process.distributed:
         torch.distributed.all_reduce(count)
     figures = evaluator.compute(distributed=process.distributed)
-    progress.close()
-    return figures, int(count)
+    progress.bar.close()
+    return figures, int(count), progress.seconds
 
 
 def _content_of(checkpoint: Path) -> Mapping[str, Any]:
