@@ -3,8 +3,8 @@
 A command is a module `aa_models/cli/<command>.py` that parses, calls a function of the library and prints. It has
 
 - a docstring, which is the command's description and whose first line stands in the list of commands,
-- `add_arguments(parser)`,
-- `run(args) -> int`, which returns the exit status,
+- `add_arguments(parser)`, which declares its options,
+- `run(args) -> int`, which does the work and returns the exit status,
 - `USAGE`, where argparse's list of all options would be too long.
 
 `aa-models --help` imports every command, so what is slow to import (torch, timm, numpy, PIL, matplotlib) is left to

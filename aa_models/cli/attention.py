@@ -22,48 +22,45 @@ from aa_models.errors import InputError
 from .options import add_device, add_model
 
 if TYPE_CHECKING:
-    from PIL import Image
     from torch import nn
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
     parser.add_argument('image', metavar='IMAGE', help='picture')
     add_model(parser)
     parser.add_argument('--layer', metavar='NAME', help='show the heads of this layer (default: an overview of all)')
     parser.add_argument(
         '--query', metavar='X,Y', help='column and row of the query pixel, 0,0 at the top left (default: centre)')
-    parser.add_argument(
-        '--img-size', type=int, metavar='PX',
-        help="the picture is resized to about as many pixels as a square of this side has (default: the model's)")
+    parser.add_argument('--img-size', type=int, metavar='PX', help='the picture is resized to about as many pixels as '
+                        "a square of this side has (default: the model's)")
     parser.add_argument(
         '-o', '--output', default='attention.png', metavar='FILE', help='the picture to write (default: %(default)s)')
     add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check what was asked for, read the attention, draw it and say what is shown."""
     if args.img_size is not None and args.img_size < 1:
         raise InputError(f'--img-size must be at least 1, not {args.img_size}')
     from aa_models.analysis.plotting import check_plot, save_plot
     from aa_models.analysis.queries import attention_from, cell_of
+    from aa_models.data.pictures import find_pictures, read_picture
     from aa_models.device import find_device
     from aa_models.models.create import build_model, check_name
 
     check_plot(args.output)
     device = find_device(args.device)
     check_name(args.model)
-    picture = _read_one(args.image)
+    path, *more = find_pictures([args.image])
+    if more:
+        raise InputError(f'IMAGE must be one picture, and {args.image} is a folder of {1 + len(more)}')
+    picture = read_picture(path)
     query = _parse_query(args.query, picture.size)
     model = build_model(args.model, pretrained=True).to(device).eval()
     layer = None if args.layer is None else _one_layer(model, args.layer)
     weights = attention_from(model, picture, query, layer or '*', args.img_size)
-    if layer:
-        panels = {f'head {i}': head for i, head in enumerate(weights[layer])}
-    else:
-        panels = {name: heads.mean(0) for name, heads in weights.items()}
+    panels = {f'head {i}': head for i, head in enumerate(weights[layer])} if layer else {
+        name: heads.mean(0) for name, heads in weights.items()}
     from aa_models.analysis.figures import draw
-
     title = f'{args.model}{f", {layer}" if layer else ", mean over the heads"}, query {query[0]},{query[1]}'
     save_plot(draw(picture, query, panels, title), args.output)
     for name, heads in weights.items():
@@ -72,16 +69,6 @@ def run(args: argparse.Namespace) -> int:
         print(f'{name}: {num_heads} heads on a map of {H} x {W}, the query in row {row}, column {column}')
     print(f'wrote {args.output}')
     return 0
-
-
-def _read_one(path: str) -> 'Image.Image':
-    """Read the one picture asked for."""
-    from aa_models.data.pictures import find_pictures, read_picture
-
-    paths = find_pictures([path])
-    if len(paths) > 1:
-        raise InputError(f'IMAGE must be one picture, and {path} is a folder of {len(paths)}')
-    return read_picture(paths[0])
 
 
 def _parse_query(text: str | None, size: tuple[int, int]) -> tuple[int, int]:
@@ -98,9 +85,7 @@ def _parse_query(text: str | None, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _one_layer(model: 'nn.Module', pattern: str) -> str:
-    """The name of the only layer that `--layer` matches."""
     from aa_models.analysis.maps import attention_layers
-
     try:
         names = list(attention_layers(model, pattern))
     except InputError as error:

@@ -10,7 +10,6 @@ Examples:
   aa-models benchmark model aa_resnet50:resnet50       a model and its plain counterpart
 """
 import argparse
-import contextlib
 import csv
 import dataclasses
 import inspect
@@ -80,12 +79,10 @@ OPTIONS: list[tuple[str, str, dict[str, Any]]] = [
         nargs='*', metavar='NAME[:RIVAL]', help='models to compare (default: %(default)s)',
         default=('aa_resnet18', 'laa_resnet18', 'aa_resnet50', 'laa_resnet50', 'aa_wrn28_10', 'laa_wrn28_10'))),
     ('model', '--img-size', dict(type=int, metavar='PX', help="side of the input (default: the rival's)")),
-    ('layer attention', '--size', dict(
-        type=int, nargs='+', default=(32,), metavar=('H', 'W'),
-        help='height and width of the map, one number for both (default: 32)')),
-    ('growth', '--sizes', dict(
-        type=int, nargs='+', default=(4, 8, 16, 32, 64, 96, 128), metavar='N',
-        help='heights and widths of the maps (default: %(default)s)')),
+    ('layer attention', '--size', dict(type=int, nargs='+', default=(32,), metavar=('H', 'W'),
+                                       help='height and width of the map, one number for both (default: 32)')),
+    ('growth', '--sizes', dict(type=int, nargs='+', default=(4, 8, 16, 32, 64, 96, 128), metavar='N',
+                               help='heights and widths of the maps (default: %(default)s)')),
     ('layer growth', '--channels', dict(
         type=int, default=160, metavar='C', help='channels of input and output (default: %(default)s)')),
     ('layer attention growth', '--num-heads', dict(type=int, default=8, metavar='N', help='heads (default: 8)')),
@@ -101,18 +98,16 @@ OPTIONS: list[tuple[str, str, dict[str, Any]]] = [
     ('growth', '-o --output', dict(
         metavar='PICTURE', help='draw time and memory into this file (.png, .svg, .pdf; needs matplotlib)')),
     ('', '--batch-size', dict(type=int, default=16, metavar='N', help='inputs in a batch (default: %(default)s)')),
-    ('', '--bench', dict(
-        default='both', choices=('inference', 'train', 'both'),
-        help='forward passes, training steps (forward and backward) or both (default: both)')),
+    ('', '--bench', dict(default='both', choices=('inference', 'train', 'both'),
+                         help='forward passes, training steps (forward and backward) or both (default: both)')),
     ('', '--dtype', dict(default='float32', choices=('float32', 'bfloat16', 'float16'), help='(default: float32)')),
     ('', '--channels-last', dict(action='store_true', help='keep inputs and weights in channels_last order')),
     ('', '--compile', dict(action='store_true', help='run through torch.compile')),
     ('', '--device', dict(metavar='NAME', help='cpu, cuda or cuda:N (default: cuda where there is one)')),
     ('', '--rounds', dict(type=int, default=10, metavar='N', help='turns of each contestant (default: %(default)s)')),
     ('', '--warmup', dict(type=int, default=2, metavar='N', help='turns before those that count (default: 2)')),
-    ('', '--no-memory', dict(
-        dest='memory', action='store_false',
-        help='do not measure memory, which on the CPU starts a process for each contestant')),
+    ('', '--no-memory', dict(dest='memory', action='store_false',
+                             help='do not measure memory, which on the CPU starts a process for each contestant')),
     ('', '--results-file', dict(metavar='CSV', help="write the results in timm's columns, and some of ours")),
 ]
 # The figures that the table shows, in its order
@@ -123,7 +118,6 @@ HEADS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the benchmarks and their options."""
     benchmarks = parser.add_subparsers(dest='benchmark', metavar='BENCHMARK', required=True)
     for name, text in HELP.items():
         benchmark = benchmarks.add_parser(
@@ -149,8 +143,7 @@ def run(args: argparse.Namespace) -> int:
         check_plot(picture)
     settings = benchmark.Settings(**{f.name: values[f.name] for f in dataclasses.fields(benchmark.Settings)})
     measure = getattr(benchmark, f'benchmark_{args.benchmark}')
-    own = {name: values[name] for name in inspect.signature(measure).parameters if name in values}
-    rows = measure(**own, settings=settings)
+    rows = measure(settings=settings, **{n: values[n] for n in inspect.signature(measure).parameters if n in values})
     shown = ('channels', 'num_heads', 'dim_head', 'dv', 'batch_size', 'dtype', 'channels_last', 'compile', 'rounds')
     chosen = ', '.join(f'{name} {values[name]}' for name in shown if values.get(name))
     title = f'{_machine(settings.where)}\n{args.benchmark}: {chosen}'
@@ -180,29 +173,27 @@ def _machine(device: 'torch.device') -> str:
     return f'{machine}, torch {torch.__version__}, timm {timm.__version__}'
 
 
-def _open(path: str | None) -> contextlib.AbstractContextManager[TextIO | None]:
+def _open(path: str | None) -> TextIO:
     try:
-        return open(path, 'w', newline='', encoding='utf-8') if path else contextlib.nullcontext()
+        return open(path, 'w', newline='', encoding='utf-8') if path else io.StringIO()
     except OSError as error:
         raise InputError(f'results_file = {path!r} cannot be written: {error.strerror}') from error
 
 
-def _print_rows(rows: 'Iterable[Row]', width: int, modes: list[str], memory: bool, file: TextIO | None) -> 'list[Row]':
+def _print_rows(rows: 'Iterable[Row]', width: int, modes: list[str], memory: bool, file: TextIO) -> 'list[Row]':
     """Print row by row as the results come, and write them into the file: an interrupted run keeps what it has."""
     from aa_models.benchmark import COLUMNS
-
     figures = [name for name in HEADS if name.split('_')[0] in modes and (memory or 'memory' not in name)]
     heads = [HEADS[name] for name in figures]
     line = '  '.join([f'{{:{width}}}  {{:>7}}  {{:{width}}}', *(f'{{:>{max(8, len(head))}}}' for head in heads)])
     print(line.format('model', 'size', 'rival', *heads), flush=True)
-    writer = csv.DictWriter(file or io.StringIO(), COLUMNS)
+    writer = csv.DictWriter(file, COLUMNS)
     writer.writeheader()
     done = []
     for row in rows:
         cells = (f'{row[name]:.2f}' if name in row else '' for name in figures)
         print(line.format(row['model'], row['size'], row.get('rival', ''), *cells).rstrip(), flush=True)
         writer.writerow({name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()})
-        if file:
-            file.flush()
+        file.flush()
         done.append(row)
     return done

@@ -7,14 +7,16 @@ Example:
   aa-models corruptions resnet18.mine aa_resnet18.cifar100 --dataset torch/cifar100 --data-dir data -o corruptions.csv
 """
 import argparse
+import logging
 from pathlib import Path
+
+from aa_models.errors import InputError
 
 from .options import add_device
 from .recipe_options import add_data, add_recipe_options, recipe_values
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
     parser.add_argument('models', nargs='+', metavar='MODEL',
                         help='model with its weights: a name, hf-hub:… or local-dir:…')
     add_data(parser)
@@ -28,12 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print and write."""
-    import logging
-
     from timm.utils import setup_default_logging
 
-    from aa_models.errors import InputError
     from aa_models.training.corruptions import mean_corrupted, measure_corruptions, write_corruptions
     from aa_models.training.validation import validation_recipe
 

@@ -11,15 +11,12 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
     parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='a log, or a folder that holds log.csv')
     parser.add_argument('-o', '--output', required=True, metavar='FILE', help='the picture (.png, .svg, .pdf)')
     parser.add_argument('--title', default='', help='printed above')
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw the picture."""
     from aa_models.training.curves import draw_curves
-
     draw_curves(args.runs, args.output, args.title)
     return 0

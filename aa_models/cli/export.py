@@ -16,7 +16,6 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
     parser.add_argument('name', metavar='NAME', help='model with weights, local-dir:FOLDER or hf-hub:OWNER/NAME')
     parser.add_argument('--format', required=True, choices=('onnx', 'torch-export'), help='kind of file')
     parser.add_argument('--dynamic', action='store_true', help='any batch and any height and width')
@@ -28,9 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export and say what was written."""
     from aa_models.release.runtimes import export_pretrained
-
     file, shape = export_pretrained(
         args.name, args.format, args.output, batch_size=args.batch_size, img_size=args.img_size, dynamic=args.dynamic)
     free = 'any batch, height and width' if args.dynamic else 'input ' + 'x'.join(map(str, shape))

@@ -16,25 +16,22 @@ import argparse
 
 from aa_models.errors import InputError
 
-from .options import ParseKeyValues
+from .options import key_value
 from .tables import print_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
     parser.add_argument('name', metavar='NAME', help='model of this package or of timm, with or without a tag')
-    parser.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKeyValues, metavar='KEY=VALUE',
+    parser.add_argument('--model-kwargs', type=key_value, nargs='*', default=(), metavar='KEY=VALUE',
                         help='further arguments of the model')
-    parser.add_argument(
-        '--img-size', type=int, nargs='+', metavar=('H', 'W'),
-        help="size of the image, pixels, one number for both; this package's models get their relative tables made for "
-        "it, too (default: the model's input size)")
+    parser.add_argument('--img-size', type=int, nargs='+', metavar=('H', 'W'),
+                        help="size of the image, pixels, one number for both; this package's models get their relative "
+                        "tables made for it, too (default: the model's input size)")
     parser.add_argument(
         '--all', action='store_true', help='a line for every convolution and linear layer, not only augmented ones')
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the table."""
     size = args.img_size and (args.img_size[0], args.img_size[-1])
     if size and (len(args.img_size) > 2 or min(size) < 1):
         given = ' '.join(map(str, args.img_size))
@@ -44,13 +41,12 @@ def run(args: argparse.Namespace) -> int:
     from aa_models.analysis.layer_tables import Row, layer_table
     from aa_models.models.create import build_model, is_own
 
-    kwargs = {'img_size': size, **args.model_kwargs} if size and is_own(args.name) else args.model_kwargs
-    model = build_model(args.name, **{**kwargs, 'device': 'meta'})
+    kwargs = {'img_size': size} if size and is_own(args.name) else {}
+    model = build_model(args.name, **{**kwargs, **dict(args.model_kwargs), 'device': 'meta'})
     size = size or resolve_data_config(model=model)['input_size'][1:]
     rows = layer_table(model, size, args.all)
     print(f'{args.name}, one image of {size[0]}x{size[1]} pixels')
     total = rows[-1].macs or 1
-    print_table([
-        (*Row._fields[:-2], 'params', 'MACs', 'of all'),
-        *((*row[:-2], f'{row.params:,}', f'{row.macs:,}', f'{row.macs / total:.1%}') for row in rows)])
+    print_table([(*Row._fields[:-2], 'params', 'MACs', 'of all'), *(
+        (*row[:-2], f'{row.params:,}', f'{row.macs:,}', f'{row.macs / total:.1%}') for row in rows)])
     return 0

@@ -18,22 +18,18 @@ from .tables import print_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
     parser.add_argument(
         'filter', nargs='?', default='', metavar='FILTER', help='part of a name, or a pattern with * ? [ ]')
     parser.add_argument('--pretrained', action='store_true', help='only models with weights')
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the table."""
     pattern = args.filter if set(args.filter) & set('*?[') else f'*{args.filter}*'
-    rows = [
-        row for row in read_zoo() if (row.weights != '-' or not args.pretrained)
-        and any(fnmatch.fnmatch(name, pattern) for name in (row.name, row.name.partition('.')[0]))]
+    rows = [row for row in read_zoo() if (row.weights != '-' or not args.pretrained)
+            and any(fnmatch.fnmatch(name, pattern) for name in (row.name, row.name.partition('.')[0]))]
     if not rows:
         with_weights = ' with weights' if args.pretrained else ''
         raise InputError(f'no model{with_weights} matches FILTER {args.filter!r}; `aa-models list` shows all')
-    print_table([
-        ('model', 'params', 'input', 'classes', 'weights'),
-        *((row.name, f'{row.params / 1e6:.2f} M', row.input_size, str(row.num_classes), row.weights) for row in rows)])
+    print_table([('model', 'params', 'input', 'classes', 'weights'), *(
+        (row.name, f'{row.params / 1e6:.2f} M', row.input_size, str(row.num_classes), row.weights) for row in rows)])
     return 0

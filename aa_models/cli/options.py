@@ -1,30 +1,21 @@
 """Options that several commands share, and how they are read."""
 import argparse
 import ast
-from collections.abc import Sequence
 from typing import Any
 
 
-class ParseKeyValues(argparse.Action):
-    """Read words KEY=VALUE into a dict; a value that is no Python literal is a string.
+def key_value(word: str) -> tuple[str, Any]:
+    """Read KEY=VALUE, for the `type` of an option; a value that is no Python literal is a string.
 
     As `timm.utils.ParseKwargs`, but without importing torch, and a word without `=` is reported as a wrong option.
     """
-
-    def __call__(
-            self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: str | Sequence[Any] | None,
-            option_string: str | None = None,
-    ) -> None:
-        pairs = {}
-        for word in values or ():
-            key, equals, text = word.partition('=')
-            if not (key and equals):
-                raise argparse.ArgumentError(self, f'{word!r} is not of the form KEY=VALUE')
-            try:
-                pairs[key] = ast.literal_eval(text)
-            except (ValueError, SyntaxError):
-                pairs[key] = text
-        setattr(namespace, self.dest, pairs)
+    key, equals, text = word.partition('=')
+    if not (key and equals):
+        raise argparse.ArgumentTypeError(f'{word!r} is not of the form KEY=VALUE')
+    try:
+        return key, ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return key, text
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

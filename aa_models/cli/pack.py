@@ -13,7 +13,6 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
     parser.add_argument(
         'run_dir', type=Path, metavar='RUN_DIR', help='the output directory of a finished `aa-models train`')
     parser.add_argument(
@@ -25,8 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the folder and print its path."""
     from aa_models.release.folder import pack_run
-
     print(pack_run(args.run_dir, args.tag, to=args.to, repo=args.repo, machine=args.machine))
     return 0

@@ -18,7 +18,6 @@ from .options import add_device, add_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
     parser.add_argument('images', nargs='+', metavar='IMAGE', help='picture, or folder of pictures')
     add_model(parser)
     parser.add_argument('--top', type=int, default=5, metavar='N', help='classes to show (default: %(default)s)')
@@ -27,7 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check what was asked for, then print the answers."""
     if args.top < 1:
         raise InputError(f'--top must be at least 1, not {args.top}')
     from aa_models.analysis.prediction import predict

@@ -15,7 +15,6 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
     parser.add_argument('name', metavar='NAME', help='tag of a checkpoint of this package, or a folder MODEL.TAG')
     parser.add_argument('--repo-id', required=True, metavar='OWNER/NAME', help='repository on the Hub')
     parser.add_argument('--private', action='store_true', help='make the repository private if it is created')
@@ -26,9 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check and upload, then list what went."""
     from aa_models.release.publication import publish_folder
-
     files, url = publish_folder(
         args.name, args.repo_id, private=args.private, create_pr=args.create_pr, results=args.results_file,
         dry_run=args.dry_run)

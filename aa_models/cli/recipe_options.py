@@ -3,7 +3,7 @@ import argparse
 from collections.abc import Collection
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from .options import ParseKeyValues
+from .options import key_value
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
@@ -12,9 +12,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--dataset-download', action='store_true', help='fetch the dataset if it is not there')
 
 
-def add_recipe_options(
-        parser: argparse.ArgumentParser | argparse._ArgumentGroup, names: Collection[str] | None = None,
-) -> None:
+def add_recipe_options(parser: argparse._ActionsContainer, names: Collection[str] | None = None) -> None:
     """Give the parser an option for each field of `Recipe`; only those that are used end in the namespace.
 
     Args:
@@ -22,7 +20,6 @@ def add_recipe_options(
     """
     from aa_models.schema import may_be_none
     from aa_models.training.recipe import recipe_fields
-
     for name, field in recipe_fields().items():
         if names is not None and name not in names:
             continue
@@ -30,23 +27,22 @@ def add_recipe_options(
         how: dict[str, Any] = dict(metavar=_metavar(kind))
         if kind is bool:
             how = dict(action=argparse.BooleanOptionalAction)
-        elif get_origin(kind) is dict:
-            how = dict(action=ParseKeyValues, nargs='*', metavar='KEY=VALUE')
+        elif get_origin(kind) is dict:  # those called …_kwargs
+            how = dict(type=key_value, nargs='*', metavar='KEY=VALUE')
         elif get_origin(kind) is tuple:
             how = dict(nargs='+', metavar=_metavar(get_args(kind)[0]))
         default = field.get_default(call_default_factory=True)
         shown = ' '.join(f'{v:.4g}' for v in default) if isinstance(default, tuple) else default
         note = '' if shown in (None, '', {}) else f' (default: {shown})'
-        parser.add_argument(
-            f'--{name.replace("_", "-")}', default=argparse.SUPPRESS,
-            help=f'{field.description}{note}'.replace('%', '%%'), **how)
+        parser.add_argument(f'--{name.replace("_", "-")}', default=argparse.SUPPRESS,
+                            help=f'{field.description}{note}'.replace('%', '%%'), **how)
 
 
 def recipe_values(args: argparse.Namespace) -> dict[str, Any]:
     """The values of recipe fields that stood on the command line; the recipe reads those that are text."""
     from aa_models.training.recipe import recipe_fields
-
-    return {name: getattr(args, name) for name in recipe_fields() if hasattr(args, name)}
+    values = {name: getattr(args, name) for name in recipe_fields() if hasattr(args, name)}
+    return {name: dict(value) if name.endswith('_kwargs') else value for name, value in values.items()}
 
 
 def _metavar(kind: Any) -> str:

@@ -19,13 +19,13 @@ from pathlib import Path
 
 from .options import add_device
 from .recipe_options import add_data
+from .train import start_logging
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
     parser.add_argument('sweep', type=Path, metavar='SWEEP', help='the YAML file')
-    parser.add_argument('--output', type=Path, required=True, metavar='DIR', help='where runs have their folders while '
-                        'they last')
+    parser.add_argument('--output', type=Path, required=True, metavar='DIR',
+                        help='where runs have their folders while they last')
     parser.add_argument('--results-file', type=Path, required=True, metavar='CSV', help='table that rows are added to')
     add_data(parser)
     add_device(parser)
@@ -34,15 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the runs.
-
-    Returns:
-        Exit status: 0, or 128 and the number of the signal that stopped a run.
-    """
+    """Returns the exit status: 0, or 128 and the number of the signal that stopped a run."""
     from aa_models.training.stopping import Stopped
     from aa_models.training.sweep import run_sweep
-
-    from .train import start_logging
 
     start_logging()
     try:

@@ -24,11 +24,9 @@ USAGE = '%(prog)s RECIPE --output DIR [options]'  # argparse would print every v
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
     from aa_models.training.recipe import recipe_names
-
-    names = ', '.join(recipe_names())
-    parser.add_argument('recipe', help=f'a YAML file or the name of a packaged recipe: {names}')
+    parser.add_argument(
+        'recipe', help=f'a YAML file or the name of a packaged recipe: {", ".join(recipe_names())}')
     parser.add_argument('--output', required=True, metavar='DIR', help='where checkpoints, log and recipe go; '
                         'the same command with the same directory goes on with an interrupted run')
     add_data(parser)
@@ -42,11 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, then make the folder.
-
-    Returns:
-        Exit status: 0, or 128 and the number of the signal that stopped the run.
-    """
+    """Returns the exit status: 0, or 128 and the number of the signal that stopped the run."""
     from aa_models.release.folder import checked_tag, pack_run
     from aa_models.training.recipe import load_recipe
     from aa_models.training.run import train
@@ -55,15 +49,12 @@ def run(args: argparse.Namespace) -> int:
     output = Path(args.output)
     recipe = load_recipe(args.recipe, **recipe_values(args))
     tag = checked_tag(args.tag, recipe, output)
-
-    def make_folder() -> None:
-        _logger.info(f'the weights after the last epoch are in {pack_run(output, tag, reuse=True)}')
-
     start_logging()
     try:
         train(
             recipe, output, data_dir=args.data_dir, download=args.dataset_download, overwrite=args.overwrite,
-            device=args.device, log_seconds=args.log_seconds, finish=make_folder)
+            device=args.device, log_seconds=args.log_seconds, finish=lambda: _logger.info(
+                f'the weights after the last epoch are in {pack_run(output, tag, reuse=True)}'))
     except Stopped as stopped:
         _logger.warning(str(stopped))
         return stopped.status

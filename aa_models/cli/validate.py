@@ -11,6 +11,7 @@ Examples:
   torchrun --nproc-per-node 4 -m aa_models validate --model aa_resnet50.from_a1_in1k --data-dir imagenet
 """
 import argparse
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
     parser.add_argument('--model', default=argparse.SUPPRESS, metavar='NAME',
                         help='model with its weights: a name, hf-hub:… or local-dir:…')
     parser.add_argument('--checkpoint', type=Path, metavar='FILE', help='a training checkpoint, instead of pretrained '
@@ -46,11 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Validate, print, and write the result where asked to."""
-    import logging
-
+    from timm.models import parse_model_name
     from timm.utils import setup_default_logging
 
+    from aa_models.release.card import load_card
     from aa_models.release.results import read_results, update_results
     from aa_models.training.validation import validate, validation_recipe
 
@@ -59,32 +58,23 @@ def run(args: argparse.Namespace) -> int:
     if args.results_file:
         read_results(args.results_file)  # refused before the work
     recipe = validation_recipe(args.checkpoint, **recipe_values(args))
-    folder = _card_folder(recipe.model, args.checkpoint) if args.card else None
-    result = validate(
-        recipe, checkpoint=args.checkpoint, use_ema=args.use_ema, data_dir=args.data_dir,
-        download=args.dataset_download, device=args.device)
+    if args.card:
+        source, folder = parse_model_name(recipe.model)
+        if source != 'local-dir' or args.checkpoint:
+            given = args.checkpoint or recipe.model
+            raise InputError(f'--card needs --model local-dir:… and no --checkpoint, not {given}')
+        load_card(Path(folder))
+    result = validate(recipe, checkpoint=args.checkpoint, use_ema=args.use_ema, data_dir=args.data_dir,
+                      download=args.dataset_download, device=args.device)
     if result.process.rank != 0:
         return 0
     print(f'{recipe.model}: top-1 {result.top1:.3f} % top-5 {result.top5:.3f} % of {result.images} images '
           f'in {result.seconds:.1f} s')
     if args.results_file:
         update_results(args.results_file, _row(recipe.model, result))
-    if folder is not None:
-        _write_card(folder, recipe, result)
+    if args.card:
+        _write_card(Path(folder), recipe, result)
     return 0
-
-
-def _card_folder(model: str, checkpoint: Path | None) -> Path:
-    """The folder whose card takes the result, checked before the work."""
-    from timm.models import parse_model_name
-
-    from aa_models.release.card import load_card
-
-    source, folder = parse_model_name(model)
-    if source != 'local-dir' or checkpoint:
-        raise InputError(f'--card needs --model local-dir:… and no --checkpoint, not {checkpoint or model}')
-    load_card(Path(folder))
-    return Path(folder)
 
 
 def _write_card(folder: Path, recipe: 'Recipe', result: 'Validation') -> None:
@@ -92,7 +82,6 @@ def _write_card(folder: Path, recipe: 'Recipe', result: 'Validation') -> None:
     from aa_models.device import machine_name
     from aa_models.release.card import write_accuracy
     from aa_models.training.loaders import size_text
-
     precision = f'{recipe.amp_dtype} autocast' if recipe.amp else 'float32'
     write_accuracy(
         folder, dict(top1=result.top1, top5=result.top5), result.images,
@@ -105,7 +94,6 @@ def _write_card(folder: Path, recipe: 'Recipe', result: 'Validation') -> None:
 def _row(name: str, result: 'Validation') -> dict[str, Any]:
     """A row of the results table. A folder is named in it by its last part alone, `<model>.<tag>`."""
     from timm.models import parse_model_name
-
     source, path = parse_model_name(name)
     return dict(
         model=Path(path).resolve().name if source == 'local-dir' else name,
