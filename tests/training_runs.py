@@ -1,9 +1,6 @@
 """Small training runs for the tests: generated pictures, a recipe of seconds, the commands as functions."""
 import argparse
 import csv
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -11,7 +8,6 @@ import yaml
 from PIL import Image
 
 from aa_models.cli import pack, train, validate
-from repository import ROOT
 
 # nothing random but the order of the images, unless a test asks for it
 RECIPE = dict(
@@ -42,30 +38,21 @@ def run(module, *words: object) -> None:
     assert module.run(parser.parse_args([str(word) for word in words])) == 0
 
 
-def write_recipe(output: Path, **values: object) -> Path:
-    """Write `RECIPE` with some of its values replaced beside an output directory."""
+def train_words(output: Path, data: Path | None, **values: object) -> list[object]:
+    """What follows `aa-models train`; writes `RECIPE` with some of its values replaced beside the output directory."""
     recipe = output.parent / f'{output.name}.yaml'
     recipe.write_text(yaml.safe_dump({**RECIPE, **values}))
-    return recipe
+    return [recipe, '--output', output, *(('--data-dir', data) if data else ())]
 
 
 def run_training(output: Path, data: Path | None, *options: object, **values: object) -> Path:
     """Train by `RECIPE` with some of its values replaced; returns the output directory."""
-    run(train, write_recipe(output, **values), '--output', output, *(('--data-dir', data) if data else ()), *options)
+    run(train, *train_words(output, data, **values), *options)
     return output
 
 
-def torchrun(*words: object) -> str:
-    """`aa-models WORDS` by two processes on the CPU, joined by gloo; what both print."""
-    return subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', '-m', 'aa_models',
-         *map(str, words)],
-        check=True, timeout=300, env={**os.environ, 'OMP_NUM_THREADS': '1'}, stdout=subprocess.PIPE, text=True,
-        cwd=ROOT).stdout
-
-
 def run_validation(*words: object) -> None:
-    """Validate on the CPU in this process."""
+    """Validate in this process."""
     run(validate, *words, '--workers', 0)
 
 
