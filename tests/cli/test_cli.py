@@ -8,6 +8,7 @@ from unittest import mock
 
 import pytest
 import timm
+from matplotlib.figure import Figure
 from PIL import Image
 
 from aa_models import errors
@@ -38,9 +39,6 @@ def no_model(monkeypatch):
     monkeypatch.setattr(timm, 'create_model', lambda *_, **__: pytest.fail('a model was built before the check'))
 
 
-# --- the command itself
-
-
 @pytest.mark.parametrize('arguments', [[], ['predict'], ['no_such_command'], ['list', '--no-such-option']])
 def test_wrong_usage(arguments, capsys):
     assert 'usage: aa-models' in refused(capsys, *arguments)
@@ -69,9 +67,6 @@ def test_reader_that_leaves():
     assert process.stderr.read() == b'' and process.wait() == 0
 
 
-# --- list
-
-
 def test_list(capsys):
     header, *rows = [line.split() for line in answered(capsys, 'list').splitlines()]
     assert header == ['model', 'params', 'input', 'classes', 'weights']
@@ -92,9 +87,6 @@ def test_list_filter(filter, count, capsys):
 
 def test_zoo_file_is_true():
     assert read_zoo() == measure_zoo(), 'write aa_models/zoo.csv again: python -m aa_models.analysis.zoo_table'
-
-
-# --- predict
 
 
 @pytest.mark.parametrize('top', [3, 99])
@@ -152,6 +144,57 @@ def test_file_that_is_no_picture_or_not_there(command, content, no_model, tmp_pa
         bad.write_bytes(content)
     err = refused(capsys, *command, bad)
     assert str(bad) in err and len(err.splitlines()) == 1
+
+
+@pytest.fixture
+def attention(folder, tmp_path, monkeypatch):
+    """The words of a command that can be answered; it writes into the current folder, which is empty."""
+    monkeypatch.chdir(tmp_path)
+    return ['attention', LION, '--model', NAME, '-o', 'seen.png']
+
+
+@pytest.mark.parametrize('options, lines', [
+    ([], ['stages.0.1.conv.attn: 8 heads on a map of 14 x 14, the query in row 7, column 7',
+          'stages.1.1.conv.attn: 8 heads on a map of 7 x 7, the query in row 3, column 3']),
+    (['--layer', 'stages.0.1.conv.attn', '--query', '31,8', '--img-size', '64'],
+     ['stages.0.1.conv.attn: 8 heads on a map of 32 x 32, the query in row 8, column 31']),
+])
+def test_attention(options, lines, attention, capsys):
+    status, out, err = run_command(capsys, *attention, '--device', 'cpu', *options)
+    assert (status, out.splitlines(), err) == (0, [*lines, 'wrote seen.png'], '')
+    with Image.open('seen.png') as picture:
+        colours = picture.convert('RGB').getcolors(1 << 24)
+        assert picture.format == 'PNG' and min(picture.size) > 300 and len(colours) > 100
+
+
+@pytest.mark.parametrize('options, said', [
+    (['--query', '32,0'], ['--query 32,0', '32 x 32']),
+    (['--query=-1,0'], ['--query -1,0', '32 x 32']),
+    (['--query', '3'], ["X,Y", "'3'"]),
+    (['--query', '3,4.5'], ["X,Y", "'3,4.5'"]),
+    (['--img-size', '0'], ['--img-size', '0']),
+    (['--layer', 'stages.9'], ['--layer', 'stages.9', 'stages.0.1.conv.attn']),
+    (['--layer', '*'], ['--layer', 'one', 'stages.0.1.conv.attn', 'stages.1.1.conv.attn']),
+    (['--layer', ''], ['--layer', 'stages.0.1.conv.attn']),
+    (['--model', 'aa_resnet19'], ['aa_resnet19', 'did you mean']),
+    (['--device', 'toaster'], ['--device', 'toaster']),
+    (['-o', 'seen.docx'], ['seen.docx', '.png']),
+    (['-o', 'nowhere/seen.png'], ['nowhere', 'does not exist']),
+])
+def test_attention_wrong_options(options, said, attention, tmp_path, capsys):
+    err = refused(capsys, *attention, *options)
+    assert all(word in err for word in said) and len(err.splitlines()) == 1 and not list(tmp_path.iterdir())
+
+
+def test_without_matplotlib(attention, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
+    assert "pip install 'aa-models[plot]'" in refused(capsys, *attention)
+
+
+def test_a_full_disk(attention, monkeypatch, capsys):
+    monkeypatch.setattr(Figure, 'savefig', mock.Mock(side_effect=OSError(28, 'No space left on device')))
+    status, out, err = run_command(capsys, *attention)
+    assert status == 1 and not out and 'seen.png' in err and 'No space left' in err
 
 
 # --- reading pictures
