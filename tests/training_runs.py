@@ -7,7 +7,7 @@ import torch
 import yaml
 from PIL import Image
 
-from aa_models.cli import pack, train, validate
+from aa_models.cli import train, validate
 
 # nothing random but the order of the images, unless a test asks for it
 RECIPE = dict(
@@ -54,11 +54,6 @@ def run_training(output: Path, data: Path | None, *options: object, **values: ob
 def run_validation(*words: object) -> None:
     """Validate in this process."""
     run(validate, *words, '--workers', 0)
-
-
-def run_pack(*words: object) -> None:
-    """Make the folder of a run that is finished."""
-    run(pack, *words)
 
 
 def checkpoint_of(output: Path, name: str = 'last') -> dict:
