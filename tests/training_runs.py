@@ -69,17 +69,25 @@ def log_of(output: Path) -> list[dict[str, str]]:
     return [{k: v for k, v in row.items() if k not in ('train_seconds', 'train_img_per_s')} for row in rows]
 
 
-def ranking_of(output: Path) -> dict:
-    """What the saver knows of its checkpoints. It may list some that it has deleted since, which it then ignores."""
-    known = checkpoint_of(output)['saver']
-    return {**known, 'checkpoint_files': [file for file in known['checkpoint_files'] if (output / file[0]).exists()]}
+def assert_goes_on(output: Path, data: Path, unbroken: Path, **values: object) -> None:
+    """The same command, undisturbed, ends as the run that was left alone, and leaves nothing behind."""
+    run_training(output, data, '--tag', 'noise', **values)
+    assert_same_run(output, unbroken)
+    assert {p.name for p in output.iterdir()} == {p.name for p in unbroken.iterdir()}
+    for path in unbroken.glob('*.pth.tar'):
+        name = path.name.removesuffix('.pth.tar')
+        assert checkpoint_of(output, name)['epoch'] == checkpoint_of(unbroken, name)['epoch']
+    for name in ('aa_simplecnn.noise/model.safetensors', 'aa_simplecnn.noise/config.json'):
+        assert (output / name).read_bytes() == (unbroken / name).read_bytes()
 
 
 def assert_same_run(one: Path, other: Path) -> None:
     """The same figures and, bit for bit, the same weights and optimiser state."""
     assert log_of(one) == log_of(other)
     first, second = checkpoint_of(one), checkpoint_of(other)
-    assert ranking_of(one) == ranking_of(other) and first['epoch'] == second['epoch']
+    for output, known in ((one, first['saver']), (other, second['saver'])):  # the saver may list what it has deleted
+        known['checkpoint_files'] = [file for file in known['checkpoint_files'] if (output / file[0]).exists()]
+    assert first['saver'] == second['saver'] and first['epoch'] == second['epoch']
     for key in ('state_dict', 'state_dict_ema', 'optimizer'):
         assert (key in first) == (key in second)
         torch.testing.assert_close(first.get(key, {}), second.get(key, {}), rtol=0, atol=0)

@@ -11,7 +11,7 @@ import torch
 
 from aa_models.cli import main as cli
 from aa_models.training import checkpoints, loop, stopping
-from interruptions import lose_epochs, start_process
+from interruptions import after, lose_epochs, start_process
 from training_runs import checkpoint_of, log_of, make_pictures, run_training, run_validation, train_words
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -148,16 +148,12 @@ def test_process_ends_without_the_other(tmp_path, data, how):
             process.kill()
 
 
-def await_signal(reached, *words):
-    """Stop in the second epoch until the signal comes."""
-    def waiting(trainer, *args):
-        seen.append(args)
-        if len(seen) == 5:
-            reached_file.touch()
-            time.sleep(60)
-        return step(trainer, *args)
-    seen, reached_file = [], Path(reached)
-    loop.Trainer._step = waiting
+def signal_group(number, *words):
+    """In the second epoch the signal comes to this process and its children."""
+    def signalled(trainer, *args):
+        os.killpg(0, int(number))
+        time.sleep(60)
+    loop.Trainer._step = after(4, step, signalled)
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in what runs behind it
     return cli.main(words)
@@ -166,16 +162,11 @@ def await_signal(reached, *words):
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_signal_to_a_whole_group(tmp_path, data, number):
     """As a terminal and a batch system send it: the loader's workers get it too."""
-    output, reached, log = tmp_path / 'out', tmp_path / 'reached', tmp_path / 'log'
-    process = start_process(
-        command_process, log, {}, await_signal, reached, 'train', *train_words(output, data, workers=1))
+    words = ['train', *train_words(tmp_path / 'out', data, workers=1)]
+    process = start_process(command_process, tmp_path / 'log', {}, signal_group, int(number), *words)
     try:
-        until = time.monotonic() + 300
-        while not reached.exists() and time.monotonic() < until:
-            time.sleep(0.02)
-        os.killpg(process.pid, number)
-        process.join(60)
-        text = log.read_text()
+        process.join(300)
+        text = (tmp_path / 'log').read_text()
         assert process.exitcode == 128 + number and 'Traceback' not in text, text
         assert f'stopped by {number.name}: 1 of 2 epochs are saved' in text
     finally:

@@ -1,11 +1,9 @@
 """A run that is killed and goes on ends exactly as one that was left alone."""
 import csv
 import itertools
-import multiprocessing
 import os
 import random
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,7 @@ import torch
 from aa_models.release import folder as export
 from aa_models.training import checkpoints, loop, run
 from interruptions import after, lose_epochs, save_half, start_process
-from training_runs import assert_same_run, checkpoint_of, log_of, make_pictures, run_training
+from training_runs import assert_goes_on, assert_same_run, log_of, make_pictures, run_training
 
 # all that draws random numbers is on, in a loader's worker too; some epochs are ranked by their accuracy, some are not
 VALUES = dict(
@@ -70,16 +68,8 @@ def test_killed_at_any_moment(tmp_path):
         assert process.exitcode == -signal.SIGKILL, death
         seen.append(len(log_of(output)) if (output / 'log.csv').exists() else 0)
     assert not list(output.glob('aa_simplecnn.*'))
-    run_training(output, data, '--tag', 'noise', **VALUES)
-    assert_same_run(output, unbroken)
     assert seen == sorted(seen) and seen[-1] == 5, seen  # each went on with what those before it had
-    for name in ('model.safetensors', 'config.json'):
-        assert (output / 'aa_simplecnn.noise' / name).read_bytes() == (
-            unbroken / 'aa_simplecnn.noise' / name).read_bytes()
-    files = [{p.name for p in run.glob('*') if p.name != 'tmp.pth.tar'} for run in (output, unbroken)]
-    assert files[0] == files[1]
-    for name in {path.removesuffix('.pth.tar') for path in files[0] if path.endswith('.pth.tar')}:
-        assert checkpoint_of(output, name)['epoch'] == checkpoint_of(unbroken, name)['epoch']
+    assert_goes_on(output, data, unbroken, **VALUES)
 
 
 # what the clock of a random death starts with; the saver is called in resuming too
@@ -87,32 +77,18 @@ MARKS = {'training': (loop.Trainer, 'start'), 'saving': (timm.utils.CheckpointSa
 QUICK = {**VALUES, 'epochs': 8, 'workers': 0}
 
 
-def marked_run(output, data, mark, connection):
-    """In a process of its own: train, and tell when the mark is reached."""
+def timed_run(output, data, mark, delay):
+    """In a process of its own: train, and die some seconds after the first mark, if all is not done before."""
     owner, name = MARKS[mark]
     function = getattr(owner, name)
 
     def marked(*args, **kwargs):
-        connection.send(mark)
+        setattr(owner, name, function)
+        signal.setitimer(signal.ITIMER_REAL, delay)  # the signal that then comes kills, as SIGKILL does
         return function(*args, **kwargs)
     setattr(owner, name, marked)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     run_training(output, data, **QUICK)
-
-
-def run_until(output, data, mark, delay):
-    """Kill a run some seconds after its first mark; its exit code, 0 if it was faster."""
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-    process = start_process(marked_run, output, data, mark, sender)
-    sender.close()
-    assert receiver.poll(300)
-    try:
-        receiver.recv()
-        time.sleep(delay)
-        process.kill()
-    except EOFError:
-        pass  # all epochs were there already, which is how the last kill may leave them
-    process.join(300)
-    return process.exitcode
 
 
 @pytest.mark.slow
@@ -126,10 +102,11 @@ def test_killed_at_random_moments(tmp_path):
     while kills < 12:
         mark = ('training', 'saving')[kills % 2]
         delay = moments.uniform(0, 2 * epoch if mark == 'training' else 0.02)
-        status = run_until(tmp_path / f'killed{chains}', data, mark, delay)
-        assert status in (0, -signal.SIGKILL)
-        kills += status != 0
-        chains += status == 0  # it came to its end before: the next ones start a chain of their own
+        process = start_process(timed_run, tmp_path / f'killed{chains}', data, mark, delay)
+        process.join(300)
+        assert process.exitcode in (0, -signal.SIGALRM)
+        kills += process.exitcode != 0
+        chains += process.exitcode == 0  # it came to its end before: the next ones start a chain of their own
     run_training(tmp_path / f'killed{chains}', data, **QUICK)
     for number in range(chains):
         assert_same_run(tmp_path / f'killed{number + 1}', unbroken)
