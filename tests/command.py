@@ -2,24 +2,24 @@
 from aa_models.cli import main as cli
 
 
-def run_command(capsys, *words):
-    """Exit status, standard output and standard error of `aa-models WORDS`."""
+def run_command(capsys, *words, main=cli.main):
+    """Exit status, standard output and standard error of `aa-models WORDS`, or of another program."""
     try:
-        status = cli.main([str(word) for word in words])
+        status = main([str(word) for word in words])
     except SystemExit as exit:
         status = exit.code
     return status, *capsys.readouterr()
 
 
-def answered(capsys, *words):
+def answered(capsys, *words, main=cli.main):
     """Standard output of a command that succeeds."""
-    status, out, err = run_command(capsys, *words)
+    status, out, err = run_command(capsys, *words, main=main)
     assert status == 0, err
     return out
 
 
-def refused(capsys, *words):
+def refused(capsys, *words, main=cli.main):
     """The message of a command that refuses its arguments and prints nothing else."""
-    status, out, err = run_command(capsys, *words)
+    status, out, err = run_command(capsys, *words, main=main)
     assert status == 2 and not out
     return err

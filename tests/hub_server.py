@@ -51,13 +51,9 @@ class HubServer:
 
 def send_client_to(hub: HubServer, cache: Path, monkeypatch) -> None:
     """Let the Hub's client, in this process, ask that server and keep its files in that folder."""
-    for name, value in dict(
-            ENDPOINT=hub.url,
-            HUGGINGFACE_CO_URL_TEMPLATE=hub.url + '/{repo_id}/resolve/{revision}/{filename}',
-            HF_HUB_CACHE=str(cache),
-            HF_HUB_OFFLINE=False,
-            HF_HUB_DISABLE_XET=True,
-    ).items():
+    template = hub.url + '/{repo_id}/resolve/{revision}/{filename}'
+    constants = dict(ENDPOINT=hub.url, HUGGINGFACE_CO_URL_TEMPLATE=template, HF_HUB_CACHE=str(cache))
+    for name, value in dict(constants, HF_HUB_OFFLINE=False, HF_HUB_DISABLE_XET=True).items():
         monkeypatch.setattr(huggingface_hub.constants, name, value)
 
 

@@ -1,7 +1,12 @@
 """How tests interrupt a training run, and what it is then left with."""
 import io
+import multiprocessing
+import os
+import sys
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -17,11 +22,14 @@ def lose_epochs(output: Path, first: int = 1) -> None:
             path.unlink()
 
 
-def save_half(content: object, path: str | Path) -> None:
-    """In place of `torch.save`: write the first half of a checkpoint."""
-    buffer = io.BytesIO()
-    torch_save(content, buffer)
-    Path(path).write_bytes(buffer.getvalue()[:len(buffer.getvalue()) // 2])
+def save_half(then: Callable[[], object]) -> Callable[[object, str | Path], None]:
+    """What to put in place of `torch.save`, so that it writes the first half of a checkpoint and does `then`."""
+    def save(content: object, path: str | Path) -> None:
+        buffer = io.BytesIO()
+        torch_save(content, buffer)
+        Path(path).write_bytes(buffer.getvalue()[:len(buffer.getvalue()) // 2])
+        then()
+    return save
 
 
 def after(count: int, function: Callable[..., object], last: Callable[..., object]) -> Callable[..., object]:
@@ -32,3 +40,18 @@ def after(count: int, function: Callable[..., object], last: Callable[..., objec
         calls.append(args)
         return (last if len(calls) > count else function)(*args, **kwargs)
     return wrapped
+
+
+def start_process(function: Callable[..., object], *args: object) -> BaseProcess:
+    """Call a function in a process of its own, forked from one that has imported the function's module and torch."""
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload([function.__module__])
+    process = context.Process(target=_call, args=(function, *args))
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
+        process.start()
+    return process
+
+
+def _call(function: Callable[..., object], *args: object) -> None:
+    multiprocessing.set_start_method('fork', force=True)  # of the loader's workers: children that see their parent die
+    function(*args)

@@ -38,12 +38,6 @@ def test_entry_point(name, monkeypatch):
     assert hub_load(name, pretrained=True, dk=8) == ((name,), dict(pretrained=True, dk=8))
 
 
-def test_arguments_go_through():
-    assert hub_load(NAME, num_classes=3).num_classes == 3
-    with pytest.raises(TypeError, match='no_such_argument'):
-        hub_load(NAME, no_such_argument=1)
-
-
 def test_pretrained(github, tmp_path, monkeypatch):
     monkeypatch.setenv('AA_MODELS_WEIGHTS', str(tmp_path))
     with registered(save_checkpoint(tmp_path / NAME_TAG)):

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import tarfile
 import zipfile
+from pathlib import Path
 
 import pytest
 from hatchling import build
@@ -33,8 +34,9 @@ def sdist(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def wheel(sdist, tmp_path_factory):
-    """The wheel that the sdist alone makes."""
-    return built(sdist, build.build_wheel, tmp_path_factory.mktemp('wheel'))
+    """The wheel that the sdist alone makes, opened."""
+    with zipfile.ZipFile(built(sdist, build.build_wheel, tmp_path_factory.mktemp('wheel'))) as archive:
+        yield archive
 
 
 def test_sdist_is_the_repository(sdist):
@@ -49,9 +51,8 @@ def test_sdist_is_the_repository(sdist):
 
 
 def test_wheel_holds_what_a_user_needs(wheel, sdist):
-    assert wheel.name == f'{NAME}-py3-none-any.whl' and wheel.stat().st_size < 40e6
-    with zipfile.ZipFile(wheel) as archive:
-        names = set(archive.namelist())
+    path = Path(wheel.filename)
+    assert path.name == f'{NAME}-py3-none-any.whl' and path.stat().st_size < 40e6
     source = {path.relative_to(sdist).as_posix() for path in (sdist / 'aa_models').rglob('*') if path.is_file()}
     files = [path for tag in CHECKPOINTS for path in (ROOT / 'weights' / tag).iterdir()]
     weights = {f'aa_models/weights/{path.parent.name}/{path.name}' for path in files}
@@ -60,13 +61,12 @@ def test_wheel_holds_what_a_user_needs(wheel, sdist):
     assert {'aa_models/py.typed', 'aa_models/recipes/finetune.yaml'} < source
     default = 'aa_models/weights/aa_resnet18.tiny_in'
     assert {f'{default}/{name}' for name in ('config.json', 'model.safetensors', 'README.md')} < weights
-    assert names == source | weights | info  # no test, no log of another run, nothing else
+    assert set(wheel.namelist()) == source | weights | info  # no test, no log of another run, nothing else
 
 
 def test_metadata(wheel):
-    with zipfile.ZipFile(wheel) as archive:
-        metadata = email.message_from_bytes(archive.read(f'{NAME}.dist-info/METADATA'))
-        scripts = archive.read(f'{NAME}.dist-info/entry_points.txt').decode()
+    metadata = email.message_from_bytes(wheel.read(f'{NAME}.dist-info/METADATA'))
+    scripts = wheel.read(f'{NAME}.dist-info/entry_points.txt').decode()
     assert metadata['Version'] == aa_models.__version__
     assert metadata['Requires-Python'] == '>=3.10' and metadata['License-Expression'] == 'Apache-2.0'
     assert set(metadata.get_all('Provides-Extra')) == {'corruptions', 'export', 'plot', 'test'}

@@ -13,12 +13,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from aa_models.cli import main as cli
-from aa_models.release.results import read_results
 from aa_models.training.loaders import class_names, open_dataset
 from aa_models.training.recipe import recipe_names
 from aa_models.zoo import own_checkpoints, read_zoo
-from repository import ROOT
+from command import answered
+from repository import ROOT, measured, rows_of
 
 # of the project and of its rooms; the cards of checkpoints and the list of photographs have tests of their own
 FILES = [ROOT / 'README.md', ROOT / 'tests' / 'README.md', ROOT / 'weights' / 'README.md',
@@ -35,16 +34,8 @@ def fenced(language):
 
 
 BLOCKS = fenced('bash')
-LINES = [(name, line) for name, _, block in BLOCKS for line in block.replace('\\\n', ' ').splitlines()]
-COMMANDS = [(name, line) for name, line in LINES if re.match(r'aa-models |torchrun |python -m aa_models', line)]
-
-
-def rows_of(text, title):
-    """The cells of the rows that begin with a name in backticks, by that name, from one section."""
-    section = text.partition(f'# {title}\n')[2].partition('\n#')[0]
-    table = [[cell.strip() for cell in line.strip('|').split('|')] for line in section.splitlines()]
-    names = [re.match(r'\[?`([^`]+)`', cells[0]) for cells in table]
-    return {name[1]: cells[1:] for name, cells in zip(names, table) if name}
+COMMANDS = [(name, line) for name, _, block in BLOCKS for line in block.replace('\\\n', ' ').splitlines()
+            if re.match(r'aa-models |torchrun |python -m aa_models', line)]
 
 
 @pytest.fixture(scope='module')
@@ -113,8 +104,8 @@ def test_predict_command_answers(capsys):
     photographs = ROOT / 'tests' / 'photographs'
     table = (photographs / 'README.md').read_text(encoding='utf-8')
     shown = dict(re.findall(r'^\| (\S+) \| (n\d{8}) ', table, re.MULTILINE))
-    assert cli.main(['predict', str(photographs), '--json']) == 0
-    answers = {Path(answer['file']).name: answer['predictions'] for answer in json.loads(capsys.readouterr().out)}
+    answers = json.loads(answered(capsys, 'predict', photographs, '--json'))
+    answers = {Path(answer['file']).name: answer['predictions'] for answer in answers}
     assert sorted(answers) == sorted(shown)
     right = [wnid in {guess['label'] for guess in answers[name]} for name, wnid in shown.items()]
     assert len(right) >= 4 and sum(right) > len(right) / 2
@@ -154,19 +145,16 @@ def test_linked_tests_exist():
 
 
 def test_zoo_table():
-    """Every model stands in the table with its own figures; a checkpoint's accuracy is that of its card."""
+    """Every model stands in the table with its own figures, a checkpoint with its accuracy; so does what predicts."""
     rows = rows_of(README, 'Zoo')
     for row in read_zoo():
         if row.weights != 'start':
             top1 = f'{float(measured(row.name)["top1"]):.2f}' if row.weights == 'yes' else '–'
             size = row.input_size.rpartition('x')[2]
             assert rows[row.name] == [f'{row.params / 1e6:.2f}', size, row.gmacs, top1], row.name
-
-
-def measured(name_tag):
-    """A checkpoint's row in the table of results, which its card agrees with (release/test_weights.py)."""
-    rows = read_results(ROOT / 'weights' / f'results-{name_tag.partition(".")[2]}.csv')
-    return next(row for row in rows if row['model'] == name_tag)
+    for column in ('top1', 'top5'):
+        figure = float(measured('aa_resnet18.tiny_in')[column])
+        assert f'{figure:.2f} % (*top-{column[-1]}*)' in README.replace('\n', ' ')
 
 
 @pytest.mark.parametrize('name_tag', own_checkpoints())
@@ -175,9 +163,3 @@ def test_table_of_checkpoints(name_tag):
     travels = f"'weights/{name_tag}'" in (ROOT / 'pyproject.toml').read_text(encoding='utf-8')
     assert rows_of(RESULTS, 'Weights and results')[name_tag] == [
         f'{float(row["top1"]):.2f} %', f'{float(row["top5"]):.2f} %', f'{size:.1f} MB', 'yes' if travels else 'no']
-
-
-def test_figures_of_the_network_that_predicts():
-    row = measured('aa_resnet18.tiny_in')
-    for column in ('top1', 'top5'):
-        assert f'{float(row[column]):.2f} % (*top-{column[-1]}*)' in README.replace('\n', ' ')

@@ -7,18 +7,12 @@ import torch
 
 from repository import ROOT
 
-
-def run(*words):
-    done = subprocess.run([sys.executable, '-m', *words], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, f'{" ".join(words)}\n{done.stdout}{done.stderr}'
+OLD = torch.torch_version.TorchVersion(torch.__version__) < '2.15'
 
 
-def test_ruff():
-    run('ruff', 'check', '.')
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    torch.torch_version.TorchVersion(torch.__version__) < '2.15', reason='the annotations of earlier torch differ')
-def test_mypy():
-    run('mypy')
+@pytest.mark.parametrize('words', ['ruff check .', pytest.param('mypy', marks=[
+    pytest.mark.slow, pytest.mark.skipif(OLD, reason='the annotations of earlier torch differ')])])
+def test_nothing_is_found(words):
+    command = [sys.executable, '-m', *words.split()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr

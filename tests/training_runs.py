@@ -1,17 +1,13 @@
 """Small training runs for the tests: generated pictures, a recipe of seconds, the commands as functions."""
 import argparse
 import csv
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 import yaml
 from PIL import Image
 
-from aa_models.cli import pack, train, validate
-from repository import ROOT
+from aa_models.cli import train, validate
 
 # nothing random but the order of the images, unless a test asks for it
 RECIPE = dict(
@@ -42,36 +38,22 @@ def run(module, *words: object) -> None:
     assert module.run(parser.parse_args([str(word) for word in words])) == 0
 
 
-def write_recipe(output: Path, **values: object) -> Path:
-    """Write `RECIPE` with some of its values replaced beside an output directory."""
+def train_words(output: Path, data: Path | None, **values: object) -> list[object]:
+    """What follows `aa-models train`; writes `RECIPE` with some of its values replaced beside the output directory."""
     recipe = output.parent / f'{output.name}.yaml'
     recipe.write_text(yaml.safe_dump({**RECIPE, **values}))
-    return recipe
+    return [recipe, '--output', output, *(('--data-dir', data) if data else ())]
 
 
 def run_training(output: Path, data: Path | None, *options: object, **values: object) -> Path:
     """Train by `RECIPE` with some of its values replaced; returns the output directory."""
-    run(train, write_recipe(output, **values), '--output', output, *(('--data-dir', data) if data else ()), *options)
+    run(train, *train_words(output, data, **values), *options)
     return output
 
 
-def torchrun(*words: object) -> str:
-    """`aa-models WORDS` by two processes on the CPU, joined by gloo; what both print."""
-    return subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', '-m', 'aa_models',
-         *map(str, words)],
-        check=True, timeout=300, env={**os.environ, 'OMP_NUM_THREADS': '1'}, stdout=subprocess.PIPE, text=True,
-        cwd=ROOT).stdout
-
-
 def run_validation(*words: object) -> None:
-    """Validate on the CPU in this process."""
+    """Validate in this process."""
     run(validate, *words, '--workers', 0)
-
-
-def run_pack(*words: object) -> None:
-    """Make the folder of a run that is finished."""
-    run(pack, *words)
 
 
 def checkpoint_of(output: Path, name: str = 'last') -> dict:
@@ -87,17 +69,25 @@ def log_of(output: Path) -> list[dict[str, str]]:
     return [{k: v for k, v in row.items() if k not in ('train_seconds', 'train_img_per_s')} for row in rows]
 
 
-def ranking_of(output: Path) -> dict:
-    """What the saver knows of its checkpoints. It may list some that it has deleted since, which it then ignores."""
-    known = checkpoint_of(output)['saver']
-    return {**known, 'checkpoint_files': [file for file in known['checkpoint_files'] if (output / file[0]).exists()]}
+def assert_goes_on(output: Path, data: Path, unbroken: Path, **values: object) -> None:
+    """The same command, undisturbed, ends as the run that was left alone, and leaves nothing behind."""
+    run_training(output, data, '--tag', 'noise', **values)
+    assert_same_run(output, unbroken)
+    assert {p.name for p in output.iterdir()} == {p.name for p in unbroken.iterdir()}
+    for path in unbroken.glob('*.pth.tar'):
+        name = path.name.removesuffix('.pth.tar')
+        assert checkpoint_of(output, name)['epoch'] == checkpoint_of(unbroken, name)['epoch']
+    for name in ('aa_simplecnn.noise/model.safetensors', 'aa_simplecnn.noise/config.json'):
+        assert (output / name).read_bytes() == (unbroken / name).read_bytes()
 
 
 def assert_same_run(one: Path, other: Path) -> None:
     """The same figures and, bit for bit, the same weights and optimiser state."""
     assert log_of(one) == log_of(other)
     first, second = checkpoint_of(one), checkpoint_of(other)
-    assert ranking_of(one) == ranking_of(other) and first['epoch'] == second['epoch']
+    for output, known in ((one, first['saver']), (other, second['saver'])):  # the saver may list what it has deleted
+        known['checkpoint_files'] = [file for file in known['checkpoint_files'] if (output / file[0]).exists()]
+    assert first['saver'] == second['saver'] and first['epoch'] == second['epoch']
     for key in ('state_dict', 'state_dict_ema', 'optimizer'):
         assert (key in first) == (key in second)
         torch.testing.assert_close(first.get(key, {}), second.get(key, {}), rtol=0, atol=0)

@@ -1,22 +1,19 @@
 """The command line: its answers, its errors and their exit statuses."""
-import importlib
 import io
 import json
 import math
-import re
-import subprocess
 import sys
-from subprocess import PIPE
+from subprocess import PIPE, Popen
 from unittest import mock
 
 import pytest
 import timm
+from matplotlib.figure import Figure
 from PIL import Image
 
-from aa_models import __version__, errors
+from aa_models import errors
 from aa_models.analysis.prediction import predict
 from aa_models.analysis.zoo_table import measure_zoo
-from aa_models.cli import main as cli
 from aa_models.data.cifar100 import CIFAR100_LABELS
 from aa_models.data.pictures import find_pictures, read_picture
 from aa_models.zoo import own_models, read_zoo
@@ -25,6 +22,7 @@ from fake_weights import LABELS, NAME, NAME_TAG, NUM_CLASSES, registered, save_c
 from repository import TESTS
 
 PICTURES = TESTS / 'pictures'
+LION = PICTURES / 'lion.png'
 
 
 @pytest.fixture(scope='module')
@@ -39,27 +37,6 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def no_model(monkeypatch):
     monkeypatch.setattr(timm, 'create_model', lambda *_, **__: pytest.fail('a model was built before the check'))
-
-
-# --- the command itself
-
-
-def test_module_and_version():
-    command = [sys.executable, '-m', 'aa_models', '--version']
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == f'aa-models {__version__}'
-
-
-def test_help_names_every_command(capsys):
-    out = answered(capsys, '--help')
-    assert all(re.search(rf'^    {name}\s', out, re.MULTILINE) for name in cli.COMMANDS)
-
-
-@pytest.mark.parametrize('command', cli.COMMANDS)
-def test_help_of_a_command(command, capsys):
-    out = answered(capsys, command, '--help')
-    assert 'usage: aa-models ' + command in out
-    assert importlib.import_module(f'aa_models.cli.{command}').__doc__.splitlines()[0] in out
 
 
 @pytest.mark.parametrize('arguments', [[], ['predict'], ['no_such_command'], ['list', '--no-such-option']])
@@ -85,12 +62,9 @@ def test_a_fault_of_ours_keeps_its_traceback(error, capsys, monkeypatch):
 
 def test_reader_that_leaves():
     """`aa-models list | head` ends without a complaint."""
-    process = subprocess.Popen([sys.executable, '-m', 'aa_models', 'list', NAME], stdout=PIPE, stderr=PIPE)
+    process = Popen([sys.executable, '-m', 'aa_models', 'list', NAME], stdout=PIPE, stderr=PIPE)
     process.stdout.close()
     assert process.stderr.read() == b'' and process.wait() == 0
-
-
-# --- list
 
 
 def test_list(capsys):
@@ -100,6 +74,8 @@ def test_list(capsys):
         (row.name, row.input_size, str(row.num_classes), row.weights) for row in read_zoo()]
     for first, last in (('aa_resnet50', '-'), ('aa_resnet50.from_a1_in1k', 'start')):
         assert [first, '25.81', 'M', '3x224x224', '1000', last] in rows
+    pretrained = answered(capsys, 'list', '--pretrained').splitlines()[1:]
+    assert [row.split()[0] for row in pretrained] == own_models(pretrained=True)
 
 
 @pytest.mark.parametrize('filter, count', [
@@ -109,35 +85,27 @@ def test_list_filter(filter, count, capsys):
     assert len(answered(capsys, 'list', filter).splitlines()) == count + 1
 
 
-def test_list_pretrained(capsys):
-    _, *rows = answered(capsys, 'list', '--pretrained').splitlines()
-    assert [row.split()[0] for row in rows] == own_models(pretrained=True)
-
-
-def test_list_nothing(capsys):
-    assert "'vgg'" in refused(capsys, 'list', 'vgg')
-
-
 def test_zoo_file_is_true():
     assert read_zoo() == measure_zoo(), 'write aa_models/zoo.csv again: python -m aa_models.analysis.zoo_table'
 
 
-# --- predict
-
-
-def test_predict_json(folder, capsys):
-    answers = json.loads(answered(capsys, 'predict', PICTURES, '--model', NAME, '--json', '--top', 3))
+@pytest.mark.parametrize('top', [3, 99])
+def test_predict_json(top, folder, capsys):
+    answers, (alone,) = (
+        json.loads(answered(capsys, 'predict', path, '--model', NAME, '--json', '--top', top))
+        for path in (PICTURES, LION))
     assert [a['file'] for a in answers] == [str(p) for p in find_pictures([PICTURES])]
+    assert alone in answers  # whatever the others are
     for answer in answers:
-        guesses = answer['predictions']
-        assert len(guesses) == 3 and all(LABELS[g['index']] == g['label'] for g in guesses)
-        assert [g['probability'] for g in guesses] == sorted((g['probability'] for g in guesses), reverse=True)
+        guesses, probabilities = answer['predictions'], [g['probability'] for g in answer['predictions']]
+        assert len(guesses) == min(top, NUM_CLASSES) and all(LABELS[g['index']] == g['label'] for g in guesses)
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert math.isclose(sum(probabilities), 1, abs_tol=1e-6) == (top > NUM_CLASSES)
 
 
 def test_predict_text(folder, capsys):
-    pictures = PICTURES / 'lion.png', PICTURES / 'castle.png'
-    lines = answered(capsys, 'predict', *pictures, '--model', NAME_TAG).splitlines()
-    assert len(lines) == 2 * 6 and lines[0] == str(PICTURES / 'lion.png')
+    lines = answered(capsys, 'predict', LION, PICTURES / 'castle.png', '--model', NAME_TAG).splitlines()
+    assert len(lines) == 2 * 6 and lines[0] == str(LION)
     assert all(line.split()[0].endswith('%') and line.split()[1] in LABELS for line in lines[1:6])
 
 
@@ -146,55 +114,87 @@ def test_predict_is_the_same_for_every_source(folder, capsys):
     assert len({answered(capsys, 'predict', PICTURES, '--model', source, '--json') for source in sources}) == 1
 
 
-def test_answer_does_not_depend_on_the_others(folder, capsys):
-    together, alone = (
-        json.loads(answered(capsys, 'predict', path, '--model', NAME, '--json'))
-        for path in (PICTURES, PICTURES / 'lion.png'))
-    assert alone[0] in together
-
-
-def test_all_classes_sum_to_one(folder, capsys):
-    answer, = json.loads(answered(capsys, 'predict', PICTURES / 'lion.png', '--model', NAME, '--json', '--top', 99))
-    assert math.isclose(sum(g['probability'] for g in answer['predictions']), 1, abs_tol=1e-6)
-    assert len(answer['predictions']) == NUM_CLASSES
-
-
 def test_model_without_class_names_and_with_one_channel(tmp_path):
     timm.models.save_for_hf(timm.create_model(NAME, num_classes=4, in_chans=1), tmp_path, safe_serialization=True)
     model = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
-    answer, = predict(model, [PICTURES / 'lion.png'])
+    answer, = predict(model, [LION])
     assert sorted(g['label'] for g in answer['predictions']) == ['0', '1', '2', '3']
 
 
-@pytest.mark.parametrize('options, words', [
-    (['--top', '0'], ['--top', '0']),
-    (['--device', 'toaster'], ['--device', 'toaster']),
-    (['--model', 'aa_resnet19'], ['aa_resnet19', 'did you mean', 'aa_resnet18']),
-    (['--model', f'{NAME}.nothing'], ['nothing', NAME_TAG]),
-    (['--model', 'no/prefix'], ["hf-hub:no/prefix", "local-dir:no/prefix"]),
-    (['--model', 'local-dir:no/where'], ['no/where']),
+@pytest.mark.parametrize('words, said', [
+    (['list', 'vgg'], ["'vgg'"]),
+    (['predict', PICTURES, '--top', '0'], ['--top', '0']),
+    (['predict', PICTURES, '--device', 'toaster'], ['--device', 'toaster']),
+    (['predict', PICTURES, '--model', 'aa_resnet19'], ['aa_resnet19', 'did you mean', 'aa_resnet18']),
+    (['predict', PICTURES, '--model', f'{NAME}.nothing'], ['nothing', NAME_TAG]),
+    (['predict', PICTURES, '--model', 'no/prefix'], ["hf-hub:no/prefix", "local-dir:no/prefix"]),
+    (['predict', PICTURES, '--model', 'local-dir:no/where'], ['no/where']),
+    (['attention', PICTURES], ['must be one picture']),
 ])
-def test_predict_wrong_options(options, words, folder, no_model, capsys):
-    err = refused(capsys, 'predict', PICTURES, *options)
-    assert all(word in err for word in words)
+def test_what_cannot_be_done(words, said, folder, no_model, capsys):
+    err = refused(capsys, *words)
+    assert all(word in err for word in said)
 
 
-def test_predict_without_weights(capsys):
-    err = refused(capsys, 'predict', PICTURES / 'lion.png', '--model', 'aa_resnet152')
-    assert 'no pretrained weights' in err
-
-
-@pytest.mark.parametrize('content', [b'', b'not a picture', (PICTURES / 'lion.png').read_bytes()[:-500]])
-def test_file_that_is_no_picture(content, no_model, tmp_path, capsys):
+@pytest.mark.parametrize('command', [['predict', LION], ['attention']])
+@pytest.mark.parametrize('content', [b'', b'not a picture', LION.read_bytes()[:-500], None])
+def test_file_that_is_no_picture_or_not_there(command, content, no_model, tmp_path, capsys):
     bad = tmp_path / 'bad.png'
-    bad.write_bytes(content)
-    err = refused(capsys, 'predict', PICTURES / 'lion.png', bad)
+    if content is not None:
+        bad.write_bytes(content)
+    err = refused(capsys, *command, bad)
     assert str(bad) in err and len(err.splitlines()) == 1
 
 
-def test_path_that_is_not_there(no_model, tmp_path, capsys):
-    for path in [tmp_path / 'nothing.png', tmp_path]:
-        assert str(path) in refused(capsys, 'predict', PICTURES / 'lion.png', path)
+@pytest.fixture
+def attention(folder, tmp_path, monkeypatch):
+    """The words of a command that can be answered; it writes into the current folder, which is empty."""
+    monkeypatch.chdir(tmp_path)
+    return ['attention', LION, '--model', NAME, '-o', 'seen.png']
+
+
+@pytest.mark.parametrize('options, lines', [
+    ([], ['stages.0.1.conv.attn: 8 heads on a map of 14 x 14, the query in row 7, column 7',
+          'stages.1.1.conv.attn: 8 heads on a map of 7 x 7, the query in row 3, column 3']),
+    (['--layer', 'stages.0.1.conv.attn', '--query', '31,8', '--img-size', '64'],
+     ['stages.0.1.conv.attn: 8 heads on a map of 32 x 32, the query in row 8, column 31']),
+])
+def test_attention(options, lines, attention, capsys):
+    status, out, err = run_command(capsys, *attention, '--device', 'cpu', *options)
+    assert (status, out.splitlines(), err) == (0, [*lines, 'wrote seen.png'], '')
+    with Image.open('seen.png') as picture:
+        colours = picture.convert('RGB').getcolors(1 << 24)
+        assert picture.format == 'PNG' and min(picture.size) > 300 and len(colours) > 100
+
+
+@pytest.mark.parametrize('options, said', [
+    (['--query', '32,0'], ['--query 32,0', '32 x 32']),
+    (['--query=-1,0'], ['--query -1,0', '32 x 32']),
+    (['--query', '3'], ["X,Y", "'3'"]),
+    (['--query', '3,4.5'], ["X,Y", "'3,4.5'"]),
+    (['--img-size', '0'], ['--img-size', '0']),
+    (['--layer', 'stages.9'], ['--layer', 'stages.9', 'stages.0.1.conv.attn']),
+    (['--layer', '*'], ['--layer', 'one', 'stages.0.1.conv.attn', 'stages.1.1.conv.attn']),
+    (['--layer', ''], ['--layer', 'stages.0.1.conv.attn']),
+    (['--model', 'aa_resnet19'], ['aa_resnet19', 'did you mean']),
+    (['--device', 'toaster'], ['--device', 'toaster']),
+    (['-o', 'seen.docx'], ['seen.docx', '.png']),
+    (['-o', 'nowhere/seen.png'], ['nowhere', 'does not exist']),
+])
+def test_attention_wrong_options(options, said, attention, tmp_path, capsys):
+    err = refused(capsys, *attention, *options)
+    assert all(word in err for word in said) and len(err.splitlines()) == 1 and not list(tmp_path.iterdir())
+
+
+def test_without_matplotlib(attention, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
+    assert "pip install 'aa-models[plot]'" in refused(capsys, *attention)
+
+
+def test_a_full_disk(attention, monkeypatch, capsys):
+    monkeypatch.setattr(Figure, 'savefig', mock.Mock(side_effect=OSError(28, 'No space left on device')))
+    status, out, err = run_command(capsys, *attention)
+    assert status == 1 and not out and 'seen.png' in err and 'No space left' in err
 
 
 # --- reading pictures
@@ -202,6 +202,8 @@ def test_path_that_is_not_there(no_model, tmp_path, capsys):
 
 def test_folder_takes_only_pictures_and_looks_below(tmp_path):
     (tmp_path / 'below').mkdir()
+    with pytest.raises(errors.InputError, match=f'{tmp_path} contains no picture'):
+        find_pictures([tmp_path])
     for name in ['b.JPG', 'a.png', 'below/c.webp', '.hidden.png', 'notes.txt', 'film.mpg']:
         (tmp_path / name).touch()
     assert [p.relative_to(tmp_path).as_posix() for p in find_pictures([tmp_path])] == ['a.png', 'b.JPG', 'below/c.webp']

@@ -1,4 +1,5 @@
 """How fast the command line starts, and that leaving out the models for it concerns no other process."""
+import importlib
 import resource
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import pytest
 
 import aa_models.cli
+from aa_models import __version__
 from aa_models.cli.main import COMMANDS
 from repository import ROOT
 
@@ -21,16 +23,26 @@ def run(*words, cwd, path=None):
     return done.stdout, done.stderr
 
 
-@pytest.mark.parametrize(
-    'words', [['--version'], ['--help'], ['list'], *([name, '--help'] for name in COMMANDS)], ids=' '.join)
+SAID = {  # in answer to the words
+    '--version': [f'aa-models {__version__}\n'],
+    '--help': [f'\n    {name}' for name in COMMANDS],
+    'list': ['aa_resnet18'],
+}
+for name in COMMANDS:
+    purpose, _, _ = importlib.import_module(f'aa_models.cli.{name}').__doc__.partition('\n')
+    SAID[f'{name} --help'] = [f'usage: aa-models {name} ', purpose]
+
+
+@pytest.mark.parametrize('words', SAID)
 def test_answers_at_once(words, tmp_path):
     script = tmp_path / 'aa-models'
     script.write_text(ENTRY_POINT)
     for start in (['-m', 'aa_models'], [script]):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        out, imports = run('-X', 'importtime', *start, *words, cwd=ROOT)
+        out, imports = run('-X', 'importtime', *start, *words.split(), cwd=ROOT)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert out and not SLOW & {line.split('|')[-1].strip().split('.')[0] for line in imports.splitlines()}
+        assert all(text in out for text in SAID[words])
+        assert not SLOW & {line.split('|')[-1].strip().split('.')[0] for line in imports.splitlines()}
         assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
 
 

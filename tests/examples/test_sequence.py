@@ -6,6 +6,7 @@ import torch
 
 from aa_models.examples import sequence
 from aa_models.examples.sequence import Recall, accuracy, equal_width, sequence_net, train
+from command import answered, refused
 
 
 @pytest.mark.parametrize('causal', [True, False])
@@ -68,8 +69,7 @@ def test_attention_learns_what_convolution_cannot():
 
 def test_command_prints_a_table(capsys):
     words = '--models conv augmented --seeds 2 --steps 3 --batch-size 2 --length 12 --channels 32'
-    assert sequence.main(words.split()) == 0
-    title, _, _, *rows = capsys.readouterr().out.splitlines()
+    title, _, _, *rows = answered(capsys, *words.split(), main=sequence.main).splitlines()
     assert '12 tokens' in title and 'chance 12.5%' in title
     assert [re.findall(r'[^| ]+', row)[:2] for row in rows] == [
         ['Conv1d', 'yes'], ['AugmentedConv1d', 'yes'], ['Conv1d', 'no'], ['AugmentedConv1d', 'no']]
@@ -86,7 +86,4 @@ def test_command_prints_a_table(capsys):
     ('--models lstm', "invalid choice: 'lstm'"),
 ])
 def test_bad_options(capsys, words, error):
-    with pytest.raises(SystemExit) as stop:
-        sequence.main(words.split())
-    out = capsys.readouterr()
-    assert stop.value.code == 2 and error in out.err and not out.out
+    assert error in refused(capsys, *words.split(), main=sequence.main)

@@ -6,6 +6,7 @@ import pytest
 
 from aa_models.examples import shapes
 from aa_models.training.loaders import class_names, open_dataset
+from command import refused
 
 
 def outline(shape):
@@ -74,7 +75,5 @@ def test_folder(tmp_path):
 ])
 def test_bad_options(tmp_path, capsys, words, error):
     (tmp_path / 'mine.txt').touch()
-    with pytest.raises(SystemExit) as stop:
-        shapes.main([str(tmp_path), *words])
-    assert stop.value.code == 2 and error in capsys.readouterr().err
+    assert error in refused(capsys, tmp_path, *words, main=shapes.main)
     assert [path.name for path in tmp_path.iterdir()] == ['mine.txt']

@@ -54,25 +54,26 @@ def test_program_of_any_batch_and_size(name, tmp_path):
     check_sizes(name, 'torch-export', tmp_path / 'model.pt2', 1e-5)
 
 
-# --- the command
-
-
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory):
+def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp('weights') / 'aa_simplecnn'
     save_checkpoint(folder)
     return folder
 
 
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    """The current one."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.mark.parametrize('format, name', [('onnx', 'aa_simplecnn.onnx'), ('torch-export', 'aa_simplecnn.pt2')])
 @torch.no_grad()
-def test_command(format, name, folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    out = answered(capsys, 'export', f'local-dir:{folder}', '--format', format, '--batch-size', '2')
+def test_command(format, name, checkpoint, tmp_path, capsys):
+    out = answered(capsys, 'export', f'local-dir:{checkpoint}', '--format', format, '--batch-size', '2')
     assert out.splitlines()[-1].startswith(f'wrote {name} (') and 'input 2x3x24x32' in out
     assert [path.name for path in tmp_path.iterdir()] == [name]
-    model = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
-    x = torch.randn(2, *INPUT_SIZE)
+    model, x = timm.create_model(f'local-dir:{checkpoint}', pretrained=True).eval(), torch.randn(2, *INPUT_SIZE)
     torch.testing.assert_close(RUN[format](tmp_path / name, x), model(x), rtol=1e-4, atol=1e-4)
 
 
@@ -85,15 +86,13 @@ def test_command(format, name, folder, tmp_path, monkeypatch, capsys):
     (['aa_resnet18', '--format', 'onnx', '--batch-size', '0'], 'batch_size = 0 must be at least 1'),
     (['aa_resnet18', '--format', 'onnx', '--img-size', '0', '3'], 'img_size = 0 3 must be at least 1'),
 ])
-def test_what_cannot_be_exported(words, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_what_cannot_be_exported(words, message, tmp_path, capsys):
     assert message in refused(capsys, 'export', *words) and not list(tmp_path.iterdir())
 
 
-def test_a_size_that_the_model_does_not_take(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_a_size_that_the_model_does_not_take(tmp_path, capsys):
     model = timm.create_model('vit_tiny_patch16_224', img_size=32, depth=1, num_classes=2)
-    timm.models.save_for_hf(model, tmp_path / 'vit', safe_serialization=True)
+    timm.models.save_for_hf(model, 'vit', safe_serialization=True)
     err = refused(capsys, 'export', 'local-dir:vit', '--format', 'torch-export', '--img-size', 64, 80)
     assert 'the model takes no images of 64x80 pixels' in err and len(err.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ['vit']

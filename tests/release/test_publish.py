@@ -37,7 +37,10 @@ def folder(tmp_path):
 
 
 def test_published_folder_is_the_folder_and_loads(hub, capsys, tmp_path):
-    """By the tag's name, from where the package finds its weights."""
+    """By the tag's name, from where the package finds its weights; a dry run sends nothing."""
+    *lines, last = answered(capsys, 'publish', NAME_TAG, '--repo-id', REPO_ID, '--dry-run').splitlines()
+    assert 'nothing was sent' in last and not hub.requests
+    assert [Path(line.split(' (')[0]).name for line in lines] == FILES
     out = answered(capsys, 'publish', NAME_TAG, '--repo-id', REPO_ID)
     assert f'published: {hub.url}/{REPO_ID}/commit/' in out
     (summary, files), = hub.commits
@@ -56,52 +59,42 @@ def test_private_and_as_a_pull_request(hub, folder, capsys):
     assert f'published: {hub.url}/{REPO_ID}/discussions/1' in out and hub.private == {REPO_ID: True}
 
 
-def test_dry_run_sends_nothing(hub, capsys):
-    out = answered(capsys, 'publish', NAME_TAG, '--repo-id', REPO_ID, '--dry-run')
-    assert not hub.requests and 'nothing was sent' in out
-    assert [Path(line.split(' (')[0]).name for line in out.splitlines()[:-1]] == FILES
+def change_bias(folder, change):
+    tensors = load_file(folder / 'model.safetensors')
+    tensors['head.fc.bias'] = change(tensors['head.fc.bias'])
+    save_file(tensors, folder / 'model.safetensors')
 
 
-def change_bias(change):
-    def spoil(folder):
-        tensors = load_file(folder / 'model.safetensors')
-        tensors['head.fc.bias'] = change(tensors['head.fc.bias'])
-        save_file(tensors, folder / 'model.safetensors')
-    return spoil
+def replace_in(folder, name, old, new):
+    text = (folder / name).read_text(encoding='utf-8')
+    assert old in text
+    (folder / name).write_text(text.replace(old, new), encoding='utf-8')
 
 
-def replace_in(name, old, new):
-    def replace(folder):
-        path = folder.parent / name if name.endswith('results-cifar100.csv') else folder / name
-        text = path.read_text(encoding='utf-8')
-        assert old in text
-        path.write_text(text.replace(old, new), encoding='utf-8')
-    return replace
-
-
-FAULTS = {
+TABLE = '../results-cifar100.csv'
+FAULTS = {  # what spoils the folder, its arguments and what is said of it
     'file missing': (lambda folder: (folder / 'log.csv').unlink(), 'log.csv is missing'),
     'file too many': (lambda folder: (folder / 'notes.txt').touch(), 'notes.txt does not belong there'),
-    'other weights': (change_bias(torch.neg), 'is to have'),
-    'float32': (change_bias(torch.Tensor.float), 'not in float16: head.fc.bias'),
-    'infinite': (change_bias(lambda bias: bias / 0), 'not finite: head.fc.bias'),
+    'other weights': (change_bias, torch.neg, 'is to have'),
+    'float32': (change_bias, torch.Tensor.float, 'not in float16: head.fc.bias'),
+    'infinite': (change_bias, lambda bias: bias / 0, 'not finite: head.fc.bias'),
     'truncated': (lambda folder: (folder / 'model.safetensors').write_bytes(b'123'), 'cannot be read'),
-    'other model': (replace_in('config.json', '"laa_simplecnn"', '"simplecnn"'), 'do not load'),
-    'other tag': (replace_in('config.json', '"cifar100"', '"cifar10"'), 'is of laa_simplecnn.cifar10, not of'),
-    'no licence': (replace_in('README.md', 'license: apache-2.0\n', ''), 'has no licence'),
-    'no limits': (replace_in('README.md', '## Data, use and limits', '## Data'), "no section 'Data, use and limits'"),
-    'no accuracy': (replace_in('README.md', '| top-1 |', '| top |'), 'has no accuracy'),
-    'other accuracy': (
-        replace_in('results-cifar100.csv', f'{NAME_TAG},', f'{NAME_TAG},9'), 'README.md says 58.880 and 86.040, '),
+    'other model': (replace_in, 'config.json', '"laa_simplecnn"', '"simplecnn"', 'do not load'),
+    'other tag': (replace_in, 'config.json', '"cifar100"', '"cifar10"', 'is of laa_simplecnn.cifar10, not of'),
+    'no licence': (replace_in, 'README.md', 'license: apache-2.0\n', '', 'has no licence'),
+    'no limits': (replace_in, 'README.md', '## Data, use and limits', '## Data', "no section 'Data, use and limits'"),
+    'no accuracy': (replace_in, 'README.md', '| top-1 |', '| top |', 'has no accuracy'),
+    'other accuracy': (replace_in, TABLE, f'{NAME_TAG},', f'{NAME_TAG},9', 'README.md says 58.880 and 86.040, '),
     'other accuracy in the metadata': (
-        replace_in('README.md', 'value: 86.04', 'value: 96.04'), 'model-index of README.md says 58.880 and 96.040, '),
-    'no row': (replace_in('results-cifar100.csv', NAME_TAG, 'other'), f'no row of {NAME_TAG}'),
+        replace_in, 'README.md', 'value: 86.04', 'value: 96.04', 'model-index of README.md says 58.880 and 96.040, '),
+    'no row': (replace_in, TABLE, NAME_TAG, 'other', f'no row of {NAME_TAG}'),
 }
 
 
-@pytest.mark.parametrize('spoil, words', FAULTS.values(), ids=FAULTS)
-def test_what_is_not_fit_is_not_sent(spoil, words, hub, folder, capsys):
-    spoil(folder)
+@pytest.mark.parametrize('fault', FAULTS.values(), ids=FAULTS)
+def test_what_is_not_fit_is_not_sent(fault, hub, folder, capsys):
+    spoil, *arguments, words = fault
+    spoil(folder, *arguments)
     assert words in refused(capsys, 'publish', folder, '--repo-id', REPO_ID) and not hub.requests
 
 
@@ -116,15 +109,14 @@ def test_an_accuracy_without_an_end_is_that_of_the_table(folder):
     assert not faults_of(folder, table, REPO_ID)
 
 
-def test_another_repository_than_the_cards(hub, folder, capsys):
-    err = refused(capsys, 'publish', folder, '--repo-id', f'me/{NAME_TAG}')
-    assert f'does not say how to load hf-hub:me/{NAME_TAG}' in err and not hub.requests
-
-
-@pytest.mark.parametrize('name', ['nowhere', 'aa_resnet18.nothing', '.'])
-def test_no_such_folder(name, hub, capsys):
-    err = refused(capsys, 'publish', name, '--repo-id', REPO_ID)
-    assert 'neither a folder MODEL.TAG nor a checkpoint' in err
+@pytest.mark.parametrize('name, repo_id, said', [
+    ('nowhere', REPO_ID, 'neither a folder MODEL.TAG nor a checkpoint'),
+    ('aa_resnet18.nothing', REPO_ID, 'neither a folder MODEL.TAG nor a checkpoint'),
+    ('.', REPO_ID, 'neither a folder MODEL.TAG nor a checkpoint'),
+    (NAME_TAG, f'me/{NAME_TAG}', f'does not say how to load hf-hub:me/{NAME_TAG}'),
+])
+def test_wrong_names(name, repo_id, said, hub, capsys):
+    assert said in refused(capsys, 'publish', name, '--repo-id', repo_id) and not hub.requests
 
 
 def test_refused_by_the_hub(hub, capsys, monkeypatch):

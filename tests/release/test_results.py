@@ -23,8 +23,8 @@ def test_rows_are_sorted_and_replaced(tmp_path):
 
 
 @pytest.mark.parametrize('content', [
-    b'hello\n', b'model,top1\na,1\n', b'\xff\xfe', ','.join(COLUMNS).encode() + b'\na,much,1,1,1,1,1,1,x\n',
-    ','.join(COLUMNS).encode() + b'\na,1,1,,1,1,1,1,x\n', b''])
+    b'', b'hello\n', b'model,top1\na,1\n', b'\xff\xfe',
+    *(f'{",".join(COLUMNS)}\na,{top1},1,{top5},1,1,1,1,x\n'.encode() for top1, top5 in (('much', '1'), ('1', '')))])
 def test_another_file_is_not_overwritten(tmp_path, content):
     table = tmp_path / 'results.csv'
     table.write_bytes(content)

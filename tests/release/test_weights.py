@@ -1,6 +1,5 @@
 """What stands under weights/ agrees: files, cards, tables, logs, and what its README says of them."""
 import csv
-import hashlib
 import json
 import re
 import statistics
@@ -9,14 +8,12 @@ import pytest
 import timm
 import torch
 import yaml
-from safetensors.torch import load_file
 
-from aa_models.release.results import read_results
-from aa_models.zoo import expected_sha256, own_checkpoints
-from repository import ROOT
+from aa_models.release.publication import publish_folder
+from aa_models.zoo import own_checkpoints
+from repository import ROOT, measured, rows_of
 
 WEIGHTS = ROOT / 'weights'
-OTHER_LOGS = sorted(WEIGHTS.glob('logs-*/*.csv'))  # of runs whose weights are not here
 README = (WEIGHTS / 'README.md').read_text(encoding='utf-8')
 
 
@@ -37,10 +34,10 @@ def test_folders_are_the_tags():
 
 @pytest.mark.parametrize('name_tag', own_checkpoints())
 def test_committed_weights(name_tag):
+    """They are fit to be published, as test_publish.py tests it; a tag and its folder are the same model."""
     folder = WEIGHTS / name_tag
+    publish_folder(str(folder), f'aa-models/{name_tag}', dry_run=True)
     cfg = timm.get_pretrained_cfg(name_tag)
-    assert hashlib.sha256((folder / 'model.safetensors').read_bytes()).hexdigest() == expected_sha256(cfg)
-    assert all(t.dtype in (torch.float16, torch.int64) for t in load_file(folder / 'model.safetensors').values())
     assert len(cfg.label_names) == cfg.num_classes
     own, saved = (timm.create_model(name, pretrained=True).eval() for name in (name_tag, f'local-dir:{folder}'))
     for key in ('num_classes', 'input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'label_names'):
@@ -53,16 +50,13 @@ def test_committed_weights(name_tag):
 
 @pytest.mark.parametrize('name_tag', own_checkpoints())
 def test_card_says_what_was_measured(name_tag):
-    """Card, its metadata, the table and the log's last row; the log was measured in the run's own precision."""
-    folder = WEIGHTS / name_tag
+    """The table, the log's last row and what the card says beside its accuracy, which is that of the table."""
+    folder, row = WEIGHTS / name_tag, measured(name_tag)
+    for column in ('top1', 'top5'):
+        assert float(row[column]) == pytest.approx(100 - float(row[f'{column}_err']))
     card = (folder / 'README.md').read_text(encoding='utf-8')
-    results = read_results(WEIGHTS / f'results-{name_tag.partition(".")[2]}.csv')
-    row, = (row for row in results if row['model'] == name_tag)
-    for figure, column in (('top-1', 'top1'), ('top-5', 'top5')):
-        value = float(re.search(rf'^\| {figure} \| ([\d.]+) % \|$', card, re.MULTILINE)[1])
-        assert value == float(row[column]) == pytest.approx(100 - float(row[f'{column}_err']))
-        assert re.search(rf'value: {value}\n *name: {figure} accuracy', card)
     assert re.search(r'^\| throughput \| [\d,]+ images a second on ', card, re.MULTILINE)
+    # the log was measured in the run's own precision
     assert abs(float(read_log(folder / 'log.csv')[-1]['eval_top1']) - float(row['top1'])) < 0.5
     model = timm.create_model(name_tag, device='meta')
     assert float(row['param_count']) == round(sum(p.numel() for p in model.parameters()) / 1e6, 2)
@@ -70,9 +64,10 @@ def test_card_says_what_was_measured(name_tag):
 
 
 @pytest.mark.parametrize(
-    'path', [*sorted(WEIGHTS.glob('*/log.csv')), *OTHER_LOGS], ids=lambda path: f'{path.parent.name}-{path.stem}')
+    'path', sorted([*WEIGHTS.glob('*/log.csv'), *WEIGHTS.glob('logs-*/*.csv')]),
+    ids=lambda path: f'{path.parent.name}-{path.stem}')
 def test_logs_are_whole(path):
-    """Every epoch once, the last one validated; a checkpoint's as many as its recipe asks for."""
+    """Every epoch once, the last one validated; as many as the recipe asks for where the weights are here."""
     rows = read_log(path)
     assert [int(row['epoch']) for row in rows] == list(range(len(rows))) and rows[-1]['eval_top1']
     recipe = path.with_name('recipe.yaml')
@@ -89,9 +84,7 @@ def test_tables_of_readme(title, tag, model, seeds):
     top1 = [float(read_log(path)[-1]['eval_top1']) for path in logs_of(model, tag)]
     figure = f'{statistics.mean(top1):.2f}' + (f' ± {statistics.stdev(top1):.2f}' if len(top1) > 1 else '')
     assert len(top1) == seeds
-    section = README.partition(f'### {title}')[2].partition('\n#')[0]
-    row, = re.findall(rf'^\| `{model}` \| .*$', section, re.MULTILINE)
-    assert f'| {figure} % |' in row
+    assert f'{figure} %' in rows_of(README, title)[model]
 
 
 @pytest.mark.parametrize('task, words', [('cifar100', 'a tenth of its pictures'), ('shapes', 'eight drawn figures')])

@@ -23,7 +23,7 @@ from aa_models.training import checkpoints, loop
 from aa_models.training import run as train
 from command import run_command
 from interruptions import after, lose_epochs, save_half, torch_save
-from training_runs import assert_same_run, checkpoint_of, log_of, run_training, write_recipe
+from training_runs import assert_goes_on, assert_same_run, checkpoint_of, log_of, run_training, train_words
 
 step = loop.Trainer._step
 
@@ -35,30 +35,15 @@ def unbroken(tmp_path_factory, data):
 
 def train_command(capsys, output, data, **values):
     """Exit status and standard error of `aa-models train`."""
-    status, _, text = run_command(
-        capsys, 'train', write_recipe(output, **values), '--output', output, '--data-dir', data, '--tag', 'noise')
+    status, _, text = run_command(capsys, 'train', *train_words(output, data, **values), '--tag', 'noise')
     assert 'Traceback' not in text
     return status, text
-
-
-def assert_goes_on(output, data, unbroken):
-    """The same command, undisturbed, ends as the run that was left alone, and leaves nothing behind."""
-    run_training(output, data, '--tag', 'noise')
-    assert_same_run(output, unbroken)
-    assert {p.name for p in output.iterdir()} == {p.name for p in unbroken.iterdir()}
-    weights = [run / 'aa_simplecnn.noise' / 'model.safetensors' for run in (output, unbroken)]
-    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 # a disk without room
 
 def no_room(*args, **kwargs):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def half_save(content, path):
-    save_half(content, path)
-    no_room()
 
 
 def half_line(epoch, *args, **kwargs):
@@ -77,8 +62,8 @@ def half_weights(model, folder, *args, **kwargs):
 
 
 @pytest.mark.parametrize('owner, name, failing, calls, epochs', [
-    (torch, 'save', half_save, 0, 0),
-    (torch, 'save', half_save, 1, 1),
+    (torch, 'save', save_half(no_room), 0, 0),
+    (torch, 'save', save_half(no_room), 1, 1),
     (train, 'update_summary', half_line, 0, 0),
     (train, 'update_summary', half_line, 1, 1),
     (train.checkpoints, 'replace_text', no_room, 0, 0),
@@ -106,11 +91,10 @@ def test_torchs_own_writer_has_no_room(tmp_path, data, unbroken, monkeypatch, ca
         torch_save(content, path)
     monkeypatch.setattr(torch, 'save', after(1, torch_save, limited_save))
     try:
-        status, text = train_command(capsys, output, data)
-        assert status == 1 and f'cannot write to {str(output)!r}' in text and 'MiB are free' in text
-        assert checkpoint_of(output)['epoch'] == 0 and not (output / checkpoints.PART).exists()
-        status, text = train_command(capsys, output, data)
-        assert status == 1 and 'MiB are free' in text  # still no room
+        for _ in range(2):  # there is still no room
+            status, text = train_command(capsys, output, data)
+            assert status == 1 and f'cannot write to {str(output)!r}' in text and 'MiB are free' in text
+            assert checkpoint_of(output)['epoch'] == 0 and not (output / checkpoints.PART).exists()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     monkeypatch.undo()
@@ -195,7 +179,7 @@ def test_infinite_weight_is_not_saved(tmp_path, data, unbroken, monkeypatch, cap
     assert_goes_on(output, data, unbroken)
 
 
-# files that are no checkpoint of this run
+# files that are no checkpoint of this run, or no longer
 
 class Code:
     """Unpickled, it makes a folder."""
@@ -209,9 +193,16 @@ def zipped(path):
         archive.writestr('archive/data.pkl', pickle.dumps(Code()))
 
 
+def damaged(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 STRANGE = {
     'empty': lambda path: path.write_bytes(b''),
     'truncated': lambda path: path.write_bytes(path.read_bytes()[:-1000]),
+    'one bit': damaged,
     'text': lambda path: path.write_text('<html>'),
     'zip': lambda path: zipfile.ZipFile(path, 'w').close(),
     'code in a pickle': lambda path: path.write_bytes(pickle.dumps(Code())),
@@ -241,10 +232,11 @@ def test_strange_checkpoint_is_left_aside(finished, monkeypatch, tmp_path, kind)
     assert not Path('executed').exists()
 
 
-def test_run_goes_on_from_before_a_strange_checkpoint(finished, monkeypatch, tmp_path, data, unbroken):
+def test_run_goes_on_from_before_strange_checkpoints(finished, monkeypatch, tmp_path, data, unbroken):
     monkeypatch.chdir(tmp_path)
-    STRANGE['code in a checkpoint'](finished / 'last.pth.tar')
-    STRANGE['empty'](finished / 'tmp.pth.tar')
+    shutil.copy(finished / 'last.pth.tar', finished / 'checkpoint-1.pth.tar')
+    for kind, name in (('code in a checkpoint', 'last'), ('one bit', 'checkpoint-1'), ('empty', 'tmp')):
+        STRANGE[kind](finished / f'{name}.pth.tar')
     assert_goes_on(finished, data, unbroken)
     assert not Path('executed').exists()
 

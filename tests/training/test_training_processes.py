@@ -1,5 +1,4 @@
 """Training in processes of its own: several make one run, one is lost, a signal reaches a whole group."""
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -12,13 +11,22 @@ import torch
 
 from aa_models.cli import main as cli
 from aa_models.training import checkpoints, loop, stopping
-from interruptions import lose_epochs
-from training_runs import checkpoint_of, log_of, make_pictures, run_training, run_validation, torchrun, write_recipe
+from interruptions import after, lose_epochs, start_process
+from training_runs import checkpoint_of, log_of, make_pictures, run_training, run_validation, train_words
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 needs_distributed = pytest.mark.skipif(
     not torch.distributed.is_available(), reason='torch was built without torch.distributed')
 step = loop.Trainer._step
+
+
+def torchrun(*words, status=0):
+    """Standard output and standard error of two processes on the CPU, joined by gloo."""
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', *map(str, words)]
+    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == status, done.stderr
+    return done.stdout, done.stderr
 
 
 @needs_distributed
@@ -29,7 +37,7 @@ def test_two_processes_make_one_run(tmp_path, data):
     alone = run_training(tmp_path / 'alone', data, batch_size=24, **values)
     values['batch_size'] = 12
     output = tmp_path / 'out'
-    words = ['train', write_recipe(output, **values), '--data-dir', data, '--output', output]
+    words = ['-m', 'aa_models', 'train', *train_words(output, data, **values)]
     torchrun(*words)
     whole, other = checkpoint_of(output), checkpoint_of(alone)
     for key in ('state_dict', 'state_dict_ema'):
@@ -54,7 +62,7 @@ def test_processes_share_the_validation(tmp_path, capsys):
     capsys.readouterr()
     run_validation(*words, tmp_path / 'alone.csv')
     alone = capsys.readouterr().out
-    together = torchrun('validate', *words, tmp_path / 'together.csv', '--workers', 0, '--card')
+    together, _ = torchrun('-m', 'aa_models', 'validate', *words, tmp_path / 'together.csv', '--workers', 0, '--card')
     assert alone.count('of 21 images') == 1 and alone.partition(' in ')[0] == together.partition(' in ')[0]
     assert len(together.splitlines()) == 1
     assert (tmp_path / 'alone.csv').read_bytes() == (tmp_path / 'together.csv').read_bytes()
@@ -90,10 +98,9 @@ def lose_rank(how, died, *words):
     return cli.main(words)
 
 
-def assert_ended(output, died, status, text):
+def assert_ended(output, died, text):
     assert died.exists(), text
     assert time.time() - died.stat().st_mtime < 60
-    assert status == 1, text
     assert checkpoint_of(output)['epoch'] == 0 and not list(output.glob('aa_simplecnn.*'))
 
 
@@ -101,53 +108,39 @@ def assert_ended(output, died, status, text):
 @pytest.mark.parametrize('how, reported', [('killed', '(SIGKILL)'), ('waiting', 'exitcode  : 1 ')])
 def test_torchrun_ends_when_a_rank_is_lost(tmp_path, data, how, reported):
     output, died = tmp_path / 'out', tmp_path / 'died'
-    process = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', __file__, how, died,
-         'train', write_recipe(output), '--output', output, '--data-dir', data],
-        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(sys.path)},
-        stderr=subprocess.PIPE, text=True, timeout=300)
-    text = process.stderr
-    assert_ended(output, died, process.returncode, text)
+    _, text = torchrun(__file__, how, died, 'train', *train_words(output, data), status=1)
+    assert_ended(output, died, text)
     assert reported in text and (how == 'killed' or 'OSError: the pictures are gone' in text), text
     # the other may learn of it by itself, or be told to stop before
     assert 'peer' in text or 'stopped by SIGTERM: 1 of 2 epochs are saved' in text, text
-
-
-def start_process(*args):
-    """`command_process` in a process forked from one that has imported torch."""
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['test_training_processes'])
-    process = context.Process(target=command_process, args=args)
-    process.start()
-    return process
 
 
 def command_process(log, environment, command, *words):
     """In a process of its own: run a command whose standard error goes to a file."""
     with open(log, 'w') as file:
         os.dup2(file.fileno(), 2)
-    os.environ.update(environment, OMP_NUM_THREADS='1')
-    multiprocessing.set_start_method('fork', force=True)  # of the loader's workers
+    os.environ.update(environment)
     sys.exit(command(*map(str, words)))
 
 
 @needs_distributed
 @pytest.mark.parametrize('how', ['killed', 'told to stop'])
-def test_process_ends_without_the_other(tmp_path, data, monkeypatch, how):
+def test_process_ends_without_the_other(tmp_path, data, how):
     """No launcher ends it."""
-    monkeypatch.setenv('PYTHONPATH', os.pathsep.join(sys.path))
     output, died = tmp_path / 'out', tmp_path / 'died'
-    words = ['train', write_recipe(output), '--output', output, '--data-dir', data]
+    words = ['train', *train_words(output, data)]
     port = torch.distributed.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False).port  # a free one
     world = dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
     places = [dict(world, RANK=rank, LOCAL_RANK=rank) for rank in '01']
-    processes = [start_process(tmp_path / place['RANK'], place, lose_rank, how, died, *words) for place in places]
+    processes = [
+        start_process(command_process, tmp_path / place['RANK'], place, lose_rank, how, died, *words)
+        for place in places]
     try:
         for process in processes:
             process.join(200)
         text = (tmp_path / '0').read_text()
-        assert_ended(output, died, processes[0].exitcode, text)
-        assert 'peer' in text
+        assert_ended(output, died, text)
+        assert processes[0].exitcode == 1 and 'peer' in text, text
         assert processes[1].exitcode == (-signal.SIGKILL if how == 'killed' else 1)
         assert how == 'killed' or 'the pictures are gone' in (tmp_path / '1').read_text()
     finally:
@@ -155,35 +148,25 @@ def test_process_ends_without_the_other(tmp_path, data, monkeypatch, how):
             process.kill()
 
 
-def await_signal(reached, *words):
-    """Stop in the second epoch until the signal comes."""
-    def waiting(trainer, *args):
-        seen.append(args)
-        if len(seen) == 5:
-            reached_file.touch()
-            time.sleep(60)
-        return step(trainer, *args)
-    seen, reached_file = [], Path(reached)
-    loop.Trainer._step = waiting
+def signal_group(number, *words):
+    """In the second epoch the signal comes to this process and its children."""
+    def signalled(trainer, *args):
+        os.killpg(0, int(number))
+        time.sleep(60)
+    loop.Trainer._step = after(4, step, signalled)
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in what runs behind it
     return cli.main(words)
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_signal_to_a_whole_group(tmp_path, data, monkeypatch, number):
+def test_signal_to_a_whole_group(tmp_path, data, number):
     """As a terminal and a batch system send it: the loader's workers get it too."""
-    monkeypatch.setenv('PYTHONPATH', os.pathsep.join(sys.path))
-    output, reached, log = tmp_path / 'out', tmp_path / 'reached', tmp_path / 'log'
-    words = ['train', write_recipe(output, workers=1), '--output', output, '--data-dir', data]
-    process = start_process(log, {}, await_signal, reached, *words)
+    words = ['train', *train_words(tmp_path / 'out', data, workers=1)]
+    process = start_process(command_process, tmp_path / 'log', {}, signal_group, int(number), *words)
     try:
-        until = time.monotonic() + 300
-        while not reached.exists() and time.monotonic() < until:
-            time.sleep(0.02)
-        os.killpg(process.pid, number)
-        process.join(60)
-        text = log.read_text()
+        process.join(300)
+        text = (tmp_path / 'log').read_text()
         assert process.exitcode == 128 + number and 'Traceback' not in text, text
         assert f'stopped by {number.name}: 1 of 2 epochs are saved' in text
     finally:

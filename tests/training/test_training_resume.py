@@ -1,12 +1,9 @@
 """A run that is killed and goes on ends exactly as one that was left alone."""
 import csv
 import itertools
-import multiprocessing
 import os
 import random
 import signal
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,8 +12,8 @@ import torch
 
 from aa_models.release import folder as export
 from aa_models.training import checkpoints, loop, run
-from interruptions import after, lose_epochs, save_half
-from training_runs import assert_same_run, checkpoint_of, log_of, make_pictures, run_training
+from interruptions import after, lose_epochs, save_half, start_process
+from training_runs import assert_goes_on, assert_same_run, log_of, make_pictures, run_training
 
 # all that draws random numbers is on, in a loader's worker too; some epochs are ranked by their accuracy, some are not
 VALUES = dict(
@@ -26,11 +23,6 @@ VALUES = dict(
 
 def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def half_save(content, path):
-    save_half(content, path)
-    die()
 
 
 def die_naming_last(source, target):
@@ -48,8 +40,8 @@ DEATHS = {
     'in an epoch': lambda: (loop.Trainer, '_step', after(4, loop.Trainer._step, die)),
     'in validation': lambda: (loop.Trainer, 'validate', die),
     'between log and checkpoint': lambda: (timm.utils.CheckpointSaver, 'save_checkpoint', after(1, SAVE, die)),
-    'in writing': lambda: (torch, 'save', after(1, torch.save, half_save)),
-    'in writing again': lambda: (torch, 'save', half_save),
+    'in writing': lambda: (torch, 'save', after(1, torch.save, save_half(die))),
+    'in writing again': lambda: (torch, 'save', save_half(die)),
     'in naming': lambda: (os, 'replace', die_naming_last),
     'in trimming the log': lambda: (checkpoints, 'trim_log', die),
     'in linking': lambda: (os, 'link', after(1, os.link, die)),
@@ -58,45 +50,26 @@ DEATHS = {
 SAVE = timm.utils.CheckpointSaver.save_checkpoint
 
 
-@pytest.fixture
-def context(monkeypatch):
-    """Makes processes by forking one that has imported torch."""
-    monkeypatch.setenv('PYTHONPATH', os.pathsep.join(sys.path))
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['test_training_resume'])
-    return context
-
-
 def doomed_run(output, data, death):
     """In a process of its own: train until death."""
-    multiprocessing.set_start_method('fork', force=True)  # of the loader's workers: children that see their parent die
     setattr(*DEATHS[death]())
     run_training(output, data, '--tag', 'noise', **VALUES)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_killed_at_any_moment(tmp_path, context):
+def test_killed_at_any_moment(tmp_path):
     data = make_pictures(tmp_path / 'data', each=12)
     unbroken = run_training(tmp_path / 'unbroken', data, '--tag', 'noise', **VALUES)
     output, seen = tmp_path / 'killed', []
     for death in DEATHS:
-        process = context.Process(target=doomed_run, args=(output, data, death))
-        process.start()
+        process = start_process(doomed_run, output, data, death)
         process.join(60)
         assert process.exitcode == -signal.SIGKILL, death
         seen.append(len(log_of(output)) if (output / 'log.csv').exists() else 0)
     assert not list(output.glob('aa_simplecnn.*'))
-    run_training(output, data, '--tag', 'noise', **VALUES)
-    assert_same_run(output, unbroken)
     assert seen == sorted(seen) and seen[-1] == 5, seen  # each went on with what those before it had
-    for name in ('model.safetensors', 'config.json'):
-        assert (output / 'aa_simplecnn.noise' / name).read_bytes() == (
-            unbroken / 'aa_simplecnn.noise' / name).read_bytes()
-    files = [{p.name for p in run.glob('*') if p.name != 'tmp.pth.tar'} for run in (output, unbroken)]
-    assert files[0] == files[1]
-    for name in {path.removesuffix('.pth.tar') for path in files[0] if path.endswith('.pth.tar')}:
-        assert checkpoint_of(output, name)['epoch'] == checkpoint_of(unbroken, name)['epoch']
+    assert_goes_on(output, data, unbroken, **VALUES)
 
 
 # what the clock of a random death starts with; the saver is called in resuming too
@@ -104,38 +77,23 @@ MARKS = {'training': (loop.Trainer, 'start'), 'saving': (timm.utils.CheckpointSa
 QUICK = {**VALUES, 'epochs': 8, 'workers': 0}
 
 
-def marked_run(output, data, mark, connection):
-    """In a process of its own: train, and tell when the mark is reached."""
+def timed_run(output, data, mark, delay):
+    """In a process of its own: train, and die some seconds after the first mark, if all is not done before."""
     owner, name = MARKS[mark]
     function = getattr(owner, name)
 
     def marked(*args, **kwargs):
-        connection.send(mark)
+        setattr(owner, name, function)
+        signal.setitimer(signal.ITIMER_REAL, delay)  # the signal that then comes kills, as SIGKILL does
         return function(*args, **kwargs)
     setattr(owner, name, marked)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     run_training(output, data, **QUICK)
-
-
-def run_until(context, output, data, mark, delay):
-    """Kill a run some seconds after its first mark; its exit code, 0 if it was faster."""
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=marked_run, args=(output, data, mark, sender))
-    process.start()
-    sender.close()
-    assert receiver.poll(300)
-    try:
-        receiver.recv()
-        time.sleep(delay)
-        process.kill()
-    except EOFError:
-        pass  # all epochs were there already, which is how the last kill may leave them
-    process.join(300)
-    return process.exitcode
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_killed_at_random_moments(tmp_path, context):
+def test_killed_at_random_moments(tmp_path):
     data = make_pictures(tmp_path / 'data', each=6)
     unbroken = run_training(tmp_path / 'unbroken', data, **QUICK)
     with open(unbroken / 'log.csv', newline='') as file:
@@ -144,24 +102,14 @@ def test_killed_at_random_moments(tmp_path, context):
     while kills < 12:
         mark = ('training', 'saving')[kills % 2]
         delay = moments.uniform(0, 2 * epoch if mark == 'training' else 0.02)
-        status = run_until(context, tmp_path / f'killed{chains}', data, mark, delay)
-        assert status in (0, -signal.SIGKILL)
-        kills += status != 0
-        chains += status == 0  # it came to its end before: the next ones start a chain of their own
+        process = start_process(timed_run, tmp_path / f'killed{chains}', data, mark, delay)
+        process.join(300)
+        assert process.exitcode in (0, -signal.SIGALRM)
+        kills += process.exitcode != 0
+        chains += process.exitcode == 0  # it came to its end before: the next ones start a chain of their own
     run_training(tmp_path / f'killed{chains}', data, **QUICK)
     for number in range(chains):
         assert_same_run(tmp_path / f'killed{number + 1}', unbroken)
-
-
-def test_damaged_checkpoint_is_left_aside(tmp_path, data):
-    unbroken = run_training(tmp_path / 'unbroken', data, epochs=2)
-    output = run_training(tmp_path / 'out', data, epochs=2)
-    damaged = bytearray((output / 'last.pth.tar').read_bytes())
-    damaged[len(damaged) // 2] ^= 1  # one bit, in a file that is one with checkpoint-1 and perhaps the best
-    (output / 'last.pth.tar').write_bytes(damaged)
-    assert checkpoints.newest_whole(output) == output / 'checkpoint-0.pth.tar'
-    run_training(output, data, epochs=2)
-    assert_same_run(output, unbroken)
 
 
 def test_finished_run_changes_nothing(tmp_path, data):
@@ -176,26 +124,19 @@ def test_finished_run_changes_nothing(tmp_path, data):
         assert card.read_text().endswith('Mine.\n') and log.read_bytes() == rows
 
 
-class ShortLoader:
-    """A loader that ends one batch earlier than its length says, as iterable datasets do."""
-
-    def __init__(self, loader):
-        self.loader = loader
-
-    def __getattr__(self, name):
-        return getattr(self.loader, name)
-
-    def __len__(self):
-        return len(self.loader)
-
-    def __iter__(self):
-        return itertools.islice(self.loader, len(self.loader) - 1)
+def shortened(loader):
+    """Let a loader end one batch earlier than its length says, as iterable datasets do."""
+    class ShortLoader(type(loader)):
+        def __iter__(self):
+            return itertools.islice(super().__iter__(), len(self) - 1)
+    loader.__class__ = ShortLoader
+    return loader
 
 
 def test_gradients_do_not_outlive_their_epoch(tmp_path, data, monkeypatch):
     """The last batch waits for another one to make an update of two, and it does not come."""
     make = run.make_train_loader
-    monkeypatch.setattr(run, 'make_train_loader', lambda *args: ShortLoader(make(*args)))
+    monkeypatch.setattr(run, 'make_train_loader', lambda *args: shortened(make(*args)))
     values = dict(batch_size=6, grad_accum_steps=2)
     unbroken = run_training(tmp_path / 'unbroken', data, **values)
     output = run_training(tmp_path / 'out', data, **values)
