@@ -41,6 +41,15 @@ def images(name, batch=2, in_chans=3, **kwargs):
     return torch.randn(batch, in_chans, height, width, **kwargs)
 
 
+def arguments(layer):
+    """The attention's arguments as an augmented convolution has them."""
+    attn = layer.attn
+    return dict(
+        dk=attn.dk, dv=attn.dv, num_heads=attn.num_heads, attn_pool=attn.attn_pool, attn_drop=attn.attn_drop.p,
+        attention=type(attn).__name__.removesuffix('Attention').lower(), pos_embed=attn.pos_embed,
+        attn_init=attn.attn_init)
+
+
 def count(model):
     return sum(p.numel() for p in model.parameters())
 
