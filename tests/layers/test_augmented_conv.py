@@ -21,23 +21,21 @@ every_kind = pytest.mark.parametrize('kind', KINDS, ids=lambda kind: '{attention
 
 def random_layer(rng, axes, **fixed):
     """A layer of random geometry and an input for it: non-square, odd, size 1, strided, dilated, grouped, pooled."""
+    def each(*choices):
+        return tuple(rng.choice(choices) for _ in range(axes))
+
     num_heads, groups = rng.choice([1, 2, 3]), rng.choice([1, 1, 2])
     dv = num_heads * rng.choice([1, 2])
-    sizes = [rng.choice([1, 3, 5, 8]) for _ in range(axes)]
+    sizes = list(each(1, 3, 5, 8))
     args = dict(
-        kernel_size=tuple(rng.choice([1, 2, 3, 5]) for _ in range(axes)),
-        stride=tuple(rng.choice([1, 1, 2, 3]) for _ in range(axes)),
-        padding=tuple(rng.choice([0, 1, 2, 4]) for _ in range(axes)),
-        dilation=tuple(rng.choice([1, 1, 2]) for _ in range(axes)),
-        attn_pool=rng.choice([1, 1, 2, 3]),
-        bias=rng.choice([True, False]),
-    )
+        kernel_size=each(1, 2, 3, 5), stride=each(1, 1, 2, 3), padding=each(0, 1, 2, 4), dilation=each(1, 1, 2),
+        attn_pool=rng.choice([1, 1, 2, 3]), bias=rng.choice([True, False]))
     if rng.random() < 0.25:
         args.update(padding=rng.choice(['same', 'valid']), stride=1)
     args.update(fixed)
     layer = (AugmentedConv2d if axes == 2 else AugmentedConv1d)(
         2 * groups + 2 * (groups == 1), dv + 2 * groups, groups=groups, dk=num_heads * rng.choice([1, 3]), dv=dv,
-        num_heads=num_heads, feat_size=tuple(rng.choice([1, 2, 4, 7]) for _ in range(axes)), **args).double()
+        num_heads=num_heads, feat_size=each(1, 2, 4, 7), **args).double()
     for axis in range(axes):  # no smaller than the kernel
         need = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
         if layer.padding == 'valid':
