@@ -6,6 +6,7 @@ from fnmatch import fnmatch
 
 import timm
 import torch
+from torch import nn
 
 import aa_models  # noqa: F401, registers the models
 from aa_models.zoo import own_models
@@ -24,14 +25,20 @@ def create(name, **kwargs):
     return timm.create_model(name, **{**dict(num_classes=7, dk=16, dv=8, num_heads=2), **small, **kwargs})
 
 
-def evaluating(name, **kwargs):
-    """The small form in evaluation mode, with batch norms that are not the identity and let every gradient through."""
-    model = create(name, **kwargs).eval()
+def uneven(model):
+    """The model, with batch norms as if it had learned something; none starts at 0, where no gradient would pass."""
     for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.2, 0.2)
-            module.weight.data.uniform_(0.5, 1.5)
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+            nn.init.normal_(module.running_mean, std=0.2)
+            nn.init.uniform_(module.running_var, 0.5, 2)
     return model
+
+
+def evaluating(name, **kwargs):
+    """The small form in evaluation mode, its norms uneven."""
+    return uneven(create(name, **kwargs).eval())
 
 
 def images(name, batch=2, in_chans=3, **kwargs):
@@ -39,6 +46,15 @@ def images(name, batch=2, in_chans=3, **kwargs):
     size = next((args['img_size'] for pattern, args in SMALL.items() if fnmatch(name, pattern)), None)
     height, width = (size, size) if size else timm.get_pretrained_cfg(name).input_size[1:]
     return torch.randn(batch, in_chans, height, width, **kwargs)
+
+
+def arguments(layer):
+    """The attention's arguments as an augmented convolution has them."""
+    attn = layer.attn
+    return dict(
+        dk=attn.dk, dv=attn.dv, num_heads=attn.num_heads, attn_pool=attn.attn_pool, attn_drop=attn.attn_drop.p,
+        attention=type(attn).__name__.removesuffix('Attention').lower(), pos_embed=attn.pos_embed,
+        attn_init=attn.attn_init)
 
 
 def count(model):

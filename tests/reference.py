@@ -184,6 +184,14 @@ def attention_branch(layer, x, size):
     return out if axes == 2 else out.squeeze(2)
 
 
+def check_gradients(layer, x):
+    """Those of the input and of every parameter against finite differences."""
+    names, values = zip(*layer.named_parameters())
+    assert torch.autograd.gradcheck(
+        lambda x, *values: torch.func.functional_call(layer, dict(zip(names, values)), (x,)),
+        (x.requires_grad_(), *values))
+
+
 def self_attention_conv(layer, x):
     """SAGAN: act(shortcut(x) + γ · v(Σ_i β_ji h(x_i))), β_ji = softmax_i(g(x_j) · f(x_i) / √dim_head).
 

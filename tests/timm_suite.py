@@ -7,7 +7,6 @@ timm ships its tests in its source distribution alone: pip fetches the one of th
 folder. This file is also the pytest plugin that the run loads: timm chooses models for some tests by the names of its
 own modules, so the plugin makes `timm.list_models` return the models asked for and drops tests of any other model.
 """
-import fnmatch
 import os
 import subprocess
 import sys
@@ -52,8 +51,7 @@ def fetch_tests(folder):
          f'timm=={timm.__version__}'], check=True, stdout=subprocess.DEVNULL)
     archive, = Path(folder).glob('timm-*.tar.gz')
     with tarfile.open(archive) as tar:
-        wanted = ('*/tests/*', '*/pyproject.toml')
-        members = [m for m in tar.getmembers() if any(fnmatch.fnmatch(m.name, pattern) for pattern in wanted)]
+        members = [m for m in tar.getmembers() if '/tests/' in m.name or m.name.endswith('/pyproject.toml')]
         for member in members:
             member.name = member.name.split('/', 1)[1]
         tar.extractall(folder, members=members)

@@ -2,11 +2,11 @@
 import pytest
 import timm
 import torch
-from torch import nn
 
 import aa_models
 from daily import daily
 from found import augmented
+from our_models import uneven
 
 IMG_SIZE = 64
 # pattern, depth of the values, and how many convolutions the pattern chooses, on maps of 2 × 2
@@ -26,10 +26,7 @@ every_network = pytest.mark.parametrize('name', daily(NETWORKS, *SMALLER))
 
 def make(name, **kwargs):
     where, dv, _ = NETWORKS[name]
-    model = timm.create_model(name, **kwargs)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)  # timm starts some at 0, and no gradient passes those
+    model = uneven(timm.create_model(name, **kwargs))
     sizes = {n: p.numel() for n, p in model.named_parameters()}
     return aa_models.augment(model, where=where, dk=DK, dv=dv, num_heads=HEADS, img_size=IMG_SIZE), sizes
 

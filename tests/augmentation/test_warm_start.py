@@ -14,6 +14,7 @@ import aa_models
 from aa_models.augmentation import channel_paths, warm_start
 from found import augmented
 from hub_server import HubServer, send_client_to
+from our_models import uneven
 
 SETTINGS = dict(dk=16, dv=0.25, num_heads=4, img_size=64)
 # networks whose augmented convolutions lead to one reader; a basic block, groups, squeeze-excitation, a depthwise
@@ -28,15 +29,7 @@ READ = {
 
 
 def trained(name, num_classes=5):
-    """A network in eval mode whose norms and statistics look as if it had learned something."""
-    model = timm.create_model(name, num_classes=num_classes).eval()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.3)
-            nn.init.normal_(module.running_mean, std=0.2)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-    return model
+    return uneven(timm.create_model(name, num_classes=num_classes).eval())
 
 
 @torch.no_grad()
@@ -109,26 +102,24 @@ def _rectified(w, b):
     return mean, (b ** 2 + w ** 2) * below + b * w * density - mean ** 2
 
 
-class Untraceable(nn.Module):
+class Untraceable(nn.Sequential):
     """Its forward pass asks a tensor for a number."""
 
     def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 8, 3)
+        super().__init__(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3))
 
     def forward(self, x):
-        return self.second(self.first(x if x.numel() > 0 else -x).relu())
+        return super().forward(x if x.numel() > 0 else -x)
 
 
-class Twice(nn.Module):
+class Twice(nn.Sequential):
     """One convolution called twice, and read by it."""
 
     def __init__(self):
-        super().__init__()
-        self.stem, self.conv = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3)
+        super().__init__(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3))
 
     def forward(self, x):
-        return self.conv(self.conv(self.stem(x)))
+        return self[1](super().forward(x))
 
 
 LAST = 'channels give way to attention, the last ones, as no convolution is known to be alone in reading them'
@@ -140,9 +131,9 @@ LAST = 'channels give way to attention, the last ones, as no convolution is know
     (lambda: trained('resnet10t'), 'layer3.0.conv2', f'8 of 256 {LAST} (layer3.0.bn2 leads to add'),
     (lambda: trained('densenet121'), 'features.denseblock4.denselayer1.conv2',
      f'8 of 32 {LAST} (features.denseblock4.denselayer1.conv2 is read by cat'),
-    (Untraceable, 'first', f'8 of 16 {LAST} (the network cannot be traced)'),
-    (Twice, 'conv', f'8 of 16 {LAST} (conv is called 2 times)'),
-    (Twice, 'stem', f'8 of 16 {LAST} (stem leads to conv'),
+    (Untraceable, '0', f'8 of 16 {LAST} (the network cannot be traced)'),
+    (Twice, '1', f'8 of 16 {LAST} (1 is called 2 times)'),
+    (Twice, '0', f'8 of 16 {LAST} (0 leads to _1)'),
     (lambda: nn.Sequential(nn.Conv2d(3, 16, 3), nn.Flatten(), nn.Linear(1024, 2)), '0',
      f'8 of 16 {LAST} (they lead to 1, a Flatten)'),
     (lambda: nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU()), '0', f'8 of 16 {LAST} (1 leads to output)'),
@@ -163,11 +154,11 @@ def test_which_channels_give_way_and_what_the_log_says_of_it(caplog, make, name,
 def test_a_network_that_cannot_be_traced_is_a_warning(caplog):
     """Once for the network, and the last channels give way: the filters kept are the first, in their order."""
     model = Untraceable()
-    before = model.first.weight.clone(), model.second.weight.clone()
-    aa_models.augment(model, where=['first', 'second'], dk=4, dv=4, num_heads=2, img_size=10)
+    before = model[0].weight.clone(), model[2].weight.clone()
+    aa_models.augment(model, where=['0', '2'], dk=4, dv=4, num_heads=2, img_size=10)
     warning, = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
     assert re.match(r'Untraceable cannot be traced \(TraceError: .*\): in all its augmented layers the last', warning)
-    assert torch.equal(model.first.conv.weight, before[0][:12]) and torch.equal(model.second.conv.weight, before[1][:4])
+    assert torch.equal(model[0].conv.weight, before[0][:12]) and torch.equal(model[2].conv.weight, before[1][:4])
 
 
 @torch.no_grad()
@@ -206,32 +197,26 @@ def test_groups_whose_channels_cannot_be_reordered_start_anew(caplog):
 # --- timm's own weights for our models
 
 
-@pytest.fixture
-def plain_on_the_hub(tmp_path, monkeypatch):
-    """timm's ResNet-18 with weights, served where `aa_resnet18.from_a1_in1k` looks for them."""
-    model = trained('resnet18', num_classes=1000)
+@torch.no_grad()
+def test_from_a1_in1k(tmp_path, monkeypatch):
+    """timm's ResNet-18 lies where `aa_resnet18.from_a1_in1k` looks for its weights."""
+    plain = trained('resnet18', num_classes=1000)
+    # every convolution that is augmented has a quarter of channels that send nothing, so nothing may change
+    kill(plain, [f'layer{stage}.{i}.conv1' for stage in (2, 3, 4) for i in (0, 1)])
     folder = tmp_path / 'timm' / 'resnet18.a1_in1k'
     folder.mkdir(parents=True)
-    # every convolution that is augmented has a quarter of channels that send nothing, so nothing may change
-    kill(model, [f'layer{stage}.{i}.conv1' for stage in (2, 3, 4) for i in (0, 1)])
-    save_file(model.state_dict(), folder / 'model.safetensors')
+    save_file(plain.state_dict(), folder / 'model.safetensors')
     with HubServer(tmp_path) as hub:
         send_client_to(hub, tmp_path / 'cache', monkeypatch)
-        yield model, hub
-
-
-@torch.no_grad()
-def test_from_a1_in1k(plain_on_the_hub):
-    plain, hub = plain_on_the_hub
-    model = timm.create_model('aa_resnet18.from_a1_in1k', pretrained=True).eval()
+        model, features, adapted = (
+            timm.create_model('aa_resnet18.from_a1_in1k', pretrained=True, **kwargs).eval()
+            for kwargs in ({}, dict(features_only=True, img_size=96), dict(num_classes=3, in_chans=1)))
     assert 'GET /timm/resnet18.a1_in1k/resolve/main/model.safetensors' in hub.requests
     assert not any(request.endswith('.bin') for request in hub.requests)  # a pickle is not even asked for
     x = torch.randn(1, 3, 224, 160)
     expected = plain(x)
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
-    features = timm.create_model('aa_resnet18.from_a1_in1k', pretrained=True, features_only=True, img_size=96).eval()
     torch.testing.assert_close(features(x)[-1], plain.forward_features(x), rtol=1e-3, atol=1e-3)
-    adapted = timm.create_model('aa_resnet18.from_a1_in1k', pretrained=True, num_classes=3, in_chans=1)
     assert adapted(x[:, :1]).shape == (1, 3)
     assert torch.equal(adapted.layer1[0].conv1.weight, plain.layer1[0].conv1.weight)
 

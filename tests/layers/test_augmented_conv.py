@@ -12,6 +12,7 @@ from torch import nn
 
 import reference
 from aa_models.layers import AugmentedConv1d, AugmentedConv2d
+from aa_models.layers.position import rel_logits_h, rel_logits_w, resize_rel_table
 
 KINDS = [dict(attention='softmax', pos_embed=pos_embed) for pos_embed in ('rel', 'sincos', 'coord', None)]
 KINDS += [dict(attention='linear', pos_embed=pos_embed) for pos_embed in ('sincos', 'coord', None)]
@@ -20,23 +21,21 @@ every_kind = pytest.mark.parametrize('kind', KINDS, ids=lambda kind: '{attention
 
 def random_layer(rng, axes, **fixed):
     """A layer of random geometry and an input for it: non-square, odd, size 1, strided, dilated, grouped, pooled."""
+    def each(*choices):
+        return tuple(rng.choice(choices) for _ in range(axes))
+
     num_heads, groups = rng.choice([1, 2, 3]), rng.choice([1, 1, 2])
     dv = num_heads * rng.choice([1, 2])
-    sizes = [rng.choice([1, 3, 5, 8]) for _ in range(axes)]
+    sizes = list(each(1, 3, 5, 8))
     args = dict(
-        kernel_size=tuple(rng.choice([1, 2, 3, 5]) for _ in range(axes)),
-        stride=tuple(rng.choice([1, 1, 2, 3]) for _ in range(axes)),
-        padding=tuple(rng.choice([0, 1, 2, 4]) for _ in range(axes)),
-        dilation=tuple(rng.choice([1, 1, 2]) for _ in range(axes)),
-        attn_pool=rng.choice([1, 1, 2, 3]),
-        bias=rng.choice([True, False]),
-    )
+        kernel_size=each(1, 2, 3, 5), stride=each(1, 1, 2, 3), padding=each(0, 1, 2, 4), dilation=each(1, 1, 2),
+        attn_pool=rng.choice([1, 1, 2, 3]), bias=rng.choice([True, False]))
     if rng.random() < 0.25:
         args.update(padding=rng.choice(['same', 'valid']), stride=1)
     args.update(fixed)
     layer = (AugmentedConv2d if axes == 2 else AugmentedConv1d)(
         2 * groups + 2 * (groups == 1), dv + 2 * groups, groups=groups, dk=num_heads * rng.choice([1, 3]), dv=dv,
-        num_heads=num_heads, feat_size=tuple(rng.choice([1, 2, 4, 7]) for _ in range(axes)), **args).double()
+        num_heads=num_heads, feat_size=each(1, 2, 4, 7), **args).double()
     for axis in range(axes):  # no smaller than the kernel
         need = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
         if layer.padding == 'valid':
@@ -56,6 +55,9 @@ def test_equals_reference(fused, axes, kind):
         layer, x = random_layer(rng, axes, **kind)
         expected = reference.augmented_conv(layer, x)
         torch.testing.assert_close(layer(x), expected, rtol=1e-9, atol=1e-9)
+        if fused:  # the map is made in one way only
+            weights = reference.attention(layer, x, expected.shape[2:])[1]
+            torch.testing.assert_close(layer.attn.attention_map(x), weights, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(layer.float()(x.float()).double(), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -95,16 +97,6 @@ def test_output_size_is_that_of_the_plain_convolution(axes, conv, augmented):
         *itertools.product([1, 2, 3, 4], [1], ['same', 'valid'], [1, 2], [1])]
     for geometry in geometries:
         assert augmented(4, 8, *geometry, dk=4, dv=4, num_heads=2)(x).shape == conv(4, 8, *geometry)(x).shape
-
-
-@torch.no_grad()
-def test_attends_under_the_centre_of_the_kernel():
-    """Without positions the attended map is a permutation-invariant set: compare with explicitly gathered pixels."""
-    layer = AugmentedConv2d(3, 8, 3, 2, 1, dk=8, dv=8, num_heads=2, pos_embed=None).double()
-    dense = AugmentedConv2d(3, 8, 1, dk=8, dv=8, num_heads=2, pos_embed=None).double()
-    dense.attn.load_state_dict(layer.attn.state_dict())
-    x = torch.randn(2, 3, 9, 6, dtype=torch.float64)
-    torch.testing.assert_close(layer(x), dense(x[:, :, ::2, ::2]))
 
 
 @torch.no_grad()
@@ -163,71 +155,9 @@ def test_a_share_that_rounds_to_nothing_is_a_plain_convolution():
 
 
 @every_kind
-def test_every_parameter_has_a_gradient(fused, kind):
-    layer = AugmentedConv2d(4, 8, 3, 2, 1, dk=4, dv=4, num_heads=2, feat_size=(3, 4), attn_pool=2, **kind)
-    layer(torch.randn(2, 4, 9, 12)).square().sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in layer.parameters())
-
-
-@pytest.mark.parametrize('kind', [{}, dict(attention='linear', pos_embed='sincos')], ids=['softmax', 'linear'])
 def test_gradients_are_right(fused, kind):
     layer = AugmentedConv2d(4, 6, 3, 2, 1, dk=4, dv=4, num_heads=2, feat_size=(3, 2), attn_pool=2, **kind).double()
-    x = torch.randn(1, 4, 7, 5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(layer, x)
-    names, values = zip(*layer.named_parameters())
-    assert torch.autograd.gradcheck(
-        lambda *values: torch.func.functional_call(layer, dict(zip(names, values)), (x.detach(),)), values)
-
-
-@every_kind
-@torch.no_grad()
-def test_low_precision(fused, kind):
-    layer = AugmentedConv2d(16, 32, 3, padding=1, dk=16, dv=16, num_heads=4, feat_size=(6, 7), **kind)
-    x = torch.randn(2, 16, 6, 7)
-    expected = layer(x)
-    for dtype, tolerance in ((torch.bfloat16, 0.06), (torch.float16, 0.008)):
-        with torch.autocast('cpu', dtype):
-            result = layer(x)
-        assert result.dtype == dtype
-        torch.testing.assert_close(result.float(), expected, rtol=tolerance, atol=tolerance)
-    result = layer.bfloat16()(x.bfloat16())
-    assert result.dtype == torch.bfloat16
-    torch.testing.assert_close(result.float(), expected, rtol=0.06, atol=0.06)
-
-
-@every_kind
-@torch.no_grad()
-def test_large_activations_in_float16(fused, kind):
-    """Their logits are beyond 65504, where float16 ends."""
-    layer = AugmentedConv2d(64, 128, 3, padding=1, dk=0.25, dv=0.25, feat_size=14, **kind)
-    x = 1000 * torch.randn(1, 64, 14, 14)
-    with torch.autocast('cpu', torch.float16):
-        assert layer(x).isfinite().all()
-        weights = layer.attn.attention_map(x).float()
-    torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]), rtol=0.01, atol=0)
-
-
-@every_kind
-@torch.no_grad()
-def test_channels_last(fused, kind):
-    layer = AugmentedConv2d(8, 16, 3, 2, 1, dk=8, dv=8, num_heads=4, attn_pool=2, **kind).double()
-    x = torch.randn(2, 8, 9, 12, dtype=torch.float64)
-    expected = layer(x)
-    result = layer.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
-    torch.testing.assert_close(result, expected)
-    assert result.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_meta_device_and_initialisation():
-    layer = AugmentedConv2d(8, 16, 3, dk=8, dv=8, device='meta', dtype=torch.float64)
-    assert all(p.is_meta and p.dtype == torch.float64 for p in layer.parameters())
-    assert layer(torch.randn(2, 8, 9, 9, device='meta', dtype=torch.float64)).shape == (2, 16, 7, 7)
-    layer = layer.to_empty(device='cpu')
-    for p in layer.parameters():
-        nn.init.constant_(p, float('nan'))
-    layer.reset_parameters()
-    for name, p in layer.named_parameters():
-        assert p.isfinite().all() and (p.std() > 0 or name.endswith(('qkv.bias', 'proj.bias'))), name
+    reference.check_gradients(layer, torch.randn(1, 4, 6, 5, dtype=torch.float64))
 
 
 @torch.no_grad()
@@ -236,6 +166,33 @@ def test_dropout_acts_in_training_only(fused):
     x = torch.randn(1, 4, 6, 6)
     assert torch.equal(layer.eval()(x), layer(x))
     assert not torch.equal(layer.train()(x), layer(x))
+    assert layer.attn.fused_attn == fused
+
+
+@pytest.mark.parametrize('made_for', [1, 2, 5, 14])
+@torch.no_grad()
+def test_tables_are_interpolated_about_offset_0(made_for):
+    table = torch.randn(2 * made_for - 1, 3, dtype=torch.float64)
+    assert torch.equal(resize_rel_table(table, made_for), table)
+    for size in (1, 2, 3, 7, 20):
+        resized = resize_rel_table(table, size)
+        expected = torch.stack([reference.relative(table, o, size) for o in range(1 - size, size)])
+        torch.testing.assert_close(resized, expected)
+        torch.testing.assert_close(resized[size - 1], table[made_for - 1])
+    mirrored = resize_rel_table(table.flip(0), 9)
+    torch.testing.assert_close(mirrored.flip(0), resize_rel_table(table, 9))
+
+
+@torch.no_grad()
+def test_relative_logits_are_translation_equivariant():
+    """Moving query and key together moves the logits and changes none; moving the query alone does not."""
+    q = torch.randn(1, 2, 1, 1, 4, dtype=torch.float64).expand(1, 2, 5, 7, 4)  # the same query everywhere
+    rows, columns = (
+        rel_logits(q, torch.randn(2 * n - 1, 4, dtype=torch.float64))
+        for rel_logits, n in ((rel_logits_h, 5), (rel_logits_w, 7)))  # (1, 2, 5, 7, 5 or 7)
+    torch.testing.assert_close(rows[:, :, 1:, :, 1:], rows[:, :, :-1, :, :-1])
+    torch.testing.assert_close(columns[:, :, :, 1:, 1:], columns[:, :, :, :-1, :-1])
+    assert not torch.allclose(rows[:, :, 1:], rows[:, :, :-1])
 
 
 FUSED_MEMORY = '''

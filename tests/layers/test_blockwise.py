@@ -62,14 +62,6 @@ def test_other_dtypes_and_strides(dtype, tolerance, channels_last):
         torch.testing.assert_close(a.double() / scale, b / scale, rtol=0, atol=tolerance)
 
 
-def test_large_logits_stay_finite():
-    """Logits beyond 1e5, which float16 cannot hold: computed in float32, they pick the largest."""
-    q, k, v, rel_h, rel_w = inputs((1, 1, 2, 3, 4, 2), dtype=torch.float16)
-    out = blockwise_attention(q * 500, k * 500, v, rel_h, rel_w, 1., False)
-    expected = explicit(*(t.double() for t in (q * 500, k * 500, v, rel_h, rel_w)), 1., False)
-    torch.testing.assert_close(out.double(), expected, rtol=1e-2, atol=1e-2)
-
-
 def test_is_an_operator_by_torchs_own_checks():
     for shape, tables, causal in (((2, 2, 3, 4, 4, 3), (True, True), False), ((1, 2, 1, 5, 4, 4), (False, True), True)):
         tensors = inputs(shape, *tables, dtype=torch.float32)
@@ -79,22 +71,11 @@ def test_is_an_operator_by_torchs_own_checks():
 def test_one_node_when_compiled():
     skip_where_compiling_is_called_exporting()
     graphs = []
-
-    def backend(graph, example_inputs):
-        graphs.append(graph)
-        return graph
-
     layer = AugmentedConv2d(8, 16, 3, padding=1, dk=8, dv=8, num_heads=2, feat_size=6).eval()
-    torch.compile(layer, backend=backend, fullgraph=True)(torch.randn(1, 8, 6, 6))
+    compiled = torch.compile(layer, backend=lambda graph, example: graphs.append(graph) or graph, fullgraph=True)
+    compiled(torch.randn(1, 8, 6, 6))
     names = [str(node.target) for node in graphs[0].graph.nodes]
     assert sum('blockwise_attention' in name for name in names) == 1 and not any('bmm' in name for name in names)
-
-
-def test_second_derivatives_are_refused():
-    tensors = inputs((1, 1, 2, 2, 2, 2))
-    first, = torch.autograd.grad(blockwise_attention(*tensors, 1., False).sum(), tensors[0], create_graph=True)
-    with pytest.raises(RuntimeError, match='blockwise_attention_backward'):
-        first.sum().backward()
 
 
 def test_blockwise_on_cpus_alone():

@@ -79,27 +79,7 @@ def test_gamma_is_learned_from_0():
 
 
 def test_gradients_are_right(fused):
-    layer = small(act_layer='gelu').double()
-    x = torch.randn(1, 8, 3, 2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(layer, x)
-    names, values = zip(*layer.named_parameters())
-    assert torch.autograd.gradcheck(
-        lambda *values: torch.func.functional_call(layer, dict(zip(names, values)), (x.detach(),)), values)
-
-
-@torch.no_grad()
-def test_low_precision_and_channels_last(fused):
-    layer = small(num_heads=3, act_layer='relu')
-    x = torch.randn(2, 8, 6, 7)
-    expected = layer(x)
-    result = layer.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
-    torch.testing.assert_close(result, expected)
-    assert result.is_contiguous(memory_format=torch.channels_last)
-    with torch.autocast('cpu', torch.bfloat16):
-        mixed = layer(x)
-    for result in (mixed, layer.bfloat16()(x.bfloat16())):
-        assert result.dtype == torch.bfloat16
-        torch.testing.assert_close(result.float(), expected, rtol=0.06, atol=0.06)
+    reference.check_gradients(small(act_layer='gelu').double(), torch.randn(1, 8, 3, 2, dtype=torch.float64))
 
 
 def test_names_of_what_is_saved():
@@ -149,17 +129,6 @@ def test_compiled_exported_and_scripted_are_equal(fused):
     ):
         for image in (x, other):
             torch.testing.assert_close(same(image), layer(image))
-
-
-def test_meta_device_and_initialisation():
-    layer = small(gamma=0.25, act_layer='prelu', device='meta', dtype=torch.float64)
-    assert all(p.is_meta and p.dtype == torch.float64 for p in layer.parameters())
-    layer = layer.to_empty(device='cpu')
-    for p in layer.parameters():
-        nn.init.constant_(p, float('nan'))
-    layer.reset_parameters()
-    assert all(p.isfinite().all() for p in layer.parameters())
-    assert layer.gamma.tolist() == [0.25] and layer.attn.qkv.weight.std() > 0 and layer.shortcut.weight.std() > 0
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import itertools
 import math
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -92,6 +93,39 @@ def test_large_logits_in_half_precision(layer, dtype, tolerance):
         assert all(t.grad.isfinite().all() for t in (q, k, v, *tables))
 
 
+@torch.no_grad()
+def test_autocast_and_bfloat16(layer):
+    """Also of activations whose logits are beyond 65504, where float16 ends."""
+    layer, x = layer.float(), image(layer, dtype=torch.float32)
+    wanted = layer(x)
+    for dtype, tolerance in ((torch.float16, 0.008), (torch.bfloat16, 0.06)):
+        with torch.autocast('cpu', dtype):
+            results, huge, weights = [layer(x)], layer(1000 * x), layer.attn.attention_map(1000 * x).float()
+        assert huge.isfinite().all()
+        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]), rtol=0.01, atol=0)
+        if dtype == torch.bfloat16:
+            results.append(layer.to(dtype)(x.to(dtype)))
+        for result in results:
+            assert result.dtype == dtype
+            torch.testing.assert_close(result.float(), wanted, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize('make', [
+    partial(AugmentedConv2d, 8, 16, 3, dk=8, dv=8), partial(AugmentedConv1d, 8, 16, 3, dk=8, dv=8),
+    partial(SelfAttentionConv2d, 8, 16, gamma=0.25, act_layer='prelu')])
+def test_meta_device_and_initialisation(make):
+    layer = make(device='meta', dtype=torch.float64)
+    assert all(p.is_meta and p.dtype == torch.float64 for p in layer.parameters())
+    assert layer(torch.randn(2, 8, *[9] * getattr(layer, 'ndim', 2), device='meta', dtype=torch.float64)).shape[1] == 16
+    layer = layer.to_empty(device='cpu')
+    for p in layer.parameters():
+        torch.nn.init.constant_(p, math.nan)
+    layer.reset_parameters()
+    for name, p in layer.named_parameters():
+        assert p.isfinite().all() and (p.numel() == 1 or p.std() > 0 or name.endswith(('qkv.bias', 'proj.bias'))), name
+    assert make.func != SelfAttentionConv2d or layer.gamma.tolist() == [0.25]
+
+
 def test_empty_batch(layer):
     x = image(layer, 0, requires_grad=True)
     y = layer(x)
@@ -100,10 +134,10 @@ def test_empty_batch(layer):
     assert x.grad.shape == x.shape and not any(p.grad.any() for p in layer.parameters())
 
 
-def test_nothing_and_next_to_nothing(layer):
-    """Zeros, and numbers below float32's normal ones."""
-    for value in (0., 1e-40):
-        x = torch.full_like(image(layer, 1, dtype=torch.float32), value)
+def test_single_precision_down_to_nothing(layer):
+    """Usual numbers, those below float32's normal ones, and zeros."""
+    for scale in (1, 1e-40, 0):
+        x = scale * image(layer, 1, dtype=torch.float32)
         single = copy.deepcopy(layer).float()
         torch.testing.assert_close(single(x).double(), expected(layer, x), rtol=1e-5, atol=1e-6)
         assert all(g.isfinite().all() for g in gradients(single, x.requires_grad_()).values())
@@ -119,6 +153,10 @@ def test_however_the_input_lies_in_memory(layer):
         wanted = gradients(layer, view.contiguous().requires_grad_())
         torch.testing.assert_close(gradients(layer, view.detach().requires_grad_()), wanted)
         torch.testing.assert_close(layer(view), layer(view.contiguous()))
+    if layer.axes == 2:
+        wanted, last = layer(x), layer.to(memory_format=torch.channels_last)(views[-1])
+        torch.testing.assert_close(last, wanted)
+        assert last.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_without_the_inputs_and_with_the_inputs_gradient_alone(layer):
@@ -132,7 +170,7 @@ def test_without_the_inputs_and_with_the_inputs_gradient_alone(layer):
 def test_second_derivatives(layer):
     x = image(layer, 1)[..., :2].requires_grad_()
     if layer.backend == 'blockwise':
-        with pytest.raises(RuntimeError, match='no gradient of its own.*set_fused_attn'):
+        with pytest.raises(RuntimeError, match='blockwise_attention_backward has no gradient.*set_fused_attn'):
             torch.autograd.gradgradcheck(layer, x)
     elif layer.backend != 'folded':  # the fused call is torch's, and so are its second derivatives
         assert torch.autograd.gradgradcheck(layer, x)

@@ -26,8 +26,16 @@ def expected(checkpoint):
 
 
 @pytest.fixture
-def places(tmp_path, monkeypatch):
-    """The four places, empty: local folders and the root of a Hub that the client talks to."""
+def hub(tmp_path, monkeypatch):
+    """A Hub on this machine, which the client talks to."""
+    with HubServer(tmp_path / 'hub') as hub:
+        send_client_to(hub, tmp_path / 'cache', monkeypatch)
+        yield hub
+
+
+@pytest.fixture
+def places(hub, tmp_path, monkeypatch):
+    """The four places, empty: local folders and our organisation's on the Hub."""
     folders = {place: tmp_path / folder for place, folder in dict(
         variable='variable', checkout='checkout/weights', package='checkout/aa_models/weights', hub='hub/aa-models',
     ).items()}
@@ -36,9 +44,7 @@ def places(tmp_path, monkeypatch):
     (tmp_path / 'checkout' / 'pyproject.toml').touch()
     monkeypatch.setattr(pretrained, '_PACKAGE', folders['package'].parent)
     monkeypatch.setenv('AA_MODELS_WEIGHTS', str(folders['variable']))
-    with HubServer(tmp_path / 'hub') as hub:
-        send_client_to(hub, tmp_path / 'cache', monkeypatch)
-        yield folders
+    return folders
 
 
 @pytest.fixture

@@ -16,17 +16,15 @@ from timm.models import load_pretrained
 from aa_models.errors import WeightsError
 from aa_models.models._augmented import checkpoint_filter_fn
 from aa_models.models.pretrained import _checked
-from fake_weights import NAME, NAME_TAG, NUM_CLASSES, registered, save_checkpoint
+from fake_weights import NAME, NAME_TAG, NUM_CLASSES
 
 DAMAGES = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope='module')
-def original(tmp_path_factory):
+def original(checkpoint):
     """A checkpoint's folder and the bytes of its file; the tag is registered with their SHA-256."""
-    folder = tmp_path_factory.mktemp('fuzz') / NAME_TAG
-    with registered(save_checkpoint(folder)):
-        yield folder, (folder / 'model.safetensors').read_bytes()
+    return checkpoint, (checkpoint / 'model.safetensors').read_bytes()
 
 
 @pytest.fixture(scope='module')

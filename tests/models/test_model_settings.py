@@ -1,9 +1,10 @@
-"""What the models' arguments can ask for: positions, attention alone, augmented stages, ResNeXt and wide ResNets.
+"""What the models' arguments can ask for, and the networks of the papers: positions, attention alone, augmented stages.
 
 Every figure is compared with a formula, every layer's output with the float64 definition.
 """
 import dataclasses
 import inspect
+import itertools
 
 import pytest
 import timm
@@ -14,7 +15,7 @@ import aa_models
 import reference
 from aa_models.layers import AttentionArgs, AugmentedConv1d, AugmentedConv2d
 from found import augmented
-from our_models import count
+from our_models import arguments, count, create, evaluating, images
 
 # for each family a small form, and a layer of stride 1 in it
 FAMILIES = {
@@ -24,6 +25,11 @@ FAMILIES = {
 }
 FAMILIES.update({'l' + name: settings for name, settings in FAMILIES.items()})
 POSITIONS = {'a': ('rel', 'sincos', 'coord', 'none'), 'l': ('sincos', 'coord', 'none')}
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+
+def on_meta(name, **kwargs):
+    return timm.create_model(name, device='meta', **kwargs)
 
 
 def parameters(plain, sides, depths, num_heads=8):
@@ -44,23 +50,67 @@ def parameters(plain, sides, depths, num_heads=8):
     return total
 
 
-def plain_of(name):
-    return timm.create_model(name, device='meta')
+def check_resnet(depth, sides, depths, num_heads=8, **kwargs):
+    """It attends in every block of the stages named, on maps of such sides, and has the parameters of `parameters`."""
+    model = on_meta(f'aa_resnet{depth}', num_classes=1000, num_heads=num_heads, **kwargs)
+    conv = 'conv2' if depth >= 50 else 'conv1'
+    attended = {
+        f'layer{stage}.{i}.{conv}': side for stage, side in sides.items() for i in range(BLOCKS[depth][stage - 1])}
+    assert list(augmented(model)) == list(attended)
+    assert count(model) == parameters(on_meta(f'resnet{depth}'), attended, depths, num_heads)
+
+
+# the papers' networks
+
+@pytest.mark.parametrize('name,kwargs,expected', [
+    ('aa_resnet34', {}, 20_745_072), ('aa_resnet34', dict(attn_stages=(False,) * 4), 21_797_672),
+    ('aa_resnet50', {}, 25_809_392), ('aa_resnet50', dict(attn_stages=(False,) * 4), 25_557_032),
+    ('aa_resnet50', dict(dk=0.25, dv=0.25), 24_303_728),
+    ('wrn28_10', {}, 36_536_884), ('aa_wrn28_10', {}, 36_312_660),
+])
+def test_parameters_of_the_papers_tables(name, kwargs, expected):
+    size = dict(num_classes=1000, img_size=224) if 'resnet' in name else {}
+    assert count(on_meta(name, **kwargs, **size)) == expected
+
+
+@pytest.mark.parametrize('depth, share', [
+    *itertools.product((18, 50), (None, 0.25, 0.5, 0.75, 1.0)), (34, None), (101, None), (152, None)])
+def test_parameters_by_the_rule(depth, share):
+    """All shares with basic blocks and with bottlenecks; deeper networks are more of the same blocks."""
+    kappa, upsilon = (share, share) if share else (0.2, 0.1) if depth >= 50 else (0.25, 0.25)
+    check_resnet(
+        depth, {2: 14, 3: 14, 4: 7},  # at 224 px: 28 pooled to 14, 14, 7
+        lambda out: (max(20 * 8, int(kappa * out / 8) * 8), int(upsilon * out / 8) * 8),
+        img_size=224, **(dict(dk=share, dv=share) if share else {}))
+
+
+@pytest.mark.parametrize('depth, attn_stages', [
+    *itertools.product((18, 50), ((True, False, False, True), (True, True, True, True))),
+    (34, (False, False, True, True)), (101, (False, False, False, True)), (152, (True, True, False, False))])
+def test_augmented_stages(depth, attn_stages):
+    """The flags choose every block of a stage, in basic blocks and in bottlenecks, at any size."""
+    sides = dict(itertools.compress({1: 24, 2: 6, 3: 6, 4: 3}.items(), attn_stages))  # the second's 12 × 12 is pooled
+    check_resnet(depth, sides, lambda out: (64, 16), 4, img_size=96, attn_stages=attn_stages, dk=64, dv=16)
+
+
+def test_what_wide_resnets_augment():
+    layers = augmented(on_meta('aa_wrn28_10'))
+    assert {(m.dk, m.dv, (m.attn.rel_w.shape[0] + 1) // 2) for m in layers.values()} == {
+        (160, 16, 32), (160, 32, 16), (160, 64, 8)}
+    assert len(layers) == 12 and all(n.endswith('conv1') for n in layers)
+
+
+def test_zero_init_last():
+    for zero in (True, False):
+        model = create('aa_resnet18', zero_init_last=zero)
+        assert bool(model.layer2[0].bn2.weight.any()) != zero
 
 
 # the attention's arguments, one object from `timm.create_model` to the layer
 
-# a value for each that is nobody's default, and where it is found in a layer
-VALUES = {
-    'dk': (64, lambda layer: layer.attn.dk),
-    'dv': (24, lambda layer: layer.attn.dv),
-    'num_heads': (4, lambda layer: layer.attn.num_heads),
-    'attention': ('linear', lambda layer: type(layer.attn).__name__.removesuffix('Attention').lower()),
-    'pos_embed': ('coord', lambda layer: layer.attn.pos_embed),
-    'attn_pool': (3, lambda layer: layer.attn.attn_pool),
-    'attn_drop': (0.125, lambda layer: layer.attn.attn_drop.p),
-    'attn_init': ('local', lambda layer: layer.attn.attn_init),
-}
+# a value for each that is nobody's default
+VALUES = dict(
+    dk=64, dv=24, num_heads=4, attention='linear', pos_embed='coord', attn_pool=3, attn_drop=0.125, attn_init='local')
 
 
 def test_everything_that_takes_them_shows_them_with_the_same_defaults():
@@ -72,42 +122,11 @@ def test_everything_that_takes_them_shows_them_with_the_same_defaults():
 
 
 def test_every_argument_of_the_attention_reaches_the_layers_of_a_converted_network():
-    values = {argument: value for argument, (value, _) in VALUES.items()}
-    layers = augmented(aa_models.augment(plain_of('resnet18'), where='layer4.*', **values))
-    assert layers
-    for layer in layers.values():
-        assert {argument: found(layer) for argument, (_, found) in VALUES.items()} == values
-
-
-@pytest.mark.parametrize('name', FAMILIES)
-def test_saved_models_keep_their_arguments(name, tmp_path):
-    settings = dict(dk=16, dv=8, num_heads=4, pos_embed='none', attn_drop=0.25, **FAMILIES[name][0])
-    model = timm.create_model(name, num_classes=3, **settings).eval()
-    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
-    other = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
-    assert {m.attn.attn_drop.p for m in augmented(other).values()} == {0.25}
-    x = torch.randn(1, 3, 32, 32)
-    assert torch.equal(model(x), other(x))
-
-
-@pytest.mark.parametrize('name', FAMILIES)
-@pytest.mark.parametrize('kwargs, error, words', [
-    (dict(attn_dorp=0.1), TypeError, "unexpected .*'attn_dorp'"),
-    (dict(attn_drop=1.5), ValueError, 'attn_drop must be a probability.* got 1.5'),
-    (dict(attn_drop='0.1'), ValueError, "attn_drop must be a probability.* got '0.1'"),
-    (dict(attention='full'), ValueError, "attention must be one of .*'softmax', 'linear'.* got 'full'"),
-    (dict(attention='linear', pos_embed='rel'), ValueError,
-     "with attention='linear' must be one of .*sincos.*coord.* got 'rel'"),
-])
-def test_wrong_arguments_of_a_model(name, kwargs, error, words):
-    """Also where no layer is augmented."""
-    for stages in (None, (False,) * len(timm.create_model(name, device='meta').feature_info[1:])):
-        with pytest.raises(error, match=words):
-            timm.create_model(name, device='meta', attn_stages=stages, **kwargs)
+    layers = augmented(aa_models.augment(on_meta('resnet18'), where='layer4.*', **VALUES)).values()
+    assert layers and all(arguments(layer) == VALUES for layer in layers)
 
 
 # positions
-
 
 @pytest.mark.parametrize('name, pos_embed', [(n, p) for n in FAMILIES for p in POSITIONS[n[0]]])
 @torch.no_grad()
@@ -133,15 +152,10 @@ def test_positions_in_a_model_are_those_of_the_definition(name, pos_embed):
 @pytest.mark.parametrize('name', FAMILIES)
 def test_attention_alone_learns(name):
     """No augmented convolution has a filter left, and every parameter has a gradient."""
-    kwargs, _ = FAMILIES[name]
-    model = timm.create_model(name, dk=1.0, dv=1.0, num_classes=3, **kwargs)
+    model = evaluating(name, dk=1.0, dv=1.0).train()
     layers = augmented(model).values()
     assert layers and all(m.conv is None and m.dv == m.out_channels for m in layers)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.ones_(module.weight)  # timm's blocks start as the identity, with no gradient in their first layers
-    side = kwargs['img_size']
-    model(torch.randn(2, 3, side, side)).square().sum().backward()
+    model(images(name)).square().sum().backward()
     for n, p in model.named_parameters():
         assert p.grad is not None and p.grad.isfinite().all() and p.grad.any(), n
 
@@ -150,31 +164,10 @@ def test_attention_alone_learns(name):
     ('aa_wrn28_10', 'wrn28_10', (32, 16, 8)), ('laa_wrn28_10', 'wrn28_10', None), ('laa_resnet50', 'resnet50', None),
     ('aa_simplecnn', 'simplecnn', (16, 8))])
 def test_parameters_of_attention_alone(name, plain, sides):
-    """The tests of the models' own table have those of the ResNets with relative positions."""
-    model = timm.create_model(name, device='meta', dk=1.0, dv=1.0)
+    """Those of the ResNets with relative positions are among those by the rule."""
+    model = on_meta(name, dk=1.0, dv=1.0)
     attended = {n: sides and sides[int(n.split('.')[1])] for n in augmented(model)}
-    assert count(model) == parameters(plain_of(plain), attended, lambda out: (max(out, 8 * 20), out))
-
-
-# stages that are augmented
-
-@pytest.mark.parametrize('depth, blocks, conv, attn_stages', [
-    *((18, (2, 2, 2, 2), 'conv1', (True, inner, inner, True)) for inner in (False, True)),
-    (34, (3, 4, 6, 3), 'conv1', (False, False, True, True)),
-    *((50, (3, 4, 6, 3), 'conv2', (True, inner, inner, True)) for inner in (False, True)),
-    (101, (3, 4, 23, 3), 'conv2', (False, False, False, True)),
-    (152, (3, 8, 36, 3), 'conv2', (True, True, False, False)),
-])
-def test_augmented_stages(depth, blocks, conv, attn_stages):
-    """The flags choose every block of a stage, in basic blocks and in bottlenecks, at any size."""
-    model = timm.create_model(
-        f'aa_resnet{depth}', device='meta', num_classes=1000, img_size=96, attn_stages=attn_stages, num_heads=4, dk=64,
-        dv=16)
-    attended = {
-        f'layer{i + 1}.{j}.{conv}': side for i, side in enumerate((24, 6, 6, 3)) if attn_stages[i]
-        for j in range(blocks[i])}  # the second stage attends on its 12 × 12 map pooled
-    assert list(augmented(model)) == list(attended)
-    assert count(model) == parameters(plain_of(f'resnet{depth}'), attended, lambda out: (64, 16), num_heads=4)
+    assert count(model) == parameters(on_meta(plain), attended, lambda out: (max(out, 8 * 20), out))
 
 
 # ResNeXt and wide ResNets: the ResNets' arguments, or any network through `augment`
@@ -185,8 +178,8 @@ def test_augmented_stages(depth, blocks, conv, attn_stages):
     ('aa_resnet50', dict(base_width=128), 'wide_resnet50_2')])
 def test_resnext_and_wide_resnets(name, kwargs, plain):
     """dv = 1/4 leaves a number of filters that the groups divide; the same network comes from a mapping by stage."""
-    model = timm.create_model(name, device='meta', num_classes=1000, img_size=224, dk=0.25, dv=0.25, **kwargs)
-    base, sides = plain_of(plain), {'layer2': 14, 'layer3': 14, 'layer4': 7}
+    model = on_meta(name, num_classes=1000, img_size=224, dk=0.25, dv=0.25, **kwargs)
+    base, sides = on_meta(plain), {'layer2': 14, 'layer3': 14, 'layer4': 7}
     attended = {n: sides[n[:6]] for n, _ in base.named_modules() if n[:6] in sides and n.endswith('.conv2')}
     assert list(augmented(model)) == list(attended) and len(attended) in (13, 30)
     assert {m.groups for m in augmented(model).values()} == {kwargs.get('cardinality', 1)}
@@ -198,7 +191,7 @@ def test_resnext_and_wide_resnets(name, kwargs, plain):
 
 def test_groups_that_do_not_divide_are_named():
     with pytest.raises(ValueError, match='layer2.0.conv2 cannot be augmented: groups=32 must divide .* 256 - 24 = 232'):
-        timm.create_model('aa_resnet50', device='meta', cardinality=32, base_width=4)
+        on_meta('aa_resnet50', cardinality=32, base_width=4)
 
 
 def test_resnet18_for_small_pictures():

@@ -1,5 +1,6 @@
 """What every model of this package must do: each registered name, in its small form, passes the same checks."""
 import copy
+import itertools
 from dataclasses import fields
 
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 from aa_models.layers import AttentionArgs
 from daily import daily
 from found import augmented
-from our_models import NAMES, NETWORKS, count, create, evaluating, images
+from our_models import NAMES, NETWORKS, arguments, count, create, evaluating, images
 from torch_faults import skip_where_pooling_has_one_size
 
 # where the work is long and the name alone matters little; two networks have both kinds of attention, and both bodies
@@ -62,7 +63,10 @@ def test_full_size(name):
         conv, dk, dv = plain.get_submodule(layer_name), layer.dk, layer.dv
         tables = sum(p.numel() for p in (layer.attn.rel_h, layer.attn.rel_w)) if layer.attn.pos_embed == 'rel' else 0
         total += conv.in_channels * (2 * dk + dv) + dv * dv + tables - conv.weight[0].numel() * dv
-    assert count(model) == total and bool(augmented(model)) == name.startswith(('aa_', 'laa_'))
+    assert count(model) == total
+    # linear attention with waves, softmax with tables
+    kind = {'aa': {('softmax', 'rel')}, 'laa': {('linear', 'sincos')}}.get(name.partition('_')[0], set())
+    assert {(arguments(m)['attention'], m.attn.pos_embed) for m in augmented(model).values()} == kind
 
 
 def test_arguments_reach_the_layers(name):
@@ -75,29 +79,26 @@ def test_arguments_reach_the_layers(name):
     layers = augmented(create(name, device='meta', attn_stages=only_last, **kwargs))
     everywhere = augmented(create(name, device='meta', attn_stages=[True] * stages, **kwargs))
     assert layers and list(layers) == list(everywhere)[-len(layers):] and len(everywhere) >= stages
-    for attn in (layer.attn for layer in layers.values()):
-        found = (
-            attn.dk, attn.dv, attn.num_heads, type(attn).__name__, attn.pos_embed, attn.attn_drop.p, attn.attn_init,
-            attn.attn_pool)
-        assert found == (16, 12, 4, 'LinearAttention', 'coord', 0.125, 'local', 2)
+    assert all(arguments(layer) == dict(args, attn_pool=2) for layer in layers.values())
 
 
 def test_wrong_arguments(name):
+    """Also where no layer is augmented."""
     stages = count_stages(name)
-    for kwargs, error, words in (
-            (dict(attn_stages=[True] * (stages + 1)), ValueError, f'one value for each of the {stages} stages'),
-            (dict(dv=7), ValueError, 'cannot be augmented: dv=7'),
-            (dict(img_size=(3, 64, 64)), ValueError, 'img_size must be an int or a pair'),
-            (dict(unheard_of=1), TypeError, 'unheard_of')):
+    everywhere = [True] * stages
+    wrong = [
+        (dict(attn_stages=[True, *everywhere]), ValueError, f'one value for each of the {stages} stages'),
+        (dict(attn_stages=everywhere, dv=7), ValueError, 'cannot be augmented: dv=7'),
+        (dict(unheard_of=1), TypeError, "unexpected .*'unheard_of'"),
+        (dict(attn_drop=1.5), ValueError, 'attn_drop must be a probability.* got 1.5'),
+        (dict(attn_drop='0.1'), ValueError, "attn_drop must be a probability.* got '0.1'"),
+        (dict(attention='full'), ValueError, "attention must be one of .*'softmax', 'linear'.* got 'full'"),
+        (dict(attention='linear', pos_embed='rel'), ValueError, "with attention='linear' must be .*coord.* got 'rel'"),
+        *((dict(attn_stages=everywhere, img_size=size), ValueError, 'img_size must be an int or a pair')
+          for size in (0, -5, 1.5, 'a', (96,), (3, 64, 64)))]
+    for (kwargs, error, words), flag in itertools.product(wrong, (True, False)):
         with pytest.raises(error, match=words):
-            create(name, device='meta', **{'attn_stages': [True] * stages, **kwargs})
-
-
-def test_no_positions(name):
-    """timm drops arguments that are None, so 'none' says it."""
-    layers = augmented(create(name, device='meta', pos_embed='none'))
-    assert {m.attn.pos_embed for m in layers.values()} <= {''}
-    assert not any('rel_' in n for m in layers.values() for n, _ in m.named_parameters())
+            create(name, device='meta', **{'attn_stages': [flag] * stages, **kwargs})
 
 
 def test_fills_empty_memory(name):
@@ -168,7 +169,9 @@ def test_features(name, model, x):
     torch.testing.assert_close(pruned.forward_intermediates(x, [1])[1], maps[1:2])
 
 
-def test_saved_and_loaded(name, model, x, tmp_path):
+@pytest.mark.parametrize('kwargs', [{}, dict(pos_embed='none', attn_drop=0.25)], ids=['', 'arguments'])
+def test_saved_and_loaded(name, kwargs, x, tmp_path):
+    model = evaluating(name, **kwargs)
     timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
     torch.save(model, tmp_path / 'model.pt')
     for other in (
@@ -176,6 +179,7 @@ def test_saved_and_loaded(name, model, x, tmp_path):
             timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()):
         with torch.inference_mode():
             assert torch.equal(other(x), model(x))
+        assert list(map(arguments, augmented(other).values())) == list(map(arguments, augmented(model).values()))
 
 
 @torch.no_grad()
