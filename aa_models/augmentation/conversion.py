@@ -40,12 +40,15 @@ def trace_map_sizes(
         model.get_submodule(name).register_forward_hook(
             lambda module, args, output, name=name: sizes.__setitem__(name, tuple(output.shape[-2:])))
         for name in names]
-    meta = {n: t.to('meta') for n, t in [*model.named_parameters(), *model.named_buffers()]}
+    # every module once, also where it has two names: given both, torch leaves its tensors on the meta device
+    meta = {
+        f'{prefix}.{name}'.lstrip('.'): tensor.to('meta') for prefix, module in model.named_modules()
+        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]}
     dtype = next((t.dtype for t in meta.values() if t.is_floating_point()), torch.get_default_dtype())
     # two images, because batch norm refuses to train on a single value
     image = torch.empty((2, in_chans, *img_size), device='meta', dtype=dtype)
     try:
-        functional_call(model, meta, (image,))
+        functional_call(model, meta, (image,), tie_weights=False)
     finally:
         for hook in hooks:
             hook.remove()

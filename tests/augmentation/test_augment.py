@@ -98,3 +98,25 @@ def test_errors_leave_the_model_as_it_was(kwargs, error, words):
     with pytest.raises(error, match=words):
         aa_models.augment(**{**SETTINGS, **kwargs, 'model': model})
     assert dict(model.named_modules()) == before
+
+
+class Shared(nn.Module):
+    """A convolution under two names, and a weight that two convolutions share."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, conv, other = nn.Conv2d(3, 16, 3, padding=1), *(nn.Conv2d(16, 16, 3, padding=1) for _ in range(2))
+        other.weight = conv.weight
+        self.body = nn.Sequential(conv, conv, other, nn.Conv2d(16, 16, 3, padding=1))
+
+    def forward(self, x):
+        return self.body(self.stem(x))
+
+
+def test_shared_tensors_are_left_where_they_are():
+    model = Shared()
+    before = {name: (id(tensor), tensor.clone()) for name, tensor in model.body[0].named_parameters()}
+    aa_models.augment(model, where='body.3', img_size=8, **SETTINGS)
+    assert model.body[2].weight is model.body[0].weight
+    for name, tensor in model.body[0].named_parameters():
+        assert id(tensor) == before[name][0] and torch.equal(tensor, before[name][1])
