@@ -12,10 +12,12 @@ import aa_models  # noqa: F401, registers the models
 from aa_models.zoo import own_models
 
 NAMES = own_models()
+STAGED = [name for name in NAMES if name != 'augmented']  # all with arguments and rules of their own
 SMALL = {  # the arguments that make a model small, by a pattern of its name
     '*resnet*': dict(layers=(1, 1, 1, 1), channels=(16, 32, 32, 32), img_size=64),
     '*wrn*': dict(depth=10, width=1, img_size=16),
     '*simplecnn': dict(channels=(8, 8, 16, 16, 16), img_size=16),
+    'augmented': dict(where='layer[34].*.conv1', layers=(1, 1, 1, 1), channels=(16, 32, 32, 32), img_size=64),
 }
 
 

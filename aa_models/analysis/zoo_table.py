@@ -7,6 +7,7 @@ import csv
 import timm
 from timm.models import split_model_name_tag
 
+from aa_models.augmentation.description import ARCHITECTURE
 from aa_models.zoo import ZOO_FILE, ZooRow, expected_sha256, own_checkpoints, own_models, registered_cfg
 
 from .macs import count_macs, in_giga
@@ -17,7 +18,7 @@ def measure_zoo() -> list[ZooRow]:
     tags = own_models(pretrained=True)
     with_own_weights = {split_model_name_tag(tag)[0] for tag in own_checkpoints()}
     return [
-        _measure(name_tag) for name in own_models()
+        _measure(name_tag) for name in own_models() if name != ARCHITECTURE  # which is any network, by its arguments
         for name_tag in ([] if name in with_own_weights else [name]) + [
             tag for tag in tags if split_model_name_tag(tag)[0] == name]]
 

@@ -3,7 +3,6 @@
 Every augmented model of the package is made by this function (Attention Augmented Convolutional Networks, arXiv
 1904.09925, section 3.2).
 """
-import dataclasses
 import logging
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
@@ -18,6 +17,7 @@ from aa_models.layers import AttentionArgs, AugmentedConv2d
 from aa_models.layers.attention_args import names_attention_args
 from aa_models.layers.head_dims import is_int
 
+from .description import describe, layer_args
 from .selection import Where, select
 from .warm_start import plain_to_augmented
 
@@ -64,7 +64,8 @@ def augment(
 
     The new layers keep the device, dtype and mode of those they replace and, by default, their filters but for those
     that give way to attention. What was replaced, and which filters gave way and why, is logged (INFO) for each layer;
-    in the model, the new layers are its `AugmentedConv2d` modules.
+    in the model, the new layers are its `AugmentedConv2d` modules. `timm.models.save_for_hf` saves a network that timm
+    made so that timm loads it again.
 
     Args:
         model: A convnet, from timm or elsewhere.
@@ -72,7 +73,8 @@ def augment(
             name and module that returns a bool. A mapping from patterns to the attention's arguments
             (`{'layer2.*.conv1': dict(attn_pool=2)}`) sets them for those layers; the first pattern counts. A pattern
             or function chooses among the convolutions larger than 1×1 and, if it fits none of them, among the others.
-            By default all but those at the top level, where networks keep their stem.
+            By default all but those at the top level, where networks keep their stem. What is augmented already stays
+            as it is. A mapping may hold `feat_size`, too.
         img_size: Size of the input in pixels that the relative tables are made for; by default the model's
             `pretrained_cfg['input_size']`, else 224.
         warm_start: Keep what the model has learned: all filters but those whose loss changes the network least, and
@@ -100,7 +102,8 @@ def augment(
         raise InputError(f'img_size must be an int or a pair of them, pixels, got {img_size!r}')
     in_chans = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
     sizes = trace_map_sizes(model, chosen, in_chans, size)
-    layers = {name: _augmented(model, name, sizes[name], args, own) for name, own in chosen.items()}
+    all_args = {name: layer_args(*_own_args(name, sizes[name], args, own)) for name, own in chosen.items()}
+    layers = {name: _augmented(model, name, own) for name, own in all_args.items()}
     learned = warm_start and not any(tensor.is_meta for tensor in model.state_dict().values())
     weights = plain_to_augmented(model.state_dict(), model, layers) if learned else None
     for name, layer in layers.items():
@@ -110,21 +113,32 @@ def augment(
             '' if learned else ', drawn anew')
     if weights is not None:
         model.load_state_dict(weights)
+    describe(model, all_args)
     return model
 
 
-def _augmented(
-        model: nn.Module, name: str, size: tuple[int, int], args: AttentionArgs, own: Mapping[str, Any],
-) -> AugmentedConv2d:
-    """The augmented layer in place of a convolution whose output has that size, with the arguments of its own."""
+def _own_args(
+        name: str, size: tuple[int, int], args: AttentionArgs, own: Mapping[str, Any],
+) -> tuple[AttentionArgs, tuple[int, ...]]:
+    """The arguments of a layer and the size of the map that its tables are made for, with what `where` has for it."""
+    own = dict(own)
+    feat_size = own.pop('feat_size', None)
+    try:
+        args = args.replace(**own)
+    except UserError as error:
+        raise type(error)(f'{name} cannot be augmented: {error}') from error
+    return args, tuple(-(-n // args.attn_pool) for n in size) if feat_size is None else feat_size
+
+
+def _augmented(model: nn.Module, name: str, args: Mapping[str, Any]) -> AugmentedConv2d:
+    """The augmented layer in place of a convolution."""
     conv = cast(nn.Conv2d, model.get_submodule(name))
     if conv.padding_mode != 'zeros':
         raise InputError(f'{name} cannot be augmented: its padding_mode is {conv.padding_mode!r}, possible is zeros')
     try:
-        args = args.replace(**own)
         return AugmentedConv2d(
             conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
-            conv.groups, conv.bias is not None, feat_size=tuple(-(-n // args.attn_pool) for n in size),
-            device=conv.weight.device, dtype=conv.weight.dtype, **dataclasses.asdict(args)).train(conv.training)
+            conv.groups, conv.bias is not None, device=conv.weight.device, dtype=conv.weight.dtype,
+            **args).train(conv.training)
     except UserError as error:
         raise type(error)(f'{name} cannot be augmented: {error}') from error

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from aa_models.errors import InputError, InputTypeError
+from aa_models.layers import AugmentedConv2d, GridAttention
 
 Where = str | Sequence[str] | Mapping[str, Mapping[str, Any]] | Callable[[str, nn.Conv2d], bool]
 
@@ -16,7 +17,8 @@ def select(model: nn.Module, where: Where) -> dict[str, Mapping[str, Any]]:
     Returns:
         Their names in the model's order, each with the attention's arguments that `where` has for it.
     """
-    convs = {name: m for name, m in model.named_modules() if type(m) is nn.Conv2d}
+    inner = tuple(f'{name}.' for name, m in model.named_modules() if isinstance(m, (AugmentedConv2d, GridAttention)))
+    convs = {n: m for n, m in model.named_modules() if type(m) is nn.Conv2d and not n.startswith(inner)}
     larger = {name: m for name, m in convs.items() if max(m.kernel_size) > 1}
     chosen: dict[str, Mapping[str, Any]]
     missed: list[str] = []

@@ -14,11 +14,12 @@ from torch import nn
 from aa_models.layers import AttentionArgs
 from daily import daily
 from found import augmented
-from our_models import NAMES, NETWORKS, arguments, count, create, evaluating, images
+from our_models import NAMES, NETWORKS, STAGED, arguments, count, create, evaluating, images
 from torch_faults import skip_where_pooling_has_one_size
 
 # where the work is long and the name alone matters little; two networks have both kinds of attention, and both bodies
 every_network = pytest.mark.parametrize('name', NETWORKS)
+all_but_augmented = pytest.mark.parametrize('name', STAGED)
 slow_but_for_two = pytest.mark.parametrize('name', daily(NETWORKS, 'aa_resnet18', 'laa_simplecnn'))
 
 
@@ -49,6 +50,7 @@ def test_the_contracts_names_are_registered():
 
 # how it is made
 
+@all_but_augmented
 def test_full_size(name):
     """What attention adds to the network without it and takes from it, by the layer's formula."""
     model = timm.create_model(name, device='meta')
@@ -69,6 +71,7 @@ def test_full_size(name):
     assert {(arguments(m)['attention'], m.attn.pos_embed) for m in augmented(model).values()} == kind
 
 
+@all_but_augmented
 def test_arguments_reach_the_layers(name):
     stages = count_stages(name)
     only_last = [False] * (stages - 1) + [True]
@@ -82,6 +85,7 @@ def test_arguments_reach_the_layers(name):
     assert all(arguments(layer) == dict(args, attn_pool=2) for layer in layers.values())
 
 
+@all_but_augmented
 def test_wrong_arguments(name):
     """Also where no layer is augmented."""
     stages = count_stages(name)
@@ -101,6 +105,7 @@ def test_wrong_arguments(name):
             create(name, device='meta', **{'attn_stages': [flag] * stages, **kwargs})
 
 
+@all_but_augmented
 def test_fills_empty_memory(name):
     model = create(name, device='meta', dtype=torch.float64)
     assert all(t.is_meta for t in [*model.parameters(), *model.buffers()])
@@ -212,6 +217,7 @@ def test_gradients_with_checkpointing_and_without(model, x):
     torch.testing.assert_close(step(), plain)
 
 
+@all_but_augmented
 def test_weight_decay_and_layer_decay(name):
     model = create(name)
     tables = {n for n, _ in model.named_parameters() if 'rel_' in n}

@@ -1,0 +1,51 @@
+"""What rebuilds an augmented network: the arguments that `timm.create_model('augmented', …)` takes.
+
+timm writes the arguments of a model's constructor into `config.json` and hands them back on loading. A network that
+was augmented in place is described likewise, as this package's model `augmented`.
+"""
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, cast
+
+from torch import nn
+
+from aa_models.layers import AttentionArgs
+
+ARCHITECTURE = 'augmented'
+ARGUMENTS = tuple(field.name for field in dataclasses.fields(AttentionArgs))
+OF_AUGMENTED = (*ARGUMENTS, 'where', 'img_size', 'warm_start')
+
+
+def layer_args(args: AttentionArgs, feat_size: tuple[int, ...]) -> dict[str, Any]:
+    """What `where` has to hold for a layer, in values that JSON knows."""
+    return {**dataclasses.asdict(args), 'pos_embed': args.pos_embed or 'none', 'feat_size': list(feat_size)}
+
+
+def describe(model: nn.Module, layers: Mapping[str, dict[str, Any]]) -> None:
+    """Have `timm.models.save_for_hf` describe a model by its base and by what was augmented in it, earlier ones too.
+
+    A model that timm did not make is left alone, and so are networks of features: their layers have other names.
+
+    Args:
+        model: The network, augmented.
+        layers: For each layer augmented just now its `layer_args`.
+    """
+    net = cast(Any, model)
+    args = dict(getattr(model, '_model_args', {}))  # where timm keeps what it writes into the config
+    if not getattr(model, 'pretrained_cfg', None) or args.get('features_only'):
+        return
+    net.augmented_layers = {**getattr(model, 'augmented_layers', {}), **layers}
+    if net.pretrained_cfg['architecture'] != ARCHITECTURE:
+        cfg = net.pretrained_cfg
+        args['base'] = f'{cfg["architecture"]}.{cfg["tag"]}' if cfg.get('tag') else cfg['architecture']
+        if own := {key: value for key, value in args.items() if key in OF_AUGMENTED}:
+            args['base_args'] = own  # of a base that has attention itself
+        net.pretrained_cfg = net.default_cfg = {**cfg, 'architecture': ARCHITECTURE, 'tag': ''}
+    # what all layers have in common stands once
+    first, *others = net.augmented_layers.values()
+    common = {key: first[key] for key in ARGUMENTS if all(other[key] == first[key] for other in others)}
+    where = {
+        name: {key: value for key, value in own.items() if key not in common}
+        for name, own in net.augmented_layers.items()}
+    kept = {key: value for key, value in args.items() if key not in OF_AUGMENTED}
+    net._model_args = {**kept, **common, 'where': where}

@@ -1,0 +1,77 @@
+"""Any convnet that timm can build, augmented: one name, and everything else in its arguments.
+
+`timm.create_model('augmented', base='resnext50_32x4d', where='layer4.*.conv2', dk=0.2, dv=0.25)`. The arguments go into
+`config.json`, so such a network is saved and loaded like any other of timm's.
+"""
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+from timm.models import PretrainedCfg, generate_default_cfgs, register_model
+from torch import nn
+
+from aa_models.augmentation.conversion import augment
+from aa_models.augmentation.description import ARCHITECTURE, ARGUMENTS
+from aa_models.augmentation.selection import Where
+from aa_models.errors import InputError
+
+from ._augmented import checkpoint_filter_fn
+from .create import build_model, cfg_of, check_name
+from .pretrained import build
+
+# of a base's cfg: where its weights are, and what else is true of them alone
+_SOURCE = dict.fromkeys((
+    'url', 'file', 'state_dict', 'hf_hub_id', 'hf_hub_filename', 'source', 'notes', 'description', 'origin_url'))
+
+default_cfgs = generate_default_cfgs({ARCHITECTURE: dict(num_classes=1000, input_size=(3, 224, 224))})
+
+
+@register_model
+def augmented(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Any convnet of timm with attention-augmented convolutions.
+
+    With `pretrained=True` it loads its own weights where a folder, a repository or a file holds them, otherwise the
+    base's, as `aa_models.augment` converts them.
+
+    Args:
+        base: Name of a model, with or without a tag, `hf-hub:…` or `local-dir:…`.
+        where: Which convolutions, as `aa_models.augment` takes it, and always by their names in the classifier, with
+            `features_only` too.
+        img_size: Size of the input in pixels that the relative tables are made for.
+        warm_start: Keep the base's filters but for those that give way to attention.
+        base_args: Arguments of the base that have the name of one of these, as those of a base with attention.
+        **kwargs: The attention's arguments (`dk`, `dv`, `num_heads`, …), and all others of the base.
+    """
+    return _create_augmented(pretrained, **kwargs)
+
+
+def _create_augmented(
+        pretrained: bool, *, base: str = 'resnet18', where: Where = '*.*', warm_start: bool = True,
+        base_args: dict[str, Any] | None = None,
+        pretrained_cfg: str | dict[str, Any] | PretrainedCfg | None = None,
+        pretrained_cfg_overlay: dict[str, Any] | None = None, cache_dir: str | Path | None = None, **kwargs: Any,
+) -> nn.Module:
+    if not isinstance(base, str) or (check_name(base) == ARCHITECTURE and ':' not in base):
+        raise InputError(f"base must name a model other than 'augmented', got {base!r}")
+    named = cast(Any, pretrained_cfg) if isinstance(pretrained_cfg, (dict, PretrainedCfg)) else None
+    cfg = {**_cfg_of_base(base, cache_dir), **_SOURCE, 'architecture': ARCHITECTURE, 'tag': ''} if named is None else (
+        named if isinstance(named, dict) else named.to_dict())
+    own = pretrained and any({**cfg, **(pretrained_cfg_overlay or {})}.get(key) for key in _SOURCE)
+    attn_args = {key: kwargs.pop(key) for key in ARGUMENTS if key in kwargs}
+
+    def make(img_size: Any, **others: Any) -> nn.Module:
+        model = build_model(
+            base, pretrained=pretrained and not own, cache_dir=cache_dir, **{**others, **(base_args or {})})
+        return augment(model, where=where, img_size=img_size, warm_start=warm_start, **attn_args)
+
+    return build(
+        make, ARCHITECTURE, own, pretrained_cfg=cfg, pretrained_cfg_overlay=pretrained_cfg_overlay,
+        pretrained_filter_fn=checkpoint_filter_fn, cache_dir=cache_dir,
+        feature_cfg=dict(feature_cls='getter'), **kwargs)
+
+
+def _cfg_of_base(base: str, cache_dir: str | Path | None) -> dict[str, Any]:
+    """The cfg of a base: size, colour statistics and classes of its pictures, names of its first and last layer."""
+    if ':' in base:  # timm reads the config of a folder or a repository only on the way to a model
+        return cfg_of(build_model(base, cache_dir=cache_dir))
+    return cast(PretrainedCfg, timm.get_pretrained_cfg(base)).to_dict()
