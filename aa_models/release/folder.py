@@ -56,7 +56,8 @@ def pack_run(
     done = 0 if checkpoint is None else checkpoints.epoch_of(checkpoint) + 1
     if done < recipe.epochs:
         raise InputError(f'run = {str(directory)!r} is at {done} of {recipe.epochs} epochs: finish it first')
-    model = build_model(recipe.model, num_classes=recipe.num_classes, **recipe.model_kwargs)
+    name, arguments = recipe.network
+    model = build_model(name, num_classes=recipe.num_classes, **arguments)
     folder = (to or directory) / f'{cfg_of(model)["architecture"]}.{tag}'
     logs = [path / checkpoints.LOG for path in (folder, directory)]  # no other run has one with the same times in it
     if reuse and all(log.is_file() for log in logs) and logs[0].read_bytes() == logs[1].read_bytes():

@@ -37,6 +37,8 @@ class Recipe:
     # model
     model: str = Field('aa_resnet18', description='name of the model, or hf-hub:… / local-dir:…')
     model_kwargs: dict[str, Any] = Field({}, description='further arguments of the model')
+    augment: OrNone[tuple[str, ...]] = Field(
+        None, description='patterns of the convolutions of `model` to augment; model_kwargs are those of `augmented`')
     pretrained: bool = Field(False, description='start from pretrained weights')
     num_classes: OrNone[Int] = Field(
         None, ge=1, description="number of classes; none: in training the dataset's, else the model's own")
@@ -147,6 +149,14 @@ class Recipe:
     def mixing(self) -> bool:
         """Whether mixup or cutmix is on."""
         return self.mixup > 0 or self.cutmix > 0
+
+    @property
+    def network(self) -> tuple[str, dict[str, Any]]:
+        """Name and arguments of the model that is trained."""
+        if self.augment is None:
+            return self.model, self.model_kwargs
+        size = {} if self.img_size is None else {'img_size': self.img_size}
+        return 'augmented', {'base': self.model, 'where': list(self.augment), **size, **self.model_kwargs}
 
     def plain(self) -> dict[str, Any]:
         """All values as YAML has them: lists for tuples."""

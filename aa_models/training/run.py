@@ -94,9 +94,10 @@ def deterministic(wanted: bool, device: torch.device) -> Iterator[None]:
 def make_trainer(recipe: Recipe, process: Process, train_set: Any, eval_set: Any, log_seconds: float) -> Trainer:
     """Everything that can fail because of what the user gave, before anything is written."""
     random_seed(recipe.seed)
+    name, arguments = recipe.network
     model = build_model(
-        recipe.model, pretrained=recipe.pretrained, num_classes=recipe.num_classes, drop_rate=recipe.drop or None,
-        drop_path_rate=recipe.drop_path or None, **recipe.model_kwargs)
+        name, pretrained=recipe.pretrained, num_classes=recipe.num_classes, drop_rate=recipe.drop or None,
+        drop_path_rate=recipe.drop_path or None, **arguments)
     model.to(process.device).to(memory_format=torch.channels_last if recipe.channels_last else torch.preserve_format)
     for dataset in (train_set, eval_set):
         check_labels(dataset, num_classes_of(model))

@@ -140,7 +140,8 @@ def _row(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     with (folder / LOG).open(newline='', encoding='utf-8') as file:
         log = list(csv.DictReader(file))
     with torch.device('meta'):
-        model = build_model(recipe.model, num_classes=recipe.num_classes, **recipe.model_kwargs)
+        name, arguments = recipe.network
+        model = build_model(name, num_classes=recipe.num_classes, **arguments)
     curve = [(row['epoch'], row['eval_top1']) for row in log if row['eval_top1']]
     return dict(
         model=recipe.model, settings=_text(settings), seed=recipe.seed,

@@ -12,6 +12,7 @@ from torch import nn
 
 from aa_models.device import Process, autocast, process_on
 from aa_models.errors import InputError, NoSuchFileError
+from aa_models.models._augmented import checkpoint_filter_fn
 from aa_models.models.create import build_model, num_classes_of
 from aa_models.schema import checked
 
@@ -45,7 +46,8 @@ def validation_recipe(checkpoint: Path | None = None, **values: Any) -> Recipe:
     """
     args = None if checkpoint is None else _content_of(checkpoint).get('args')
     sizes = ('img_size', 'input_size')
-    keys = {'model', 'model_kwargs', 'num_classes', *DATA_KEYS}.difference(sizes if any(map(values.get, sizes)) else ())
+    keys = {'model', 'model_kwargs', 'augment', 'num_classes', *DATA_KEYS}
+    keys -= set(sizes) if any(map(values.get, sizes)) else set()
     values = {**{key: value for key in keys if (value := getattr(args, key, None))}, **values}
     if not values.get('model'):
         raise InputError('--model is missing: give a name, local-dir:… or hf-hub:…')
@@ -131,11 +133,11 @@ def _content_of(checkpoint: Path) -> Mapping[str, Any]:
 
 def load_model(recipe: Recipe, checkpoint: Path | None = None, use_ema: bool = False) -> nn.Module:
     """Build the recipe's model with its pretrained weights, or those of a checkpoint."""
-    model = build_model(
-        recipe.model, pretrained=checkpoint is None, num_classes=recipe.num_classes, **recipe.model_kwargs)
+    name, arguments = recipe.network
+    model = build_model(name, pretrained=checkpoint is None, num_classes=recipe.num_classes, **arguments)
     if checkpoint is not None:
         try:
-            load_checkpoint(model, str(checkpoint), use_ema=use_ema)
+            load_checkpoint(model, str(checkpoint), use_ema=use_ema, filter_fn=checkpoint_filter_fn)
         except RuntimeError as error:  # torch's word for weights of other names or shapes
             raise InputError(f'checkpoint = {str(checkpoint)!r} does not fit {recipe.model!r}: {error}') from error
     return model

@@ -14,6 +14,8 @@ from aa_models.training import loaders as training_data
 from aa_models.training.loaders import choose_evenly, class_names, open_dataset, open_datasets
 from aa_models.training.recipe import Recipe, load_recipe
 from aa_models.training.run import train as train_model
+from aa_models.training.validation import validate, validation_recipe
+from found import augmented
 from interruptions import lose_epochs
 from training_runs import RECIPE, assert_same_run, checkpoint_of, log_of, make_pictures, run, run_training
 
@@ -212,3 +214,21 @@ def test_hugging_face_dataset(tmp_path, data):
     pytest.importorskip('datasets', reason='the hfds reader of timm needs it')
     output = run_training(tmp_path / 'out', None, dataset=f'hfds/{data}', epochs=1)
     assert len(log_of(output)) == 1 and checkpoint_of(output)['args'].num_classes == 3
+
+
+def test_any_network_augmented(tmp_path, data):
+    """From the weights of a plain network to a folder that timm loads."""
+    base = timm.create_model('resnet10t', num_classes=3)
+    timm.models.save_for_hf(base, str(tmp_path / 'base'), safe_serialization=True)
+    output = run_training(
+        tmp_path / 'out', data, '--augment', 'layer4.*.conv2', '--pretrained', model=f'local-dir:{tmp_path / "base"}',
+        model_kwargs=dict(dk=16, dv=8, num_heads=2), img_size=64, epochs=1)
+    folder = f'local-dir:{output / "augmented.out"}'
+    model = timm.create_model(folder, pretrained=True)
+    assert list(augmented(model)) == ['layer4.0.conv2'] and augmented(model)['layer4.0.conv2'].attn.rel_h.shape[0] == 3
+    here = dict(data_dir=str(data), device='cpu')
+    of_folder = validate(validation_recipe(model=folder, workers=0), **here)
+    of_run = validate(validation_recipe(output / 'last.pth.tar', workers=0), checkpoint=output / 'last.pth.tar', **here)
+    assert of_folder.top1 == of_run.top1 == pytest.approx(float(log_of(output)[-1]['eval_top1']))
+    other_size = validation_recipe(output / 'last.pth.tar', workers=0, img_size=96)
+    assert validate(other_size, checkpoint=output / 'last.pth.tar', **here).data_config['input_size'] == (3, 96, 96)
