@@ -31,10 +31,10 @@ class ChannelPath(NamedTuple):
 
 
 class _Tracer(fx.Tracer):
-    """Goes into what holds convolutions; timm's other layers, and squeeze-excitation, stay single steps."""
+    """Goes into what holds convolutions, not into them (timm's pad in Python), nor into timm's other layers."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        if isinstance(module, (AugmentedConv2d, SEModule)) or super().is_leaf_module(module, name):
+        if isinstance(module, (AugmentedConv2d, SEModule, nn.Conv2d)) or super().is_leaf_module(module, name):
             return True
         inner = isinstance(module, nn.Sequential) or any(isinstance(m, nn.Conv2d) for m in module.modules())
         return not inner and module.__module__.startswith('timm.layers')

@@ -3,6 +3,7 @@
 Every augmented model of the package is made by this function (Attention Augmented Convolutional Networks, arXiv
 1904.09925, section 3.2).
 """
+import copy
 import logging
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
@@ -17,6 +18,7 @@ from aa_models.layers import AttentionArgs, AugmentedConv2d
 from aa_models.layers.attention_args import names_attention_args
 from aa_models.layers.head_dims import is_int
 
+from .calibration import Images, fit_readers, read_images
 from .description import describe, layer_args
 from .selection import Where, select
 from .warm_start import plain_to_augmented
@@ -58,7 +60,7 @@ def trace_map_sizes(
 @names_attention_args
 def augment(
         model: nn.Module, *, where: Where = '*.*', img_size: int | tuple[int, int] | None = None,
-        warm_start: bool = True, **attn_args: Any,
+        warm_start: bool = True, calibrate: Images | None = None, **attn_args: Any,
 ) -> nn.Module:
     """Replace chosen convolutions of a convnet by attention-augmented ones of the same shape, in place.
 
@@ -80,6 +82,9 @@ def augment(
         warm_start: Keep what the model has learned: all filters but those whose loss changes the network least, and
             their batch-norm statistics (`aa_models.augmentation.warm_start` says how they are found). False draws the
             layers anew, to train from scratch.
+        calibrate: A few hundred pictures, normalised as the model takes them: (B, C, H, W), batches of them or a
+            loader. The convolutions that read the new layers are fitted to what they computed before
+            (`aa_models.augmentation.calibration`). No labels are needed.
         **attn_args: The attention's arguments: `dk`, `dv`, `num_heads`, `attention`, `pos_embed`, …, see
             `AugmentedConv2d`.
 
@@ -101,10 +106,14 @@ def augment(
     if len(size) != 2 or not all(is_int(n) and n > 0 for n in size):
         raise InputError(f'img_size must be an int or a pair of them, pixels, got {img_size!r}')
     in_chans = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+    batches = [] if calibrate is None else read_images(calibrate, in_chans)
+    if batches and not warm_start:
+        raise InputError('calibrate needs warm_start=True, which keeps what is to be calibrated')
     sizes = trace_map_sizes(model, chosen, in_chans, size)
     all_args = {name: layer_args(*_own_args(name, sizes[name], args, own)) for name, own in chosen.items()}
     layers = {name: _augmented(model, name, own) for name, own in all_args.items()}
     learned = warm_start and not any(tensor.is_meta for tensor in model.state_dict().values())
+    plain = copy.deepcopy(model) if batches and learned else None
     weights = plain_to_augmented(model.state_dict(), model, layers) if learned else None
     for name, layer in layers.items():
         model.set_submodule(name, layer)
@@ -113,6 +122,8 @@ def augment(
             '' if learned else ', drawn anew')
     if weights is not None:
         model.load_state_dict(weights)
+    if plain is not None:
+        fit_readers(plain, model, layers, batches)
     describe(model, all_args)
     return model
 

@@ -60,7 +60,7 @@ def _create_augmented(
     attn_args = {key: kwargs.pop(key) for key in ARGUMENTS if key in kwargs}
 
     def make(img_size: Any, **others: Any) -> nn.Module:
-        model = build_model(
+        model = timm.create_model(
             base, pretrained=pretrained and not own, cache_dir=cache_dir, **{**others, **(base_args or {})})
         return augment(model, where=where, img_size=img_size, warm_start=warm_start, **attn_args)
 
