@@ -21,6 +21,7 @@ from .channel_paths import follow_channels, trace_calls
 _logger = logging.getLogger(__name__)
 
 _RIDGES = (1e-12, 1e-7, 1e-5, 1e-3, 1e-2, 1e-1, 1.)  # of the inputs' mean square; half of the samples choose
+LEAST = 16  # images
 _SAMPLES = 30  # positions of the map for each weight of an output channel, at most
 
 
@@ -44,7 +45,7 @@ def read_images(images: Images, in_chans: int) -> list[torch.Tensor]:
 
     Raises:
         InputTypeError: It is none of these.
-        InputError: There are no images, or images of another number of channels.
+        InputError: There are too few images, or their number of channels is another one.
     """
     if isinstance(images, torch.Tensor):
         images = images.split(32) if images.dim() == 4 else [images]
@@ -57,8 +58,8 @@ def read_images(images: Images, in_chans: int) -> list[torch.Tensor]:
             raise InputTypeError(f'calibrate must be images (B, C, H, W), batches of them or a loader, got {what}')
         if batch.shape[1] != in_chans:
             raise InputError(f'calibrate holds images of {batch.shape[1]} channels, the model takes {in_chans}')
-    if not sum(map(len, batches)):
-        raise InputError('calibrate holds no images')
+    if (count := sum(map(len, batches))) < LEAST:
+        raise InputError(f'calibrate holds {count} images, at least {LEAST} are needed and some hundreds do well')
     return batches
 
 
@@ -115,7 +116,8 @@ class _Moments:
 
     def solve(self, old: torch.Tensor, inputs: int, ridge: float) -> torch.Tensor:
         """The weights of least error, drawn to the old ones. What comes after the inputs, the constant, is free."""
-        penalty = torch.full_like(self.gram[0], ridge * float(self.gram.diagonal()[:inputs].mean()))
+        scale = max(float(self.gram.diagonal()[:inputs].mean()), 1e-30)  # 0 where no input is ever active
+        penalty = torch.full_like(self.gram[0], ridge * scale)
         penalty[inputs:] = 0.
         return torch.linalg.solve(self.gram + penalty.diag(), self.cross + penalty.unsqueeze(1) * old)
 

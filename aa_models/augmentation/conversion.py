@@ -107,13 +107,13 @@ def augment(
         raise InputError(f'img_size must be an int or a pair of them, pixels, got {img_size!r}')
     in_chans = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
     batches = [] if calibrate is None else read_images(calibrate, in_chans)
-    if batches and not warm_start:
-        raise InputError('calibrate needs warm_start=True, which keeps what is to be calibrated')
     sizes = trace_map_sizes(model, chosen, in_chans, size)
     all_args = {name: layer_args(*_own_args(name, sizes[name], args, own)) for name, own in chosen.items()}
     layers = {name: _augmented(model, name, own) for name, own in all_args.items()}
     learned = warm_start and not any(tensor.is_meta for tensor in model.state_dict().values())
-    plain = copy.deepcopy(model) if batches and learned else None
+    if batches and not learned:
+        raise InputError('calibrate needs warm_start=True and a model with weights: what they compute is to be kept')
+    plain = copy.deepcopy(model) if batches else None
     weights = plain_to_augmented(model.state_dict(), model, layers) if learned else None
     for name, layer in layers.items():
         model.set_submodule(name, layer)
@@ -138,7 +138,7 @@ def _own_args(
         args = args.replace(**own)
     except UserError as error:
         raise type(error)(f'{name} cannot be augmented: {error}') from error
-    return args, tuple(-(-n // args.attn_pool) for n in size) if feat_size is None else feat_size
+    return args, tuple(-(-n // args.attn_pool) for n in size) if feat_size is None else to_2tuple(feat_size)
 
 
 def _augmented(model: nn.Module, name: str, args: Mapping[str, Any]) -> AugmentedConv2d:

@@ -19,9 +19,8 @@ from ._augmented import checkpoint_filter_fn
 from .create import build_model, cfg_of, check_name
 from .pretrained import build
 
-# of a base's cfg: where its weights are, and what else is true of them alone
-_SOURCE = dict.fromkeys((
-    'url', 'file', 'state_dict', 'hf_hub_id', 'hf_hub_filename', 'source', 'notes', 'description', 'origin_url'))
+_WEIGHTS = ('url', 'file', 'state_dict', 'hf_hub_id', 'source')  # of a cfg: where the weights are
+_ABOUT_THEM = ('hf_hub_filename', 'notes', 'description', 'origin_url')
 
 default_cfgs = generate_default_cfgs({ARCHITECTURE: dict(num_classes=1000, input_size=(3, 224, 224))})
 
@@ -54,9 +53,12 @@ def _create_augmented(
     if not isinstance(base, str) or (check_name(base) == ARCHITECTURE and ':' not in base):
         raise InputError(f"base must name a model other than 'augmented', got {base!r}")
     named = cast(Any, pretrained_cfg) if isinstance(pretrained_cfg, (dict, PretrainedCfg)) else None
-    cfg = {**_cfg_of_base(base, cache_dir), **_SOURCE, 'architecture': ARCHITECTURE, 'tag': ''} if named is None else (
-        named if isinstance(named, dict) else named.to_dict())
-    own = pretrained and any({**cfg, **(pretrained_cfg_overlay or {})}.get(key) for key in _SOURCE)
+    if named is None:
+        others_own = dict.fromkeys((*_WEIGHTS, *_ABOUT_THEM))
+        cfg = {**_cfg_of_base(base, cache_dir), **others_own, 'architecture': ARCHITECTURE, 'tag': ''}
+    else:
+        cfg = named if isinstance(named, dict) else named.to_dict()
+    own = pretrained and any({**cfg, **(pretrained_cfg_overlay or {})}.get(key) for key in _WEIGHTS)
     attn_args = {key: kwargs.pop(key) for key in ARGUMENTS if key in kwargs}
 
     def make(img_size: Any, **others: Any) -> nn.Module:

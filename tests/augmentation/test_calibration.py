@@ -68,6 +68,13 @@ def test_row_and_modes():
     assert row[:2] == ('0.1', '0.4') and 0 < row.after < row.before and plain.training and net[0].training
 
 
+def test_inputs_that_are_never_active():
+    plain = network()
+    plain[0][2].bias.data.fill_(-100)
+    net = aa_models.augment(copy.deepcopy(plain), where='0.1', calibrate=torch.randn(16, 3, 16, 16), **ARGS)
+    assert all(tensor.isfinite().all() for tensor in net.state_dict().values())
+
+
 def test_images_of_every_kind_give_the_same():
     plain, images = network(), torch.randn(40, 3, 16, 16)
     kinds = [images, list(images.split(32)), [(batch, torch.zeros(len(batch))) for batch in images.split(32)]]
@@ -81,13 +88,14 @@ def test_images_of_every_kind_give_the_same():
 
 def test_layers_that_nothing_reads_are_left(caplog):
     model = timm.create_model('simplecnn', channels=(8, 8, 16, 16, 16), num_classes=5)
-    aa_models.augment(model, where='stages.1.1.conv', calibrate=torch.randn(4, 3, 32, 32), **{**ARGS, 'img_size': 32})
+    aa_models.augment(model, where='stages.1.1.conv', calibrate=torch.randn(16, 3, 32, 32), **{**ARGS, 'img_size': 32})
     assert 'stages.1.1.conv is not calibrated: no plain convolution is known' in caplog.text
 
 
 @pytest.mark.parametrize('calibrate, error, message', [
     (torch.zeros(3, 16, 16), TypeError, r'calibrate must be images \(B, C, H, W\).* got \(3, 16, 16\)'),
-    ([], ValueError, 'calibrate holds no images'), (['a.png'], TypeError, 'calibrate must be images.* got str'),
+    ([], ValueError, 'calibrate holds 0 images, at least 16 are needed'),
+    (['a.png'], TypeError, 'calibrate must be images.* got str'),
     (3, TypeError, 'calibrate must be images.* got 3'),
     (torch.zeros(2, 4, 16, 16), ValueError, 'calibrate holds images of 4 channels, the model takes 3'),
 ])
@@ -97,4 +105,4 @@ def test_wrong_images_are_refused(calibrate, error, message):
         aa_models.augment(model, where='0.1', calibrate=calibrate, **ARGS)
     assert type(model[0][1]) is nn.Conv2d
     with pytest.raises(ValueError, match='calibrate needs warm_start=True'):
-        aa_models.augment(model, where='0.1', calibrate=torch.zeros(2, 3, 16, 16), warm_start=False, **ARGS)
+        aa_models.augment(model, where='0.1', calibrate=torch.zeros(16, 3, 16, 16), warm_start=False, **ARGS)

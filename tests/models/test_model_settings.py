@@ -15,7 +15,7 @@ import aa_models
 import reference
 from aa_models.layers import AttentionArgs, AugmentedConv1d, AugmentedConv2d
 from found import augmented
-from our_models import arguments, count, create, evaluating, images
+from our_models import NAMES, arguments, count, create, evaluating, images
 
 # for each family a small form, and a layer of stride 1 in it
 FAMILIES = {
@@ -205,3 +205,9 @@ def test_resnet18_for_small_pictures():
     aa_models.augment(model, where=['layer[234].*.conv1'], img_size=32, dk=0.25, dv=0.25)
     assert list(augmented(model)) == list(attended) and count(model) == expected
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_the_contracts_names_are_registered():
+    assert set(NAMES) >= {
+        'aa_resnet18', 'aa_resnet34', 'aa_resnet50', 'aa_resnet101', 'aa_resnet152', 'laa_resnet18', 'laa_resnet50',
+        *(prefix + net for net in ('wrn28_10', 'wrn16_8', 'simplecnn') for prefix in ('', 'aa_', 'laa_'))}

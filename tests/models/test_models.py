@@ -42,12 +42,6 @@ def count_stages(name):
     return len(create(name, device='meta').feature_info) - 1  # the stem is none
 
 
-def test_the_contracts_names_are_registered():
-    assert set(NAMES) >= {
-        'aa_resnet18', 'aa_resnet34', 'aa_resnet50', 'aa_resnet101', 'aa_resnet152', 'laa_resnet18', 'laa_resnet50',
-        *(prefix + net for net in ('wrn28_10', 'wrn16_8', 'simplecnn') for prefix in ('', 'aa_', 'laa_'))}
-
-
 # how it is made
 
 @all_but_augmented
