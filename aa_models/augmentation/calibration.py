@@ -20,7 +20,7 @@ from .channel_paths import follow_channels, trace_calls
 
 _logger = logging.getLogger(__name__)
 
-_RIDGES = (1e-12, 1e-7, 1e-5, 1e-3, 1e-2, 1e-1, 1.)  # of the inputs' mean square; half of the samples choose
+_RIDGES = (1e-12, 1e-7, 1e-5, 1e-3, 1e-2, 1e-1, 1.)  # of the inputs' mean square; half of the images choose
 LEAST = 16  # images
 _SAMPLES = 30  # positions of the map for each weight of an output channel, at most
 
@@ -138,16 +138,18 @@ def _fit(
     if conv.bias is not None or mean is not None:
         old = torch.cat([old, torch.zeros_like(old[:1]) if conv.bias is None else conv.bias.double().unsqueeze(0)])
     halves, total, images = (_Moments(old), _Moments(old)), _Moments(old), sum(map(len, batches))
+    seen = 0
     for batch in batches:
         batch = batch.to(conv.weight.device, conv.weight.dtype)
         x = F.unfold(
             _seen(model, reader, batch, 0), conv.kernel_size, conv.dilation, cast(Any, conv.padding), conv.stride)
-        x, y = x.movedim(1, -1).flatten(0, 1), _seen(plain, reader, batch, 1).movedim(1, -1).flatten(0, 2)
-        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-        for half, chosen in zip(halves, order[:_SAMPLES * len(old) * len(batch) // images + 2].tensor_split(2)):
-            chosen = chosen.to(x.device)
-            one = x.new_ones(len(chosen), len(old) - inputs)
-            half.add(torch.cat([x[chosen], one], 1).double(), y[chosen].double())
+        x, y = x.movedim(1, -1), _seen(plain, reader, batch, 1).flatten(2).movedim(1, -1)  # (B, positions, channels)
+        most = -(-_SAMPLES * len(old) // images)
+        chosen = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(0))[:most].to(x.device)
+        for parity, half in enumerate(halves):  # by images: positions of one are too much alike to test each other
+            inside, outside = (t[(seen + parity) % 2::2][:, chosen].flatten(0, 1).double() for t in (x, y))
+            half.add(torch.cat([inside, inside.new_ones(len(inside), len(old) - inputs)], 1), outside)
+        seen += len(batch)
     for half in halves:
         for name, value in vars(half).items():
             setattr(total, name, getattr(total, name) + value)
