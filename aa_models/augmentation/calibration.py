@@ -88,7 +88,9 @@ def fit_readers(
         for layer in layers:
             path = follow_channels(model, layer, calls)
             reader = model.get_submodule(path.reader) if path.reader else None
-            if path.reader is None or type(reader) is not nn.Conv2d:
+            # what pads by other rules than `unfold` is no plain one
+            if path.reader is None or type(reader) is not nn.Conv2d or isinstance(reader.padding, str) or (
+                    reader.padding_mode != 'zeros'):
                 _logger.warning('%s is not calibrated: no plain convolution is known to be alone in reading it', layer)
                 continue
             norm = follow_channels(model, path.reader, calls).norm

@@ -46,7 +46,7 @@ def test_what_can_be_reproduced_is(norm):
 def test_closer_on_pictures_not_seen(norm, caplog):
     plain = network(norm=norm)
     images, others = torch.randn(2, 48, 3, 16, 16)
-    plain[0][2].train() if norm else None
+    plain[0][2].train(norm)  # the mode of every module stays
     before = copy.deepcopy(plain.state_dict())
     converted = aa_models.augment(copy.deepcopy(plain).eval(), where='0.1', **ARGS)
     with caplog.at_level(logging.INFO, 'aa_models.augmentation.calibration'):
@@ -90,6 +90,16 @@ def test_layers_that_nothing_reads_are_left(caplog):
     model = timm.create_model('simplecnn', channels=(8, 8, 16, 16, 16), num_classes=5)
     aa_models.augment(model, where='stages.1.1.conv', calibrate=torch.randn(16, 3, 32, 32), **{**ARGS, 'img_size': 32})
     assert 'stages.1.1.conv is not calibrated: no plain convolution is known' in caplog.text
+
+
+def test_readers_that_pad_in_other_ways_are_left(caplog):
+    for options in (dict(padding='same'), dict(padding=1, padding_mode='reflect')):
+        plain = network()
+        plain[0][4] = nn.Conv2d(16, 12, 3, **options)
+        before = plain[0][4].weight.detach().clone()
+        net = aa_models.augment(plain, where='0.1', calibrate=torch.randn(16, 3, 16, 16), **ARGS)
+        assert net[0][4].weight.norm().item() == pytest.approx(before.norm().item()) and 'is not calibrated' in caplog.text
+        caplog.clear()
 
 
 @pytest.mark.parametrize('calibrate, error, message', [
