@@ -1,13 +1,17 @@
-"""Calibrate a converted network: what reads an augmented layer is fitted to what it computed in the plain network.
+"""Calibrate a converted network on pictures, so that it computes what the plain one did.
 
-A converted layer lacks some of the plain one's channels and has attention's instead. The convolution that reads them
-can make good for most of that, because channels of a trained network are correlated. Layer by layer, from the first to
-the last, its weights are solved by ridge regression towards the old ones, so that on a few hundred pictures its output,
-computed from what the converted network has by then, is that of the plain network. No label and no gradient is used.
+Layer by layer, from the first to the last, on what the converted network has produced by then:
+
+- The heads that imitate the lost filters (`imitation`) are fitted to how their inputs vary.
+- What they miss, the convolution that reads the layer makes good for the most part, because the channels of a trained
+  network are correlated. Its weights are solved by ridge regression towards the old ones, so that its output is that of
+  the plain network.
+
+No label and no gradient is used. Constants go into the batch norm that follows, or into the bias.
 """
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -17,10 +21,11 @@ from torch import nn
 from aa_models.errors import InputError, InputTypeError
 
 from .channel_paths import follow_channels, trace_calls
+from .imitation import imitate
 
 _logger = logging.getLogger(__name__)
 
-_RIDGES = (1e-12, 1e-7, 1e-5, 1e-3, 1e-2, 1e-1, 1.)  # of the inputs' mean square; half of the images choose
+_RIDGES = (1e-12, 1e-7, 1e-5, 1e-3, 1e-2, 1e-1, 1., 1e1, 1e2)  # of the inputs' mean square; half of the images choose
 LEAST = 16  # images
 _SAMPLES = 30  # positions of the map for each weight of an output channel, at most
 
@@ -29,9 +34,9 @@ Images = torch.Tensor | Iterable[torch.Tensor | Sequence[torch.Tensor]]
 
 
 class Calibrated(NamedTuple):
-    """How far the output of a convolution is from the plain network's, relative to its standard deviation."""
+    """How far an output is from the plain network's, relative to its standard deviation."""
     layer: str  # the augmented one
-    reader: str  # the convolution fitted
+    fitted: str  # its attention, or the convolution that reads it
     before: float
     after: float
 
@@ -64,41 +69,43 @@ def read_images(images: Images, in_chans: int) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
-def fit_readers(
-        plain: nn.Module, model: nn.Module, layers: Iterable[str], batches: Sequence[torch.Tensor],
-) -> list[Calibrated]:
-    """Fit what reads the augmented layers, in place.
-
-    Layers whose channels lead to no single convolution are left as they are, with a warning.
+def calibrate_layers(
+        plain: nn.Module, model: nn.Module, layers: Mapping[str, torch.Tensor | None], batches: Sequence[torch.Tensor],
+) -> Iterator[Calibrated]:
+    """Fit augmented layers and what reads them, in place.
 
     Args:
         plain: The network before conversion.
         model: The converted one.
-        layers: The augmented layers in the order in which they run.
+        layers: The augmented layers in the order in which they run, each with the filters (dv, C_in, height, width)
+            that its attention imitates, None where it does not.
         batches: Images (B, C, H, W), normalised as the network takes them.
 
-    Returns:
-        A row for each convolution that was fitted.
+    Yields:
+        A row for each fit, at most two for a layer.
     """
-    calls, rows = trace_calls(model), []
+    calls = trace_calls(model)
     modes = [(module, module.training) for net in (plain, model) for module in net.modules()]
     plain.eval()
     model.eval()
     try:
-        for layer in layers:
+        for layer, filters in layers.items():
             path = follow_channels(model, layer, calls)
-            reader = model.get_submodule(path.reader) if path.reader else None
-            # what pads by other rules than `unfold` is no plain one
-            if path.reader is None or type(reader) is not nn.Conv2d or isinstance(reader.padding, str) or (
-                    reader.padding_mode != 'zeros'):
+            if filters is not None and _can_unfold(model.get_submodule(layer)):
+                yield _fit_attention(model, layer, path.norm, filters, batches)
+            if path.reader and type(reader := model.get_submodule(path.reader)) is nn.Conv2d and _can_unfold(reader):
+                norm = follow_channels(model, path.reader, calls).norm
+                yield _fit_reader(plain, model, layer, path.reader, norm, batches)
+            elif filters is None:
                 _logger.warning('%s is not calibrated: no plain convolution is known to be alone in reading it', layer)
-                continue
-            norm = follow_channels(model, path.reader, calls).norm
-            rows.append(_fit(plain, model, layer, path.reader, norm, batches))
     finally:
         for module, training in modes:
             module.training = training
-    return rows
+
+
+def _can_unfold(conv: nn.Module) -> bool:
+    """Whether a convolution's inputs are laid out by `unfold`: it pads with as many zeros on either side, or not."""
+    return not isinstance(conv.padding, str) and getattr(conv, 'padding_mode', 'zeros') == 'zeros'
 
 
 class _Moments:
@@ -130,7 +137,37 @@ class _Moments:
         return math.sqrt(max(float(left), 0.) / float(spread))
 
 
-def _fit(
+def _fit_attention(
+        model: nn.Module, layer: str, norm: str | None, filters: torch.Tensor, batches: Sequence[torch.Tensor],
+) -> Calibrated:
+    """Have a layer's attention imitate the lost filters as well as it can on the inputs that it gets."""
+    conv, target = cast(Any, model.get_submodule(layer)), filters.double().flatten(1)
+    gram, total, count = target.new_zeros(target.shape[1], target.shape[1]), torch.zeros_like(target[0]), 0
+    for batch in batches:
+        x = _seen(model, layer, batch.to(filters.device, filters.dtype), 0)
+        x = _patches(x, conv, batches)[0].flatten(0, 1).double()
+        gram += x.T @ x
+        total += x.sum(0)
+        count += len(x)
+    mean = total / count
+    covariance = gram / count - mean.outer(mean)
+
+    def spread(weight: torch.Tensor) -> float:
+        return max(float(((weight @ covariance) * weight).sum()), 0.)
+
+    before, left = (target - imitate(conv, filters, known).double().flatten(1) for known in (None, covariance))
+    running = cast(torch.Tensor | None, getattr(model.get_submodule(norm), 'running_mean', None)) if norm else None
+    if running is not None:
+        running[-conv.dv:] -= (left @ mean).to(running.dtype)
+    elif conv.attn.proj.bias is not None:
+        conv.attn.proj.bias += (left @ mean).to(filters.dtype)
+    errors = (math.sqrt(spread(missed) / max(spread(target), 1e-30)) for missed in (before, left))
+    row = Calibrated(layer, f'{layer}.attn', *errors)
+    _logger.info('%s: %s misses %.3f of the spread of the lost filters, calibrated %.3f', *row)
+    return row
+
+
+def _fit_reader(
         plain: nn.Module, model: nn.Module, layer: str, reader: str, norm: str | None, batches: Sequence[torch.Tensor],
 ) -> Calibrated:
     """Solve for the reader's weights, and for a constant where a bias or the batch norm behind it can take one."""
@@ -139,17 +176,13 @@ def _fit(
     old, inputs = conv.weight.flatten(1).double().T, conv.weight[0].numel()  # (inputs, outputs)
     if conv.bias is not None or mean is not None:
         old = torch.cat([old, torch.zeros_like(old[:1]) if conv.bias is None else conv.bias.double().unsqueeze(0)])
-    halves, total, images = (_Moments(old), _Moments(old)), _Moments(old), sum(map(len, batches))
-    seen = 0
+    halves, total, seen = (_Moments(old), _Moments(old)), _Moments(old), 0
     for batch in batches:
         batch = batch.to(conv.weight.device, conv.weight.dtype)
-        x = F.unfold(
-            _seen(model, reader, batch, 0), conv.kernel_size, conv.dilation, cast(Any, conv.padding), conv.stride)
-        x, y = x.movedim(1, -1), _seen(plain, reader, batch, 1).flatten(2).movedim(1, -1)  # (B, positions, channels)
-        most = -(-_SAMPLES * len(old) // images)
-        chosen = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(0))[:most].to(x.device)
-        for parity, half in enumerate(halves):  # by images: positions of one are too much alike to test each other
-            inside, outside = (t[(seen + parity) % 2::2][:, chosen].flatten(0, 1).double() for t in (x, y))
+        x, places = _patches(_seen(model, reader, batch, 0), conv, batches)
+        y = _seen(plain, reader, batch, 1).flatten(2).movedim(1, -1)[:, places]
+        for parity, half in enumerate(halves):  # by images: pixels of one are too much alike to test each other
+            inside, outside = (t[(seen + parity) % 2::2].flatten(0, 1).double() for t in (x, y))
             half.add(torch.cat([inside, inside.new_ones(len(inside), len(old) - inputs)], 1), outside)
         seen += len(batch)
     for half in halves:
@@ -165,6 +198,17 @@ def _fit(
     row = Calibrated(layer, reader, total.error(old), total.error(new))
     _logger.info('%s: the output of %s is off by %.3f of its spread, calibrated by %.3f', *row)
     return row
+
+
+def _patches(
+        x: torch.Tensor, conv: nn.Module, batches: Sequence[torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The inputs (B, pixels, I) of some output pixels of a convolution, the same of every map; and which, (pixels,)."""
+    like = cast(nn.Conv2d, conv)
+    x = F.unfold(x, like.kernel_size, like.dilation, cast(Any, like.padding), like.stride).movedim(1, -1)
+    most = -(-_SAMPLES * x.shape[2] // sum(map(len, batches)))
+    chosen = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(0))[:most].to(x.device)
+    return x[:, chosen], chosen
 
 
 def _seen(net: nn.Module, name: str, batch: torch.Tensor, side: int) -> torch.Tensor:

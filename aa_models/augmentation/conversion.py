@@ -5,7 +5,7 @@ Every augmented model of the package is made by this function (Attention Augment
 """
 import copy
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import torch
@@ -18,7 +18,7 @@ from aa_models.layers import AttentionArgs, AugmentedConv2d
 from aa_models.layers.attention_args import names_attention_args
 from aa_models.layers.head_dims import is_int
 
-from .calibration import Images, fit_readers, read_images
+from .calibration import Calibrated, Images, calibrate_layers, read_images
 from .description import describe, layer_args
 from .selection import Where, select
 from .warm_start import plain_to_augmented
@@ -60,7 +60,8 @@ def trace_map_sizes(
 @names_attention_args
 def augment(
         model: nn.Module, *, where: Where = '*.*', img_size: int | tuple[int, int] | None = None,
-        warm_start: bool = True, calibrate: Images | None = None, **attn_args: Any,
+        warm_start: bool = True, calibrate: Images | None = None, report: Callable[[Calibrated], object] | None = None,
+        **attn_args: Any,
 ) -> nn.Module:
     """Replace chosen convolutions of a convnet by attention-augmented ones of the same shape, in place.
 
@@ -79,12 +80,14 @@ def augment(
             as it is. A mapping may hold `feat_size`, too.
         img_size: Size of the input in pixels that the relative tables are made for; by default the model's
             `pretrained_cfg['input_size']`, else 224.
-        warm_start: Keep what the model has learned: all filters but those whose loss changes the network least, and
-            their batch-norm statistics (`aa_models.augmentation.warm_start` says how they are found). False draws the
-            layers anew, to train from scratch.
+        warm_start: Keep what the model has learned: all filters but those whose loss changes the network least
+            (`aa_models.augmentation.warm_start` says how they are found), which the attention imitates as far as it can
+            (`aa_models.augmentation.imitation`). False draws the layers anew, to train from scratch.
         calibrate: A few hundred pictures, normalised as the model takes them: (B, C, H, W), batches of them or a
-            loader. The convolutions that read the new layers are fitted to what they computed before
+            loader. The new layers, and the convolutions that read them, are fitted to what the plain network computes
             (`aa_models.augmentation.calibration`). No labels are needed.
+        report: Called with each fit of the calibration as soon as it is made: layer, what was fitted, error before and
+            after.
         **attn_args: The attention's arguments: `dk`, `dv`, `num_heads`, `attention`, `pos_embed`, …, see
             `AugmentedConv2d`.
 
@@ -114,7 +117,7 @@ def augment(
     if batches and not learned:
         raise InputError('calibrate needs warm_start=True and a model with weights: what they compute is to be kept')
     plain = copy.deepcopy(model) if batches else None
-    weights = plain_to_augmented(model.state_dict(), model, layers) if learned else None
+    weights, lost = plain_to_augmented(model.state_dict(), model, layers) if learned else (None, {})
     for name, layer in layers.items():
         model.set_submodule(name, layer)
         _logger.info(
@@ -123,7 +126,9 @@ def augment(
     if weights is not None:
         model.load_state_dict(weights)
     if plain is not None:
-        fit_readers(plain, model, layers, batches)
+        for row in calibrate_layers(plain, model, {name: lost.get(name) for name in layers}, batches):
+            if report:
+                report(row)
     describe(model, all_args)
     return model
 

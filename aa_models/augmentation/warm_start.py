@@ -8,8 +8,9 @@ the other filters and their batch-norm statistics, and changes the function of t
   that read it. (A batch norm's statistics are taken to be right: what it normalises has mean 0 and variance 1.)
   Attention's channels come last in the output, so everything on the way is reordered. Elsewhere the last channels give
   way.
-- Attention begins with a tenth of the lost channel's scale: little enough to leave the function alone, and not 0, so
-  that gradients reach it. Before a ReLU the shift becomes the mean of the lost channel after it.
+- Heads that start locally imitate the filters that gave way (`imitation`). Any other attention begins with a tenth of
+  the lost channel's scale: little enough to leave the function alone, and not 0, so that gradients reach it. Before a
+  ReLU the shift becomes the mean of the lost channel after it.
 """
 import logging
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from torch import nn
 from aa_models.layers import AugmentedConv2d
 
 from .channel_paths import NORM_KEYS, ChannelPath, follow_channels, trace_calls
+from .imitation import can_imitate, imitate, lost_filters
 
 _logger = logging.getLogger(__name__)
 
@@ -84,7 +86,9 @@ def _log(name: str, layer: AugmentedConv2d, path: ChannelPath, anew: bool) -> No
         f'the last ones, as no convolution is known to be alone in reading them ({path.end})')
 
 
-def plain_to_augmented(state_dict: StateDict, model: nn.Module, layers: Mapping[str, AugmentedConv2d]) -> StateDict:
+def plain_to_augmented(
+        state_dict: StateDict, model: nn.Module, layers: Mapping[str, AugmentedConv2d],
+) -> tuple[StateDict, StateDict]:
     """Turn the weights of a plain network into those of its augmented form.
 
     Args:
@@ -93,9 +97,12 @@ def plain_to_augmented(state_dict: StateDict, model: nn.Module, layers: Mapping[
         layers: By name the augmented convolutions to fill, with their fresh attention.
 
     Returns:
-        The state dict of the augmented network.
+        The state dict of the augmented network; and by layer the filters that gave way, (dv, C_in, height, width), for
+        those whose attention imitates them.
     """
     weights, calls = dict(state_dict), trace_calls(model)
+    lost: StateDict = {}
+    imitators: list[str] = []
     for name, layer in layers.items():
         if layer.attn is None:
             continue
@@ -108,11 +115,20 @@ def plain_to_augmented(state_dict: StateDict, model: nn.Module, layers: Mapping[
             weights[f'{name}.conv.weight'] = layer.conv.weight.detach()
         order = _order(path, layer, weights)
         weights.update({key: weights[key].index_select(axis, order) for key, axis in path.entries if key in weights})
+        if can_imitate(layer) and not anew:
+            imitators.append(name)
+            continue
         weights.update({f'{name}.attn.{key}': tensor for key, tensor in layer.attn.state_dict().items()})
         _start_attention(path, name, layer.dv, weights)
     for name, layer in layers.items():  # readers were reordered above, under their plain names
+        if name in imitators and layer.attn is not None:
+            lost[name] = lost_filters(weights[f'{name}.weight'], layer)
+            imitate(layer, lost[name])
+            weights.update({f'{name}.attn.{key}': tensor for key, tensor in layer.attn.state_dict().items()})
+            if f'{name}.bias' in weights:
+                weights[f'{name}.attn.proj.bias'] = weights[f'{name}.bias'][-layer.dv:].clone()
         for key in ('weight', 'bias'):
             plain = weights.pop(f'{name}.{key}', None)
             if plain is not None and layer.conv is not None:
                 weights.setdefault(f'{name}.conv.{key}', plain[:layer.out_channels - layer.dv].clone())
-    return weights
+    return weights, lost

@@ -30,7 +30,7 @@ class AttentionArgs:
     pos_embed: str | None = 'rel'
     attn_pool: int = 1
     attn_drop: float = 0.
-    attn_init: str = 'global'
+    attn_init: str = 'local'
 
     def __post_init__(self) -> None:
         if self.pos_embed in (None, 'none'):  # the word is for `timm.create_model`, which drops arguments that are None

@@ -51,7 +51,7 @@ class _AugmentedConv(nn.Module):
             groups: int = 1, bias: bool = True, *,
             dk: int | float = 0.2, dv: int | float = 0.1, num_heads: int = 8, attention: str = 'softmax',
             pos_embed: str | None = 'rel', feat_size: int | Sequence[int] | None = None, attn_pool: int = 1,
-            attn_drop: float = 0., attn_init: str = 'global', causal: bool = False,
+            attn_drop: float = 0., attn_init: str = 'local', causal: bool = False,
             device: torch.device | str | None = None, dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
@@ -207,8 +207,8 @@ class AugmentedConv2d(_AugmentedConv):
             bilinearly; 1 for none.
         attn_drop: Dropout probability of the attention weights.
         attn_init: What the heads look at before they have learned anything: `'local'`, a neighbour each
-            (`aa_models.layers.local_start` has the formula), or `'global'`, everything. Without relative positions it
-            is always the latter.
+            (`aa_models.layers.local_start` has the formula), or `'global'`, everything. Without relative positions, or
+            with less than two key channels a head for each axis, it is always the latter.
         causal: For sequences only, see `AugmentedConv1d`.
 
     Raises:

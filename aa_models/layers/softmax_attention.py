@@ -12,12 +12,10 @@ from timm.layers import trunc_normal_, use_fused_attn
 from torch import nn
 from torch.jit import Final
 
-from aa_models.errors import InputError
-
 from .attention_args import AttentionArgs
 from .blockwise import blockwise_attention
 from .grid_attention import GridAttention, is_transformed
-from .local_start import head_offsets, local_query, start_locally
+from .local_start import STRENGTH, head_offsets, local_query, start_locally
 from .position import offset_table, rel_logits_h, rel_logits_w
 
 
@@ -177,25 +175,33 @@ class SoftmaxAttention(GridAttention):
         for name in ('rel_h', 'rel_w'):
             shape = (2 * lengths[name] - 1, dim) if name in lengths else None
             self.register_parameter(name, shape and nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
-        if args.attn_init == 'local' and dim < 2 * len(lengths):
-            raise InputError(
-                f"attn_init='local' needs {2 * len(lengths)} key channels a head, "
-                f'got dk={self.dk} for num_heads={self.num_heads}')
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw all weights anew."""
         super().reset_parameters()
-        tables = [table for table in (self.rel_h, self.rel_w) if table is not None]
-        for table in tables:
-            trunc_normal_(table, std=self.scale)
-        if self.attn_init == 'local' and tables:
-            self._start_locally(tables)
+        tables = self._tables()
+        if self.attn_init == 'local' and tables and self.dk // self.num_heads >= 2 * len(tables):
+            self.look_at(head_offsets(self.num_heads, len(tables), self.causal))
+        else:
+            for table in tables:
+                trunc_normal_(table, std=self.scale)
+
+    def _tables(self) -> list[torch.Tensor]:
+        return [table for table in (self.rel_h, self.rel_w) if table is not None]
 
     @torch.no_grad()
-    def _start_locally(self, tables: Sequence[torch.Tensor]) -> None:
-        offsets = head_offsets(self.num_heads, len(tables), self.causal)
-        self.q_const = local_query(offsets, self.dk // self.num_heads, self.scale).to(tables[0])
+    def look_at(self, offsets: Sequence[Sequence[int]], strength: float = STRENGTH) -> None:
+        """Have each head start at one offset, with relative tables drawn anew; values and projection stay.
+
+        Args:
+            offsets: For each head its offset along each axis, in pixels of the attended map.
+            strength: β, how fast the logits fall with the squared distance from there.
+        """
+        tables = self._tables()
+        for table in tables:
+            trunc_normal_(table, std=self.scale)
+        self.q_const = local_query(offsets, self.dk // self.num_heads, self.scale, strength).to(tables[0])
         start_locally(tables)
         # where a head looks is all position at first: the queries have no content yet, and the constant meets no keys
         q, k, _ = self.qkv.weight.split([self.dk, self.dk, self.dv])

@@ -78,7 +78,7 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
         name: module for name, module in model.named_modules()
         if isinstance(module, AugmentedConv2d) and f'{name}.weight' in state_dict}
     # never the caller's own: from a table resized in there, the next model of another size would get one resized twice
-    state_dict = plain_to_augmented(state_dict, model, plain) if plain else dict(state_dict)
+    state_dict = plain_to_augmented(state_dict, model, plain)[0] if plain else dict(state_dict)
     for name in rel_table_names(model):
         table, own = state_dict.get(name), model.get_parameter(name)
         if table is not None and table.shape[0] != own.shape[0] and table.shape[1] == own.shape[1]:

@@ -55,7 +55,8 @@ def test_device_dtype_and_mode_are_kept():
     aa_models.augment(model, where='layer4.*', **SETTINGS)
     assert all(p.dtype == torch.float64 for p in model.parameters())
     assert not any(m.training for m in model.modules())
-    assert all(torch.equal(b, statistics[n]) for n, b in model.named_buffers())  # the traced pass left no trace
+    buffers = dict(model.named_buffers())
+    assert all(torch.equal(buffers[n], b) for n, b in statistics.items())  # the traced pass left no trace
     assert all(p.is_meta for p in aa_models.augment(resnet(device='meta'), where='layer4.*', **SETTINGS).parameters())
 
 

@@ -60,8 +60,9 @@ def test_channels_that_send_nothing_give_way_and_the_function_stays(name):
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
+@pytest.mark.parametrize('attn_init', ['local', 'global'])
 @torch.no_grad()
-def test_surviving_filters_and_their_statistics_are_kept():
+def test_surviving_filters_and_their_statistics_are_kept(attn_init):
     """The rule, written out: variance after the activation times the squared norm of what reads the channel."""
     model = trained('resnet10t')
     block = model.layer3[0]
@@ -70,7 +71,7 @@ def test_surviving_filters_and_their_statistics_are_kept():
     for c in range(256):
         y = (before['bn1.weight'][c] * torch.randn(100_000) + before['bn1.bias'][c]).relu()
         cost.append(y.var() * before['conv2.weight'][:, c].square().sum())
-    aa_models.augment(model, where='layer3.0.conv1', **SETTINGS)
+    aa_models.augment(model, where='layer3.0.conv1', attn_init=attn_init, **SETTINGS)
     stays = [
         next(c for c in range(256) if torch.equal(before['conv1.weight'][c], row)) for row in block.conv1.conv.weight]
     assert stays == sorted(stays) and len(stays) == 192
@@ -80,7 +81,8 @@ def test_surviving_filters_and_their_statistics_are_kept():
     for key in ('weight', 'bias', 'running_mean', 'running_var'):
         assert torch.equal(getattr(block.bn1, key)[:192], before[f'bn1.{key}'][stays]), key
     assert torch.equal(block.conv2.weight, before['conv2.weight'][:, stays + gone])
-    assert torch.allclose(block.bn1.weight[192:], 0.1 * before['bn1.weight'][gone])
+    scale = 0.1 if attn_init == 'global' else 1.  # heads that imitate the lost filters take their statistics over
+    assert torch.allclose(block.bn1.weight[192:], scale * before['bn1.weight'][gone])
     for key in ('conv3.weight', 'bn2.weight', 'downsample.1.weight'):
         assert key not in before or torch.equal(block.state_dict()[key], before[key])
 

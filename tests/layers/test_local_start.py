@@ -126,11 +126,12 @@ def test_constant_is_the_formula():
 
 
 def test_heads_too_small_for_a_distance_are_refused():
-    with pytest.raises(ValueError, match="attn_init='local' needs 4 key channels a head, got dk=16"):
-        AugmentedConv2d(8, 16, 3, dk=16, dv=8, num_heads=8, attn_init='local')
     with pytest.raises(ValueError, match="attn_init must be 'local' or 'global', got 'near'"):
         AugmentedConv2d(8, 16, 3, dk=32, dv=8, attn_init='near')
-    assert AugmentedConv2d(8, 16, 3, dk=16, dv=8, pos_embed=None, attn_init='local').attn.q_const is None
+    # a head needs two key channels for each axis, and positions
+    assert AugmentedConv2d(8, 16, 3, dk=16, dv=8, num_heads=8, attn_init='local').attn.q_const is None
+    assert AugmentedConv2d(8, 16, 3, dk=32, dv=8, pos_embed=None, attn_init='local').attn.q_const is None
+    assert AugmentedConv2d(8, 16, 3, dk=32, dv=8, num_heads=8).attn.q_const is not None  # the default
 
 
 @pytest.mark.parametrize('model_args', [dict(attn_init='local'), {}])

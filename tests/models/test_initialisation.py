@@ -44,7 +44,7 @@ def converted(name, **kwargs):
 
 
 STARTS = {
-    'made': create, 'filled': filled, 'augmented': converted,
+    'made': create, 'global': lambda name: create(name, attn_init='global'), 'filled': filled, 'augmented': converted,
     'augmented anew': lambda name: converted(name, warm_start=False)}
 
 
@@ -65,9 +65,19 @@ def assert_std(tensor, expected, what):
 def test_attention_starts_by_the_layers_own_rule(case):
     assert augmented(case[2])
     for name, layer in augmented(case[2]).items():
-        expected = {'qkv.weight': layer.in_channels ** -0.5, 'proj.weight': layer.dv ** -0.5}
-        expected.update(dict.fromkeys(('rel_h', 'rel_w'), (layer.dk / layer.num_heads) ** -0.5))
-        for weight, tensor in layer.attn.named_parameters():
+        attn, dim = layer.attn, layer.dk // layer.num_heads
+        weights = dict(attn.named_parameters())
+        weights.update(zip('qkv', weights.pop('qkv.weight').split([attn.dk, attn.dk, attn.dv])))
+        expected = {**dict.fromkeys('qkv', layer.in_channels ** -0.5), 'proj.weight': layer.dv ** -0.5}
+        expected.update(dict.fromkeys(('rel_h', 'rel_w'), dim ** -0.5))
+        if attn.q_const is not None:  # each head at one pixel: its first four dimensions are for that
+            assert not weights.pop('q').any() and not weights['k'].unflatten(0, (-1, dim))[:, :4].any()
+            weights['k'] = weights['k'].unflatten(0, (-1, dim))[:, 4:]
+            for table in ('rel_h', 'rel_w'):
+                weights[table], expected[table] = weights[table][:, 4:], 0.1 * dim ** -0.5
+            if case[1] == 'augmented':  # values and projection are those of the filters that gave way
+                del weights['v'], weights['proj.weight']
+        for weight, tensor in weights.items():
             assert_std(tensor, expected[weight], f'{name}.attn.{weight}')
 
 
@@ -93,7 +103,7 @@ def test_attention_logits_at_the_start(case):
     for name, layer in augmented(case[2]).items():
         attn, dim = layer.attn, layer.dk // layer.num_heads
         q, k, _ = attn.heads(torch.randn(8, layer.in_channels, 8, 8))
-        if attn.attn_pool > 1:
+        if attn.attn_pool > 1 or attn.q_const is not None:  # tests/layers/test_local_start.py has those
             continue  # the mean of several pixels varies less, by how much depends on where the window lies
         if case[0].startswith('l'):  # linear attention has no logits of pairs; its waves add 1/2 to the variance
             assert torch.stack([q, k]).std().item() == pytest.approx(1.5 ** 0.5, rel=0.1), name
