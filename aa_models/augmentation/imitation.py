@@ -81,9 +81,9 @@ def imitate(layer: AugmentedConv2d, filters: torch.Tensor, covariance: torch.Ten
     attn.look_at([offsets[head.place] for head in heads], STRENGTH)
     values = attn.qkv.weight.flatten(1)[2 * attn.dk:].unflatten(0, (layer.num_heads, -1))
     mix = attn.proj.weight.flatten(1).unflatten(1, (layer.num_heads, -1)).zero_()
-    for i, head in enumerate(heads):  # dimensions beyond the rank of a small input stay as they were drawn, unused
-        values[i, :len(head.values)] = head.values.to(values.dtype)
-        mix[:, i, :len(head.values)] = head.mix.to(mix.dtype)
+    for i, (_, own, out) in enumerate(heads):  # dimensions beyond the rank of a small input stay as they were drawn
+        values[i, :len(own)] = own.to(values.dtype)
+        mix[:, i, :len(own)] = out.to(mix.dtype)
     return fit.sum(heads).unflatten(2, layer.kernel_size).to(filters)
 
 

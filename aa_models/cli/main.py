@@ -10,8 +10,8 @@ from aa_models import __version__
 from aa_models.errors import UserError, WorkError
 
 COMMANDS = (  # each a module of this package
-    'attention', 'benchmark', 'corruptions', 'curves', 'export', 'info', 'list', 'pack', 'predict', 'publish', 'sweep',
-    'train', 'validate')
+    'attention', 'benchmark', 'convert', 'corruptions', 'curves', 'export', 'info', 'list', 'pack', 'predict',
+    'publish', 'sweep', 'train', 'validate')
 
 
 def main(argv: Sequence[str] | None = None) -> int:

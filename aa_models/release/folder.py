@@ -65,7 +65,7 @@ def pack_run(
     if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - FILES):
         raise InputError(f'{str(folder)!r} exists and holds more than a packed run: choose another --to or --tag')
     load_checkpoint(model, str(checkpoint), use_ema=recipe.ema)
-    with _replacing(folder) as part:
+    with replacing(folder) as part:
         _fill(part, folder.name, model.eval(), recipe, directory, repo, machine)
     return folder
 
@@ -85,7 +85,7 @@ def checked_tag(tag: str | None, recipe: Recipe, directory: Path) -> str:
 
 
 @contextlib.contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
+def replacing(folder: Path) -> Iterator[Path]:
     """An empty folder to fill, which takes the name of `folder` where the body succeeds.
 
     An earlier folder of that name is removed first: a kill in between leaves none, never half of one.

@@ -7,9 +7,12 @@ import torch
 from timm.models import save_for_hf
 
 import aa_models
-from command import answered
+from aa_models.release.runtimes import export_model
+from command import answered, refused
 from daily import daily
 from found import augmented
+from hub_server import HubServer, send_client_to
+from repository import ROOT
 
 ARGS = dict(dk=16, dv=8, num_heads=2)
 BASES = {  # twelve bases of eight families, and layers in each
@@ -35,18 +38,31 @@ def saved(model, folder):
 
 
 @pytest.mark.parametrize('base', daily(BASES, 'resnet10t', 'efficientnet_lite0', 'densenet121'))
-def test_round_trip(base, tmp_path):
+def test_round_trip(base, tmp_path, monkeypatch):
+    """Folder, Hub, torch.hub, saved again: bit for bit. An exported program computes attention in another way."""
     by_name = timm.create_model('augmented', base=base, where=BASES[base], num_classes=5, img_size=64, **ARGS)
     in_place = aa_models.augment(timm.create_model(base, num_classes=5), where=BASES[base], img_size=64, **ARGS)
     in_place.load_state_dict(by_name.state_dict())
-    for i, model in enumerate((by_name, in_place)):
-        name, config = saved(model, tmp_path / str(i))
+    for how, model in dict(by_name=by_name, in_place=in_place).items():
+        folder = tmp_path / 'me' / how
+        name, config = saved(model, folder)
         assert config['architecture'] == 'augmented' and config['model_args']['base'].partition('.')[0] == base
         loaded = timm.create_model(name, pretrained=True)
         assert list(augmented(loaded)) == list(augmented(model))
         assert_same(model, loaded)
-        again, _ = saved(loaded, tmp_path / f'{i} again')  # what was loaded is described in full too
+        again, _ = saved(loaded, tmp_path / 'again')  # what was loaded is described in full too
         assert_same(model, timm.create_model(again, pretrained=True))
+        with HubServer(tmp_path) as hub:
+            send_client_to(hub, tmp_path / f'cache {how}', monkeypatch)
+            assert_same(model, timm.create_model(f'hf-hub:me/{how}', pretrained=True))
+        arguments = {**config['model_args'], 'num_classes': 5, 'pretrained': True}
+        weights = dict(file=str(folder / 'model.safetensors'), num_classes=5)
+        assert_same(model, torch.hub.load(
+            str(ROOT), 'augmented', source='local', pretrained_cfg_overlay=weights, **arguments))
+    file, x = tmp_path / 'program.pt2', torch.randn(1, 3, 64, 64)
+    export_model(model.eval(), tuple(x.shape), file, 'torch-export')
+    with torch.no_grad():
+        torch.testing.assert_close(torch.export.load(file).module()(x), model(x), rtol=1e-3, atol=1e-4)
 
 
 def test_what_timm_adapts(tmp_path):
@@ -116,3 +132,17 @@ def test_commands_take_its_folder(tmp_path, capsys):
     model = timm.create_model('augmented', base='resnet10t', where='layer4.*.conv2', num_classes=5, img_size=64, **ARGS)
     name, _ = saved(model, tmp_path)
     assert 'layer4.0.conv2' in answered(capsys, 'info', name)
+
+
+@pytest.mark.parametrize('change, message', [
+    (dict(registers=4), "unexpected keyword argument 'registers'"),  # of a newer version
+    (dict(where={'layer9.0.conv1': {}}), 'chooses none of the'),
+    (dict(where={'layer4.0.conv2': dict(heads=3)}), "unexpected argument 'heads'"),
+    (dict(base='resnet1010'), "'resnet1010' is unknown"),
+])
+def test_a_config_that_does_not_fit(tmp_path, capsys, change, message):
+    model = timm.create_model('augmented', base='resnet10t', where='layer4.*.conv2', num_classes=5, img_size=64, **ARGS)
+    name, config = saved(model, tmp_path)
+    config['model_args'].update(change)
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    assert message in refused(capsys, 'info', name)
