@@ -16,16 +16,16 @@ from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 
 from aa_models.errors import InputError, InputTypeError
 
 from .channel_paths import follow_channels, trace_calls
 from .imitation import imitate
+from .ridge import Moments, ridge_regression
 
 _logger = logging.getLogger(__name__)
 
-_RIDGES = (1e-12, 1e-7, 1e-5, 1e-3, 1e-2, 1e-1, 1., 1e1, 1e2)  # of the inputs' mean square; half of the images choose
 LEAST = 16  # images
 _SAMPLES = 30  # positions of the map for each weight of an output channel, at most
 
@@ -89,13 +89,14 @@ def calibrate_layers(
     plain.eval()
     model.eval()
     try:
+        readers = {layer: reader for layer in layers if (reader := _reader(model, layer, calls))}
+        outputs = _outputs(plain, set(readers.values()), batches)
         for layer, filters in layers.items():
-            path = follow_channels(model, layer, calls)
             if filters is not None and _can_unfold(model.get_submodule(layer)):
-                yield _fit_attention(model, layer, path.norm, filters, batches)
-            if path.reader and type(reader := model.get_submodule(path.reader)) is nn.Conv2d and _can_unfold(reader):
-                norm = follow_channels(model, path.reader, calls).norm
-                yield _fit_reader(plain, model, layer, path.reader, norm, batches)
+                yield _fit_attention(model, layer, follow_channels(model, layer, calls).norm, filters, batches)
+            if reader := readers.get(layer):
+                norm = follow_channels(model, reader, calls).norm
+                yield _fit_reader(model, layer, reader, norm, batches, outputs[reader])
             elif filters is None:
                 _logger.warning('%s is not calibrated: no plain convolution is known to be alone in reading it', layer)
     finally:
@@ -103,38 +104,17 @@ def calibrate_layers(
             module.training = training
 
 
+def _reader(model: nn.Module, layer: str, calls: Mapping[str, list[fx.Node]] | None) -> str | None:
+    """The name of the convolution that can make good what a layer misses, None where there is none."""
+    reader = follow_channels(model, layer, calls).reader
+    if reader and type(conv := model.get_submodule(reader)) is nn.Conv2d and _can_unfold(conv):
+        return reader
+    return None
+
+
 def _can_unfold(conv: nn.Module) -> bool:
     """Whether a convolution's inputs are laid out by `unfold`: it pads with as many zeros on either side, or not."""
     return not isinstance(conv.padding, str) and getattr(conv, 'padding_mode', 'zeros') == 'zeros'
-
-
-class _Moments:
-    """What the squared error of a linear map depends on, summed over samples."""
-
-    def __init__(self, weight: torch.Tensor) -> None:
-        self.gram, self.cross = weight.new_zeros(len(weight), len(weight)), torch.zeros_like(weight)
-        self.squares, self.sums, self.count = torch.zeros_like(weight[0]), torch.zeros_like(weight[0]), 0
-
-    def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Count samples x (N, inputs) and the outputs y (N, outputs) that they should give."""
-        self.gram += x.T @ x
-        self.cross += x.T @ y
-        self.squares += y.square().sum(0)
-        self.sums += y.sum(0)
-        self.count += len(y)
-
-    def solve(self, old: torch.Tensor, inputs: int, ridge: float) -> torch.Tensor:
-        """The weights of least error, drawn to the old ones. What comes after the inputs, the constant, is free."""
-        scale = max(float(self.gram.diagonal()[:inputs].mean()), 1e-30)  # 0 where no input is ever active
-        penalty = torch.full_like(self.gram[0], ridge * scale)
-        penalty[inputs:] = 0.
-        return torch.linalg.solve(self.gram + penalty.diag(), self.cross + penalty.unsqueeze(1) * old)
-
-    def error(self, weight: torch.Tensor) -> float:
-        """Root mean squared error, relative to the standard deviation of the outputs."""
-        left = self.squares.sum() - 2 * (weight * self.cross).sum() + (weight * (self.gram @ weight)).sum()
-        spread = (self.squares - self.sums.square() / max(self.count, 1)).sum().clamp_min(1e-30)
-        return math.sqrt(max(float(left), 0.) / float(spread))
 
 
 def _fit_attention(
@@ -144,8 +124,8 @@ def _fit_attention(
     conv, target = cast(Any, model.get_submodule(layer)), filters.double().flatten(1)
     gram, total, count = target.new_zeros(target.shape[1], target.shape[1]), torch.zeros_like(target[0]), 0
     for batch in batches:
-        x = _seen(model, layer, batch.to(filters.device, filters.dtype), 0)
-        x = _patches(x, conv, batches)[0].flatten(0, 1).double()
+        x = _seen(model, layer, batch.to(filters.device, filters.dtype))
+        x = _patches(x, conv, batches).flatten(0, 1).double()
         gram += x.T @ x
         total += x.sum(0)
         count += len(x)
@@ -167,8 +147,32 @@ def _fit_attention(
     return row
 
 
+def _outputs(
+        plain: nn.Module, readers: Iterable[str], batches: Sequence[torch.Tensor],
+) -> dict[str, list[torch.Tensor]]:
+    """What the readers give in the plain network, batch by batch, (B, pixels, C) of the pixels that are looked at."""
+    found: dict[str, list[torch.Tensor]] = {name: [] for name in readers}
+
+    def keep(conv: nn.Module, name: str, y: torch.Tensor) -> None:
+        y = y.flatten(2).movedim(1, -1)
+        found[name].append(y[:, _places(y.shape[1], cast(nn.Conv2d, conv), batches).to(y.device)])
+
+    hooks = [
+        plain.get_submodule(name).register_forward_hook(lambda conv, inputs, y, name=name: keep(conv, name, y))
+        for name in found]
+    try:
+        like = next(plain.parameters())
+        for batch in batches if found else ():
+            plain(batch.to(like.device, like.dtype))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
 def _fit_reader(
-        plain: nn.Module, model: nn.Module, layer: str, reader: str, norm: str | None, batches: Sequence[torch.Tensor],
+        model: nn.Module, layer: str, reader: str, norm: str | None, batches: Sequence[torch.Tensor],
+        outputs: Sequence[torch.Tensor],
 ) -> Calibrated:
     """Solve for the reader's weights, and for a constant where a bias or the batch norm behind it can take one."""
     conv = cast(nn.Conv2d, model.get_submodule(reader))
@@ -176,20 +180,15 @@ def _fit_reader(
     old, inputs = conv.weight.flatten(1).double().T, conv.weight[0].numel()  # (inputs, outputs)
     if conv.bias is not None or mean is not None:
         old = torch.cat([old, torch.zeros_like(old[:1]) if conv.bias is None else conv.bias.double().unsqueeze(0)])
-    halves, total, seen = (_Moments(old), _Moments(old)), _Moments(old), 0
-    for batch in batches:
-        batch = batch.to(conv.weight.device, conv.weight.dtype)
-        x, places = _patches(_seen(model, reader, batch, 0), conv, batches)
-        y = _seen(plain, reader, batch, 1).flatten(2).movedim(1, -1)[:, places]
+    halves, seen = (Moments(old), Moments(old)), 0
+    for batch, y in zip(batches, outputs):
+        x = _patches(_seen(model, reader, batch.to(conv.weight.device, conv.weight.dtype)), conv, batches)
         for parity, half in enumerate(halves):  # by images: pixels of one are too much alike to test each other
             inside, outside = (t[(seen + parity) % 2::2].flatten(0, 1).double() for t in (x, y))
             half.add(torch.cat([inside, inside.new_ones(len(inside), len(old) - inputs)], 1), outside)
         seen += len(batch)
-    for half in halves:
-        for name, value in vars(half).items():
-            setattr(total, name, getattr(total, name) + value)
-    ridge = min(_RIDGES, key=lambda ridge: halves[1].error(halves[0].solve(old, inputs, ridge)))
-    new = total.solve(old, inputs, ridge)
+    total = halves[0] + halves[1]
+    new = ridge_regression(*halves, old, inputs)
     conv.weight.copy_(new[:inputs].T.reshape(conv.weight.shape))
     if conv.bias is not None:
         conv.bias.copy_(new[-1])
@@ -200,26 +199,29 @@ def _fit_reader(
     return row
 
 
-def _patches(
-        x: torch.Tensor, conv: nn.Module, batches: Sequence[torch.Tensor],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The inputs (B, pixels, I) of some output pixels of a convolution, the same of every map; and which, (pixels,)."""
+def _patches(x: torch.Tensor, conv: nn.Module, batches: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The inputs (B, pixels, I) of some output pixels of a convolution, the same of every map."""
     like = cast(nn.Conv2d, conv)
     x = F.unfold(x, like.kernel_size, like.dilation, cast(Any, like.padding), like.stride).movedim(1, -1)
-    most = -(-_SAMPLES * x.shape[2] // sum(map(len, batches)))
-    chosen = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(0))[:most].to(x.device)
-    return x[:, chosen], chosen
+    return x[:, _places(x.shape[1], like, batches).to(x.device)]
 
 
-def _seen(net: nn.Module, name: str, batch: torch.Tensor, side: int) -> torch.Tensor:
-    """The input (side 0) or the output (1) of a module; what runs after it is not run."""
+def _places(pixels: int, conv: nn.Conv2d, batches: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Which of the pixels of a convolution's output map are looked at."""
+    inputs = conv.in_channels * math.prod(conv.kernel_size)
+    most = -(-_SAMPLES * inputs // sum(map(len, batches)))
+    return torch.randperm(pixels, generator=torch.Generator().manual_seed(0))[:most]
+
+
+def _seen(net: nn.Module, name: str, batch: torch.Tensor) -> torch.Tensor:
+    """The input of a module; neither it nor what comes after it is run."""
     found: list[torch.Tensor] = []
 
-    def stop(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        found.append((inputs[0], output)[side])
+    def stop(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        found.append(inputs[0])
         raise _Reached
 
-    handle = net.get_submodule(name).register_forward_hook(stop)
+    handle = net.get_submodule(name).register_forward_pre_hook(stop)
     try:
         net(batch)
     except _Reached:
