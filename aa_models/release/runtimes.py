@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import timm.layers
 import torch
 from timm.data import resolve_data_config
 from torch import nn
@@ -50,12 +51,22 @@ def export_pretrained(
     if output.suffix != SUFFIXES[format] or not output.absolute().parent.is_dir():
         raise InputError(f'output = {str(output)!r} must be a {SUFFIXES[format]} file in a folder that exists')
     model = build_model(name, pretrained=True, exportable=True).eval()
+    if dynamic and (padded := _padded_by_size(model)):
+        raise InputError(
+            f"dynamic: {name} cannot be exported for any size, as {padded} has 'same' padding, whose width depends on "
+            'the size of the map; leave it out and give img_size, one file for each size')
     channels, *own_size = resolve_data_config(model=model)['input_size']
     height, width = img_size or own_size
     shape = (batch_size, channels, height, width)
     check_image_size(model, shape[1:])  # the exporters' own errors would bury the reason
     export_model(model, shape, output, format, dynamic)
     return output, shape
+
+
+def _padded_by_size(model: nn.Module) -> str | None:
+    """The first layer that pads as TensorFlow does, by a rule for whole numbers that no program holds for any size."""
+    kinds = tuple(kind for kind in vars(timm.layers).values() if isinstance(kind, type) and kind.__name__[-4:] == 'Same')
+    return next((name for name, module in model.named_modules() if isinstance(module, kinds)), None)
 
 
 @torch.no_grad()
