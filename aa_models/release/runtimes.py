@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import timm.layers
 import torch
 from timm.data import resolve_data_config
 from torch import nn
@@ -53,8 +52,8 @@ def export_pretrained(
     model = build_model(name, pretrained=True, exportable=True).eval()
     if dynamic and (padded := _padded_by_size(model)):
         raise InputError(
-            f"dynamic: {name} cannot be exported for any size, as {padded} has 'same' padding, whose width depends on "
-            'the size of the map; leave it out and give img_size, one file for each size')
+            f"dynamic: {name} cannot be exported for any size, as {padded} has 'same' padding, which depends on the "
+            'size of the map; export a file for each size, with img_size')
     channels, *own_size = resolve_data_config(model=model)['input_size']
     height, width = img_size or own_size
     shape = (batch_size, channels, height, width)
@@ -64,9 +63,10 @@ def export_pretrained(
 
 
 def _padded_by_size(model: nn.Module) -> str | None:
-    """The first layer that pads as TensorFlow does, by a rule for whole numbers that no program holds for any size."""
-    kinds = tuple(kind for kind in vars(timm.layers).values() if isinstance(kind, type) and kind.__name__[-4:] == 'Same')
-    return next((name for name, module in model.named_modules() if isinstance(module, kinds)), None)
+    """The first layer that pads as TensorFlow does, by an amount worked out from the size of its map; None for none."""
+    return next((
+        name for name, module in model.named_modules()
+        if type(module).__module__.startswith('timm.layers.') and type(module).__name__.endswith('Same')), None)
 
 
 @torch.no_grad()
