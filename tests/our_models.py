@@ -16,6 +16,8 @@ STAGED = [name for name in NAMES if name != 'augmented']  # all with arguments a
 SMALL = {  # the arguments that make a model small, by a pattern of its name
     '*resnet*': dict(layers=(1, 1, 1, 1), channels=(16, 32, 32, 32), img_size=64),
     '*wrn*': dict(depth=10, width=1, img_size=16),
+    '*efficientnet*': dict(channel_multiplier=0.25, depth_multiplier=0.5, num_features=64, img_size=64),
+    '*mnasnet*': dict(channel_multiplier=0.25, depth_multiplier=0.5, num_features=64, img_size=64),
     '*simplecnn': dict(channels=(8, 8, 16, 16, 16), img_size=16),
     'augmented': dict(where='layer[34].*.conv1', layers=(1, 1, 1, 1), channels=(16, 32, 32, 32), img_size=64),
 }

@@ -45,7 +45,7 @@ def layer(request, monkeypatch):
     set_fused_attn(True)
 
 
-@pytest.fixture(params=['aa_resnet18', 'aa_wrn16_8', 'laa_wrn16_8', 'aa_simplecnn'])
+@pytest.fixture(params=['aa_resnet18', 'aa_efficientnet_lite0', 'aa_wrn16_8', 'laa_wrn16_8', 'aa_simplecnn'])
 def net(request):
     return create(request.param, img_size=32).eval()
 
