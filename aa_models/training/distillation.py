@@ -113,6 +113,12 @@ def make_task(
     return task
 
 
+def guesses_of_teacher(task: Any, images: torch.Tensor) -> torch.Tensor:
+    """The classes (B,) that the teacher of a distillation task sees in images as the student has them."""
+    seen = task.teacher.normalize_input(images, task.student_mean, task.student_std)
+    return task.teacher(seen).argmax(1)
+
+
 def _in_float32(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
     """For a hook on a network: autocast on a CPU would compute the divergence of its logits in bfloat16."""
     return output.float()

@@ -1,6 +1,7 @@
 """The training loop: a model with its optimiser and schedule, one epoch at a time."""
 import contextlib
 import math
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -8,14 +9,14 @@ import torch
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
-from timm.task import LogitDistillationTask, TrainingTask, create_classification_loss
+from timm.task import TrainingTask, create_classification_loss
 from timm.utils import AverageMeter, NativeScaler, dispatch_clip_grad, distribute_bn, random_seed, reduce_tensor
 from torch import nn
 
 from aa_models.device import Process, autocast
 from aa_models.errors import DivergenceError, InputError
 
-from .distillation import Criterion
+from .distillation import Criterion, guesses_of_teacher
 from .progress import Progress
 from .recipe import Recipe
 from .validation import evaluate
@@ -203,10 +204,6 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         """Measure the model, or its moving average where the recipe keeps one."""
         model = cast(nn.Module, self.task.get_eval_model(ema=self.recipe.ema))
-        say = self._teachers_guess if self.recipe.unlabelled else None
-        return evaluate(model, self.eval_loader, self.recipe, self.process, every=self.log_seconds, labels_of=say)[0]
-
-    def _teachers_guess(self, images: torch.Tensor) -> torch.Tensor:
-        """The classes (B,) that the teacher sees in images as the student has them."""
-        task = cast(LogitDistillationTask, self.task)
-        return task.teacher(task.teacher.normalize_input(images, task.student_mean, task.student_std)).argmax(1)
+        teacher = partial(guesses_of_teacher, self.task) if self.recipe.unlabelled else None
+        return evaluate(
+            model, self.eval_loader, self.recipe, self.process, every=self.log_seconds, labels_of=teacher)[0]

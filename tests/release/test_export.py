@@ -14,7 +14,8 @@ from torch_faults import skip_where_pooling_has_one_size
 FAMILIES = {
     'aa_resnet18': dict(img_size=64, layers=(1, 1, 1, 1)),
     'laa_resnet18': dict(img_size=64, layers=(1, 1, 1, 1)),
-    'aa_mnasnet_100': dict(img_size=64, channel_multiplier=0.25, depth_multiplier=0.5, num_features=64),
+    'aa_mnasnet_100': dict(
+        img_size=64, channel_multiplier=0.25, depth_multiplier=0.5, num_features=64, dk=16, dv=8, num_heads=2),
     'aa_wrn16_8': dict(width=1, img_size=16, dk=16, dv=8),
     'laa_wrn16_8': dict(width=1, img_size=16, dk=16, dv=8),
     'aa_simplecnn': dict(pos_embed='coord'),
@@ -90,7 +91,7 @@ def test_same_padding_is_exported_for_one_size(format, tmp_path, capsys):
     assert "conv_stem has 'same' padding" in err and len(err.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ['lite']
     answered(capsys, *words, '--img-size', 70, 45, '--batch-size', 3)
-    file, x = next(tmp_path.glob('lite.*')), torch.randn(3, 3, 70, 45)
+    file, x = next(tmp_path.glob('*lite.*')), torch.randn(3, 3, 70, 45)
     torch.testing.assert_close(RUN[format](file, x), model.eval()(x), rtol=1e-4, atol=1e-4)
 
 
