@@ -78,7 +78,7 @@ class AugmentedEfficientNet(EfficientNet):
 
 def _create_aa_efficientnet(
         variant: str, pretrained: bool = False, *, stages: Sequence[str], channel_multiplier: float = 1.,
-        depth_multiplier: float = 1., act_layer: str = 'relu', **kwargs: Any,
+        depth_multiplier: float = 1., act_layer: str = 'relu', norm_layer: Any = None, **kwargs: Any,
 ) -> AugmentedEfficientNet:
     """Scale the stages and build.
 
@@ -86,13 +86,13 @@ def _create_aa_efficientnet(
         stages: Each stage in timm's notation: kind and number of blocks, kernel, stride, expansion, output channels.
         channel_multiplier, depth_multiplier: Widths and numbers of blocks, stem, head and first and last stage aside.
     """
-    norm_layer = kwargs.pop('norm_layer', None) or partial(nn.BatchNorm2d, **resolve_bn_args(kwargs))
+    batch_norm = partial(nn.BatchNorm2d, **resolve_bn_args(kwargs))
     return build(
         AugmentedEfficientNet, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg=dict(flatten_sequential=True),
         block_args=decode_arch_def([[stage] for stage in stages], depth_multiplier, fix_first_last=True),
-        round_chs_fn=partial(round_channels, multiplier=channel_multiplier), fix_stem=True, norm_layer=norm_layer,
-        act_layer=resolve_act_layer(dict(act_layer=act_layer)), **kwargs)
+        round_chs_fn=partial(round_channels, multiplier=channel_multiplier), fix_stem=True,
+        norm_layer=norm_layer or batch_norm, act_layer=resolve_act_layer(dict(act_layer=act_layer)), **kwargs)
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
