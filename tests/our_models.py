@@ -6,6 +6,7 @@ from fnmatch import fnmatch
 
 import timm
 import torch
+from timm.layers import Conv2dSame
 from torch import nn
 
 import aa_models  # noqa: F401, registers the models
@@ -59,6 +60,11 @@ def arguments(layer):
         dk=attn.dk, dv=attn.dv, num_heads=attn.num_heads, attn_pool=attn.attn_pool, attn_drop=attn.attn_drop.p,
         attention=type(attn).__name__.removesuffix('Attention').lower(), pos_embed=attn.pos_embed,
         attn_init=attn.attn_init)
+
+
+def pads_by_size(model):
+    """Whether it has TensorFlow's padding, so that a program of torch's is for one size of image only."""
+    return any(isinstance(module, Conv2dSame) for module in model.modules())
 
 
 def count(model):

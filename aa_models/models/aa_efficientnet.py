@@ -35,6 +35,8 @@ from .pretrained import build
 
 __all__ = ['AugmentedEfficientNet']
 
+_EXPANSIONS = tuple(f'blocks.{stage}.*.conv_pw' for stage in range(3, 7))
+
 
 class AugmentedEfficientNet(EfficientNet):
     """timm's EfficientNet whose inverted bottlenecks expand by attention-augmented 1×1 convolutions.
@@ -51,7 +53,7 @@ class AugmentedEfficientNet(EfficientNet):
 
     def __init__(
             self, block_args: list[list[dict[str, Any]]], *,
-            attn_convs: Sequence[str] = tuple(f'blocks.{stage}.*.conv_pw' for stage in range(3, 7)),
+            attn_convs: Sequence[str] = _EXPANSIONS,
             attn_stages: Sequence[bool] = (False, False, True, True), attn_pool: Sequence[int] = (1, 1, 1, 1),
             img_size: int | tuple[int, int] = 224, device: torch.device | str | None = None,
             dtype: torch.dtype | None = None, **kwargs: Any,
@@ -76,7 +78,7 @@ class AugmentedEfficientNet(EfficientNet):
 
 def _create_aa_efficientnet(
         variant: str, pretrained: bool = False, *, stages: Sequence[str], channel_multiplier: float = 1.,
-        depth_multiplier: float = 1., act_layer: str = 'relu', **kwargs: Any,
+        depth_multiplier: float = 1., act_layer: str = 'relu', norm_layer: Any = None, **kwargs: Any,
 ) -> AugmentedEfficientNet:
     """Scale the stages and build.
 
@@ -84,13 +86,13 @@ def _create_aa_efficientnet(
         stages: Each stage in timm's notation: kind and number of blocks, kernel, stride, expansion, output channels.
         channel_multiplier, depth_multiplier: Widths and numbers of blocks, stem, head and first and last stage aside.
     """
-    norm_layer = kwargs.pop('norm_layer', None) or partial(nn.BatchNorm2d, **resolve_bn_args(kwargs))
+    batch_norm = partial(nn.BatchNorm2d, **resolve_bn_args(kwargs))
     return build(
         AugmentedEfficientNet, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg=dict(flatten_sequential=True),
         block_args=decode_arch_def([[stage] for stage in stages], depth_multiplier, fix_first_last=True),
-        round_chs_fn=partial(round_channels, multiplier=channel_multiplier), fix_stem=True, norm_layer=norm_layer,
-        act_layer=resolve_act_layer(dict(act_layer=act_layer)), **kwargs)
+        round_chs_fn=partial(round_channels, multiplier=channel_multiplier), fix_stem=True,
+        norm_layer=norm_layer or batch_norm, act_layer=resolve_act_layer(dict(act_layer=act_layer)), **kwargs)
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
@@ -114,18 +116,18 @@ default_cfgs = generate_default_cfgs({
 
 # Padding and epsilon are TensorFlow's: with them the published weights of the Lites were trained. dk and dv are counts,
 # the same in every layer: a share of these widths would not reach the 20 channels of keys that a head has at least.
-_LITE = dict(
+_LITE: dict[str, Any] = dict(
     stages=('ds_r1_k3_s1_e1_c16', 'ir_r2_k3_s2_e6_c24', 'ir_r2_k5_s2_e6_c40', 'ir_r3_k3_s2_e6_c80',
             'ir_r3_k5_s1_e6_c112', 'ir_r4_k5_s2_e6_c192', 'ir_r1_k3_s1_e6_c320'),
     act_layer='relu6', bn_eps=BN_EPS_TF_DEFAULT, pad_type='same', dk=160, dv=96)
 _LINEAR = dict(_LITE, attention='linear', pos_embed='sincos')
 # The paper augments from the 28 px map on and pools the first stage that attends. That stage's first block still
 # expands the map of 56 px, to so few channels that υ leaves less than one for each head.
-_MNASNET = dict(
+_MNASNET: dict[str, Any] = dict(
     stages=('ds_r1_k3_s1_c16_noskip', 'ir_r3_k3_s2_e3_c24', 'ir_r3_k5_s2_e3_c40', 'ir_r3_k5_s2_e6_c80',
             'ir_r2_k3_s1_e6_c96', 'ir_r4_k5_s2_e6_c192', 'ir_r1_k3_s1_e6_c320_noskip'),
-    attn_convs=('blocks.2.[!0].conv_pw', *(f'blocks.{stage}.*.conv_pw' for stage in range(3, 7))),
-    attn_stages=(True,) * 5, attn_pool=(2, 1, 1, 1, 1), dk=0.1, dv=0.05, num_heads=4)
+    attn_convs=('blocks.2.[!0].conv_pw', *_EXPANSIONS), attn_stages=(True,) * 5, attn_pool=(2, 1, 1, 1, 1),
+    dk=0.1, dv=0.05, num_heads=4)
 
 
 @register_model
@@ -143,7 +145,7 @@ def aa_efficientnet_lite1(pretrained: bool = False, **kwargs: Any) -> AugmentedE
 @register_model
 def aa_efficientnet_lite2(pretrained: bool = False, **kwargs: Any) -> AugmentedEfficientNet:
     """EfficientNet-Lite2, augmented in its last two stages."""
-    scale = dict(channel_multiplier=1.1, depth_multiplier=1.2)
+    scale: dict[str, Any] = dict(channel_multiplier=1.1, depth_multiplier=1.2)
     return _create_aa_efficientnet('aa_efficientnet_lite2', pretrained, **dict(_LITE, **scale) | kwargs)
 
 

@@ -16,8 +16,17 @@ from aa_models.device import Process, machine_name, process_on
 from aa_models.models.create import build_model, num_classes_of
 
 from . import checkpoints
-from .loaders import check_labels, class_names, data_config_of, make_eval_loader, make_train_loader, open_datasets
-from .loop import Trainer
+from .distillation import Teacher, labels_of_teacher, make_task, make_teacher
+from .loaders import (
+    check_labels,
+    class_names,
+    data_config_of,
+    make_eval_loader,
+    make_train_loader,
+    open_datasets,
+    size_text,
+)
+from .loop import Trainer, make_criterion
 from .recipe import Recipe
 from .stopping import Stopped, StopSignals
 
@@ -52,10 +61,15 @@ def train(
             with deterministic(recipe.deterministic, process.device):
                 with process.one_first(download):
                     datasets = open_datasets(recipe, data_dir, download)
+                teacher = make_teacher(recipe, process.device)
                 classes = class_names(datasets[0])
+                if teacher is not None and recipe.unlabelled:
+                    classes = labels_of_teacher(teacher)
+                    recipe = dataclasses.replace(
+                        recipe, num_classes=recipe.num_classes or num_classes_of(teacher.model))
                 if recipe.num_classes is None and classes:
                     recipe = dataclasses.replace(recipe, num_classes=len(classes))
-                trainer = make_trainer(recipe, process, *datasets, log_seconds)
+                trainer = make_trainer(recipe, process, *datasets, log_seconds, teacher)
                 facts = dict(classes=classes, machine=machine_name(process))
                 # the first process prepares the directory and tells the others which checkpoint to go on from
                 found = [checkpoints.prepare(output, recipe, overwrite, facts) if process.rank == 0 else None]
@@ -91,7 +105,9 @@ def deterministic(wanted: bool, device: torch.device) -> Iterator[None]:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
-def make_trainer(recipe: Recipe, process: Process, train_set: Any, eval_set: Any, log_seconds: float) -> Trainer:
+def make_trainer(
+        recipe: Recipe, process: Process, train_set: Any, eval_set: Any, log_seconds: float, teacher: Teacher | None,
+) -> Trainer:
     """Everything that can fail because of what the user gave, before anything is written."""
     random_seed(recipe.seed)
     name, arguments = recipe.network
@@ -99,7 +115,7 @@ def make_trainer(recipe: Recipe, process: Process, train_set: Any, eval_set: Any
         name, pretrained=recipe.pretrained, num_classes=recipe.num_classes, drop_rate=recipe.drop or None,
         drop_path_rate=recipe.drop_path or None, **arguments)
     model.to(process.device).to(memory_format=torch.channels_last if recipe.channels_last else torch.preserve_format)
-    for dataset in (train_set, eval_set):
+    for dataset in () if recipe.unlabelled else (train_set, eval_set):
         check_labels(dataset, num_classes_of(model))
     config = data_config_of(model, recipe)
     train_loader = make_train_loader(train_set, recipe, config, process.device, process.distributed)
@@ -107,7 +123,11 @@ def make_trainer(recipe: Recipe, process: Process, train_set: Any, eval_set: Any
     _logger.info(
         f'{recipe.model}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(train_set)} images to train, '
         f'{len(eval_set)} to validate, {config}')
-    return Trainer(recipe, model, process, train_loader, eval_loader, log_seconds)
+    if teacher is not None:
+        _logger.info(f'teacher {recipe.teacher}: {sum(p.numel() for p in teacher.parameters()):,} parameters, '
+                     f'input {size_text(teacher.input_size)} px')
+    task = make_task(model, teacher, make_criterion(recipe), recipe, config, process.device)
+    return Trainer(recipe, model, task, process, train_loader, eval_loader, log_seconds)
 
 
 def _run(trainer: Trainer, output: Path, newest: Path | None, stop: StopSignals, finish: Callable[[], object]) -> None:

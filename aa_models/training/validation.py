@@ -1,5 +1,5 @@
 """Top-1 and top-5 of a model on a dataset, by one process or by several that share the images."""
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,7 @@ def validate(
 @torch.inference_mode()
 def evaluate(
         model: nn.Module, loader: Any, recipe: Recipe, process: Process, label: str = 'validation', every: float = 30.0,
+        labels_of: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> tuple[dict[str, float], int, float]:
     """Measure a model in one pass over a validation set.
 
@@ -98,6 +99,7 @@ def evaluate(
         recipe: Says precision and memory format.
         process: One of those whose figures are summed.
         label, every: As `Progress` takes them.
+        labels_of: Says the labels of images in place of the loader.
 
     Returns:
         The figures `loss`, `top1` and `top5` (percent), the number of images, and the seconds it took.
@@ -110,6 +112,7 @@ def evaluate(
             images = images.contiguous(memory_format=torch.channels_last)
         with autocast(process.device, recipe.amp, recipe.amp_dtype):
             logits = model(images)
+            labels = labels if labels_of is None else labels_of(images)
         evaluator.update(logits, labels)
         progress.step(len(images))
     count = evaluator.counts[0].clone()

