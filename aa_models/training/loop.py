@@ -12,6 +12,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.task import TrainingTask, create_classification_loss
 from timm.utils import AverageMeter, NativeScaler, dispatch_clip_grad, distribute_bn, random_seed, reduce_tensor
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from aa_models.device import Process, autocast
 from aa_models.errors import DivergenceError, InputError
@@ -157,7 +158,10 @@ class Trainer:
                 part.set_epoch(epoch)
         if self.mixup is not None:
             self.mixup.mixup_enabled = not self.recipe.mixup_off_epoch or epoch < self.recipe.mixup_off_epoch
-        cast(nn.Module, self.task.get_trainable_module()).train()
+        trained = cast(nn.Module, self.task.get_trainable_module()).train()
+        for norm in trained.modules() if self.recipe.freeze_bn else ():
+            if isinstance(norm, _BatchNorm):
+                norm.eval()
         # An iterable loader may have ended earlier than its length says: with fewer updates, and with gradients of
         # batches that still waited for one.
         updates = epoch * self.updates_per_epoch

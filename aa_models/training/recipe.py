@@ -106,6 +106,8 @@ class Recipe:
     decay_epochs: OrNone[Positive] = Field(None, description='epochs between drops (step) or of the final decay (wsd)')
     decay_rate: Float = Field(0.1, gt=0, description='factor of a drop (step)')
     clip_grad: OrNone[Float] = Field(None, gt=0, description='largest norm of the gradient')
+    freeze_bn: bool = Field(False, description='normalise by the running statistics of batch norms, and leave them as '
+                            'they are: for pretrained weights and pictures unlike those that they were trained on')
     # averaging, precision, speed
     ema: bool = Field(False, description='keep a moving average of the weights and validate that')
     ema_decay: Float = Field(0.9998, ge=0, lt=1, description='decay of the average at each update')
