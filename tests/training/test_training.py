@@ -123,6 +123,17 @@ def test_ema_is_the_average_of_the_weights(tmp_path, data):
             torch.testing.assert_close(second['state_dict_ema'][name], 0.75 * first['state_dict'][name] + 0.25 * weight)
 
 
+def test_statistics_of_batch_norms_can_stay(tmp_path, data):
+    """An epoch moves them, or leaves them at their start of 0 and 1 while the weights learn."""
+    for freeze in (False, True):
+        state = checkpoint_of(run_training(tmp_path / str(freeze), data, epochs=1, freeze_bn=freeze))['state_dict']
+        means = [tensor for name, tensor in state.items() if name.endswith('running_mean')]
+        variances = [tensor for name, tensor in state.items() if name.endswith('running_var')]
+        assert means and all((m == 0).all() == freeze for m in means)
+        assert all((v == 1).all() == freeze for v in variances)
+        assert all((state[name.replace('running_mean', 'bias')] != 0).any() for name in state if 'running_mean' in name)
+
+
 def test_mixing_repeats_and_stops(tmp_path, data):
     values = dict(mixup=0.4, cutmix=1.0, hflip=0.5, re_prob=0.5, auto_augment='rand-m9-mstd0.5', color_jitter=0.4)
     one = run_training(tmp_path / 'one', data, **values)
