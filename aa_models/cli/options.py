@@ -20,7 +20,7 @@ def key_value(word: str) -> tuple[str, Any]:
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Declare `--model`: a network that is used as it is, with its weights."""
-    parser.add_argument('--model', default='aa_resnet18', metavar='NAME',
+    parser.add_argument('--model', default='aa_efficientnet_lite0', metavar='NAME',
                         help='model with weights, local-dir:FOLDER or hf-hub:OWNER/NAME (default: %(default)s)')
 
 

@@ -3,6 +3,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from .cifar100 import CIFAR100_LABELS
+from .imagenet import IMAGENET_LABELS
 from .tiny_imagenet import TINY_IMAGENET_LABELS
 
 
@@ -29,6 +30,14 @@ _TINY_IMAGENET = KnownDataset(
     'Some of the photographs show people who were not asked, and the choice of classes and pictures is biased.',
     tuple(TINY_IMAGENET_LABELS))
 
+_IMAGENET = KnownDataset(
+    'ImageNet', 'ILSVRC/imagenet-1k',
+    'The thousand classes are those of [ImageNet](https://www.image-net.org/), the ILSVRC of 2012. ImageNet does not '
+    'own its photographs, which were collected from the web; it gives access to them for non-commercial research and '
+    'education only, under [its terms](https://www.image-net.org/download.php). Read them before you use these weights '
+    'for anything else. Some of the photographs show people who were not asked, and the choice of classes and pictures '
+    'is biased.', tuple(IMAGENET_LABELS))
+
 _UNKNOWN = (
     'Nothing is recorded here about the origin and the licence of the images. Add it before this model goes to others.')
 
@@ -42,7 +51,8 @@ def known_dataset(name: str, classes: Sequence[str] | None = None) -> KnownDatas
     """
     if name == 'torch/cifar100':
         return _CIFAR100
-    if not name and tuple(classes or ()) == _TINY_IMAGENET.labels:
-        return _TINY_IMAGENET
+    for dataset in (_TINY_IMAGENET, _IMAGENET):
+        if not name and tuple(classes or ()) == dataset.labels:
+            return dataset
     kind, _, rest = name.partition('/')
     return KnownDataset(rest or 'a private folder of images', rest if kind == 'hfds' and rest else None, _UNKNOWN)

@@ -3,7 +3,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from timm.data import ImageNetInfo
+from .imagenet import describe
 
 
 def class_name(cfg: Mapping[str, Any], index: int) -> str:
@@ -30,8 +30,7 @@ def describe_synsets(names: Sequence[str]) -> dict[str, str] | None:
     """The meanings of classes that are all named by WordNet identifiers, like the folders of ImageNet; else None."""
     if not names or not all(re.fullmatch(r'n\d{8}', name) for name in names):
         return None
-    words = ImageNetInfo()  # knows all nouns of WordNet, whichever subset it is made for
     try:
-        return {name: words.label_name_to_description(name) for name in names}
+        return {name: describe(name) for name in names}
     except KeyError:
         return None

@@ -28,7 +28,9 @@ from timm.models.efficientnet import (
 )
 from torch import nn
 
+from aa_models.data.imagenet import IMAGENET_LABELS
 from aa_models.layers import AttentionArgs, GridAttention
+from aa_models.zoo import weights_cfg
 
 from ._augmented import augment_stages, checkpoint_filter_fn, materialize, rel_table_names, reset_parameters
 from .pretrained import build
@@ -107,7 +109,9 @@ def _lite_cfg(paper: str = 'arXiv:1904.09925', **kwargs: Any) -> dict[str, Any]:
 
 
 default_cfgs = generate_default_cfgs({
-    'aa_efficientnet_lite0.untrained': _lite_cfg(),
+    'aa_efficientnet_lite0.in1k': _lite_cfg(
+        label_names=tuple(IMAGENET_LABELS), label_descriptions=IMAGENET_LABELS, **weights_cfg(
+            'aa_efficientnet_lite0.in1k', '62247f11369c57950c23627f252bb8baf396797ac3e54503091e41469f78f000')),
     'aa_efficientnet_lite1.untrained': _lite_cfg(input_size=(3, 240, 240), pool_size=(8, 8), crop_pct=0.882),
     'aa_efficientnet_lite2.untrained': _lite_cfg(input_size=(3, 260, 260), pool_size=(9, 9), crop_pct=0.89),
     'laa_efficientnet_lite0.untrained': _lite_cfg('arXiv:1812.01243'),

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from aa_models.release.publication import publish_folder
+from aa_models.training.recipe import load_recipe
 from aa_models.zoo import own_checkpoints
 from repository import ROOT, measured, rows_of
 
@@ -56,8 +57,9 @@ def test_card_says_what_was_measured(name_tag):
         assert float(row[column]) == pytest.approx(100 - float(row[f'{column}_err']))
     card = (folder / 'README.md').read_text(encoding='utf-8')
     assert re.search(r'^\| throughput \| [\d,]+ images a second on ', card, re.MULTILINE)
-    # the log was measured in the run's own precision
-    assert abs(float(read_log(folder / 'log.csv')[-1]['eval_top1']) - float(row['top1'])) < 0.5
+    # the log was measured in the run's own precision; without labels it has the agreement with the teacher
+    if not load_recipe(folder / 'recipe.yaml').unlabelled:
+        assert abs(float(read_log(folder / 'log.csv')[-1]['eval_top1']) - float(row['top1'])) < 0.5
     model = timm.create_model(name_tag, device='meta')
     assert float(row['param_count']) == round(sum(p.numel() for p in model.parameters()) / 1e6, 2)
     assert int(row['img_size']) == model.pretrained_cfg['input_size'][1]
