@@ -29,7 +29,7 @@ def prepare(directory: Path, recipe: Recipe, overwrite: bool, facts: dict[str, A
     """Check and prepare the directory for a run of this recipe and find the checkpoint to go on from.
 
     Args:
-        directory, recipe: The output directory, and what is to be run in it.
+        directory, recipe: The output directory, which this process is alone in, and what is to be run in it.
         overwrite: Start again, whatever is there.
         facts: What else is known of the run, for the folder that is made of it: names of the classes, machine.
 
@@ -40,10 +40,6 @@ def prepare(directory: Path, recipe: Recipe, overwrite: bool, facts: dict[str, A
         InputError: The directory or its checkpoint is of another or an unknown recipe, or a folder is named like one.
         WriteError: The directory cannot be written to.
     """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f'output = {str(directory)!r} cannot be made a directory: {error}') from error
     for path in directory.glob('*.pth.tar'):
         if not path.is_file():
             raise InputError(f'{str(path)!r} has the name of a checkpoint and is no file: move it away')

@@ -17,6 +17,7 @@ from aa_models.models.create import build_model, num_classes_of
 
 from . import checkpoints
 from .loaders import check_labels, class_names, data_config_of, make_eval_loader, make_train_loader, open_datasets
+from .lock import alone_in
 from .loop import Trainer
 from .recipe import Recipe
 from .stopping import Stopped, StopSignals
@@ -42,7 +43,7 @@ def train(
             there. It is a part of the run: stopped like it, and called again when a stopped run goes on.
 
     Raises:
-        InputError: A recipe, model, dataset or directory that cannot be used.
+        InputError: A recipe, model, dataset or directory that cannot be used, or that another run is using.
         DivergenceError: The loss or a weight became infinite or not a number.
         WriteError: `output` cannot be written to. Its last checkpoint is kept.
         Stopped: By SIGTERM or SIGINT. The message says what is saved.
@@ -57,11 +58,12 @@ def train(
                     recipe = dataclasses.replace(recipe, num_classes=len(classes))
                 trainer = make_trainer(recipe, process, *datasets, log_seconds)
                 facts = dict(classes=classes, machine=machine_name(process))
-                # the first process prepares the directory and tells the others which checkpoint to go on from
-                found = [checkpoints.prepare(output, recipe, overwrite, facts) if process.rank == 0 else None]
-                if process.distributed:
-                    torch.distributed.broadcast_object_list(found, src=0)
-                _run(trainer, output, found[0], stop, finish)
+                with alone_in(output) if process.rank == 0 else contextlib.nullcontext():
+                    # the first process prepares the directory and tells the others which checkpoint to go on from
+                    found = [checkpoints.prepare(output, recipe, overwrite, facts) if process.rank == 0 else None]
+                    if process.distributed:
+                        torch.distributed.broadcast_object_list(found, src=0)
+                    _run(trainer, output, found[0], stop, finish)
         except (Stopped, Exception) as error:
             stop.only_note(for_good=process.distributed)
             if stop.raised is None:

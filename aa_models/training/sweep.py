@@ -1,6 +1,6 @@
 """A sweep: one recipe with several settings, each a run, each run a row of a table."""
+import contextlib
 import csv
-import fcntl
 import hashlib
 import json
 import os
@@ -21,12 +21,14 @@ from aa_models.models.create import build_model
 from aa_models.schema import checked
 
 from .checkpoints import LOG, RECIPE, facts_of
+from .lock import HeldError, alone_in
 from .recipe import Recipe, load_recipe
 from .run import train
 
 COLUMNS = (
     'model', 'settings', 'seed', 'params', 'epochs', 'top1', 'top5', 'loss', 'train_loss', 'curve', 'train_seconds',
     'machine')
+LOCK = '.sweep'  # for longer than the run in the folder has its own
 EACH = 'each'  # key of a run: for these keys every combination of the values listed
 
 
@@ -101,12 +103,7 @@ def run_sweep(
     _done(results)  # refused before the work
     for settings, recipe in runs:
         folder = output / _name(settings)
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / 'lock').open('w') as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
+        with contextlib.suppress(HeldError), alone_in(folder, LOCK):
             if (_text(settings), str(recipe.seed)) not in _done(results):
                 train(recipe, folder, data_dir=data_dir, download=download, device=device, log_seconds=log_seconds)
                 _add_row(results, _row(folder, settings))

@@ -21,6 +21,7 @@ from aa_models.errors import WorkError
 from aa_models.release import folder as export
 from aa_models.training import checkpoints, loop
 from aa_models.training import run as train
+from aa_models.training.lock import LOCK, alone_in
 from command import run_command
 from interruptions import after, lose_epochs, save_half, torch_save
 from training_runs import assert_goes_on, assert_same_run, checkpoint_of, log_of, run_training, train_words
@@ -106,6 +107,22 @@ def test_error_of_another_kind_is_not_called_a_full_disk(tmp_path, data, monkeyp
     with pytest.raises(RuntimeError, match='a fault of the program') as raised:
         run_training(tmp_path / 'out', data)
     assert not isinstance(raised.value, WorkError)
+
+
+# two runs in one directory
+
+def test_directory_in_use_is_refused(tmp_path, data, unbroken, capsys):
+    """The second run is told who has it, before it touches anything; a lock that a killed run left holds nobody up."""
+    output = tmp_path / 'out'
+    with alone_in(output):
+        before = {path.name: path.read_bytes() for path in output.iterdir()}
+        for words in ([], ['--overwrite']):
+            status, _, text = run_command(capsys, 'train', *train_words(output, data), *words)
+            assert status == 2 and f'{str(output)!r} is in use by process {os.getpid()} on' in text, text
+        assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+    assert not list(output.iterdir())
+    (output / LOCK).write_text('process 1 on a machine that lost its power')
+    assert_goes_on(output, data, unbroken)
 
 
 # signals
