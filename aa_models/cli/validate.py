@@ -1,6 +1,8 @@
 """Measure top-1 and top-5 of a model on a dataset.
 
 Size, crop, filter and colour statistics are those that the model was trained with, unless an option says otherwise.
+Classes are matched by their names: of a part of the model's classes the pictures are measured among all its answers; a
+class that it does not have is an error, and so is a picture that cannot be read.
 Several processes, started by torchrun, share the images; the first one prints and writes the result.
 
 Examples:
@@ -36,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='split of the dataset (default: %(default)s)')
     add_recipe_options(parser, (
         'model_kwargs', 'num_classes', 'dataset', 'img_size', 'input_size', 'interpolation', 'crop_pct', 'batch_size',
-        'amp', 'amp_dtype', 'channels_last'))
+        'amp', 'amp_dtype', 'channels_last', 'skip_broken'))
     parser.add_argument('--workers', default=2, metavar='INT', help='processes that load images (default: %(default)s)')
     add_device(parser)
     parser.add_argument('--card', action='store_true',
@@ -68,7 +70,10 @@ def run(args: argparse.Namespace) -> int:
                       download=args.dataset_download, device=args.device)
     if result.process.rank != 0:
         return 0
-    print(f'{recipe.model}: top-1 {result.top1:.3f} % top-5 {result.top5:.3f} % of {result.images} images '
+    for fault in result.left_out:
+        print(fault)
+    left_out = f' ({len(result.left_out)} broken ones left out)' if result.left_out else ''
+    print(f'{recipe.model}: top-1 {result.top1:.3f} % top-5 {result.top5:.3f} % of {result.images} images{left_out} '
           f'in {result.seconds:.1f} s')
     if args.results_file:
         update_results(args.results_file, _row(recipe.model, result))

@@ -2,9 +2,13 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from aa_models.errors import InputError, NoSuchFileError
+
+# what Pillow raises for files that are no pictures, cut or broken ones, and for sizes that are an attack
+BROKEN = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
 def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
@@ -44,7 +48,7 @@ def read_picture(path: str | Path, mode: str = 'RGB') -> Image.Image:
             return _plain(picture).convert(mode)
     except Image.UnidentifiedImageError:
         raise InputError(f'{path} is not a picture in a format that can be read') from None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except BROKEN as error:
         raise InputError(f'{path} cannot be read as a picture: {error}') from error
 
 
@@ -59,14 +63,34 @@ def picture_mode(channels: int) -> str:
     return 'RGB' if channels == 3 else 'L'
 
 
+def grey_of_rare_mode(picture: Image.Image) -> Image.Image:
+    """Bring grey values of 16 or 32 bits and those in floating point to 8 bits; other pictures come back as they are.
+
+    `convert` alone would cut what is above 255 to white, and show values from 0 to 1 as black.
+
+    Raises:
+        ValueError: The range of the values does not tell what black and white are.
+    """
+    if not picture.mode.startswith(('I', 'F')):
+        return picture
+    whole = picture.mode.startswith('I')
+    values = picture.convert('I' if whole else 'F')
+    low, high = (float(bound) for bound in (np.min(values), np.max(values)))  # not a number where one value is none
+    # two ranges are known for each kind, and in the wider one the picture must show that it is that one
+    sixteen_bits = whole and (picture.mode.startswith('I;16') or picture.format == 'PNG' or high > 255)
+    white = 65535 if sixteen_bits else 255 if whole or high > 1 else 1
+    if not 0 <= low <= high <= white:
+        possible = '0 to 255 or 65535' if whole else '0 to 1 or 255'
+        raise ValueError(f'its grey values go from {low:g} to {high:g}, and only those from {possible} are known')
+    return values.point(lambda value: value * (255 / white) + (0.5 if white != 255 else 0)).convert('L')
+
+
 def _plain(picture: Image.Image) -> Image.Image:
     """Change rare modes to common ones, where `convert` alone would lose the picture."""
-    if picture.mode.startswith('I'):  # 16-bit grey: `convert` would cut everything above 255 to white
-        return picture.convert('I').point(lambda value: value * (1 / 257) + 0.5).convert('L')
     if picture.has_transparency_data:  # `convert` would show whatever colour lies under the transparent pixels
         picture = picture.convert('RGBA')
         return Image.alpha_composite(Image.new('RGBA', picture.size, 'white'), picture)
-    return picture
+    return grey_of_rare_mode(picture)
 
 
 def _looks_like_picture(path: Path) -> bool:

@@ -1,6 +1,5 @@
 """The output directory of a run: its files, which of its checkpoints are whole, and how to go on from one."""
 import contextlib
-import json
 import logging
 import os
 import shutil
@@ -16,13 +15,14 @@ from timm.utils import CheckpointSaver, load_checkpoint_metadata, trim_summary
 from aa_models.errors import InputError, WriteError
 from aa_models.schema import checked
 
+from .facts import write_facts
 from .loop import Trainer
-from .recipe import Recipe, load_recipe, replace_text
+from .recipe import Recipe, load_recipe
 
 _logger = logging.getLogger(__name__)
 
 TORCH_WRITER = 'inline_container.cc'  # named in every error of the C++ code by which torch.save writes
-RECIPE, LOG, LAST, PART, FACTS = 'recipe.yaml', 'log.csv', 'last.pth.tar', 'tmp.pth.tar', 'run.json'
+RECIPE, LOG, LAST, PART = 'recipe.yaml', 'log.csv', 'last.pth.tar', 'tmp.pth.tar'
 
 
 def prepare(directory: Path, recipe: Recipe, overwrite: bool, facts: dict[str, Any]) -> Path | None:
@@ -56,7 +56,7 @@ def prepare(directory: Path, recipe: Recipe, overwrite: bool, facts: dict[str, A
         _same_recipe(checked(Recipe, stored, f'recipe in {checkpoint}'), recipe, f'{str(checkpoint)!r} is a checkpoint')
     with writing(directory):
         recipe.save(directory / RECIPE)
-        replace_text(directory / FACTS, json.dumps(facts))
+        write_facts(directory, facts)
     if checkpoint is not None and checkpoint.name == PART:  # whole, but the run ended before it got its name
         checkpoint = checkpoint.rename(directory / LAST)
     return checkpoint
@@ -102,12 +102,6 @@ def newest_whole(directory: Path) -> Path | None:
             else:
                 found[inode] = (epoch, path.name == LAST, path)
     return max(found.values())[2] if found else None
-
-
-def facts_of(directory: Path) -> dict[str, Any]:
-    """The `facts` that `prepare` stored with the run, if any."""
-    path = directory / FACTS
-    return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
 
 
 def epoch_of(path: Path) -> int:

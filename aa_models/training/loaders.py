@@ -1,6 +1,7 @@
 """From a dataset's name to the loaders of training and validation, all of them timm's."""
 import copy
 import itertools
+import logging
 import os
 import random
 from collections import defaultdict
@@ -16,9 +17,12 @@ from torch import nn
 from torch.utils.data import IterableDataset, Subset
 from torchvision import transforms
 
+from aa_models.data.strict_images import leave_out_broken, strict
 from aa_models.errors import InputError
 
 from .recipe import Recipe
+
+_logger = logging.getLogger(__name__)
 
 # The datasets that timm opens have no common type: torch's datasets with a `transform`, most of them with a length.
 Images = Any
@@ -82,7 +86,7 @@ def open_dataset(name: str, root: str | None, split: str, **options: Any) -> Ima
     except Exception as error:  # each kind of dataset raises its own, bare assertions among them
         raise InputError(f'dataset {name or "folder"!r}, split {split!r}, data_dir {root!r} cannot be read: '
                          f'{error or type(error).__name__}') from error
-    return dataset
+    return strict(dataset)
 
 
 def open_datasets(recipe: Recipe, root: str | None, download: bool) -> tuple[Images, Images]:
@@ -96,6 +100,8 @@ def open_datasets(recipe: Recipe, root: str | None, download: bool) -> tuple[Ima
     if names and len(names) == 1:
         raise InputError(f'data_dir = {root!r} has one class only, {names[0]!r}: a folder {recipe.train_split}/CLASS/… '
                          'with the pictures directly in it is needed for each class')
+    if recipe.skip_broken:
+        _leave_out(train, recipe.train_split)
     indices: list[int] | None = None  # of the training images; all of them
     if recipe.holdout:
         held = _choose(train, None, recipe.holdout, 'holdout', recipe)
@@ -104,9 +110,19 @@ def open_datasets(recipe: Recipe, root: str | None, download: bool) -> tuple[Ima
     else:
         evaluation = open_dataset(recipe.dataset, root, recipe.val_split, **options)
         _check_pair(train, evaluation, recipe, root)
+        if recipe.skip_broken:
+            _leave_out(evaluation, recipe.val_split)
     if recipe.train_images:
         indices = _choose(train, indices, recipe.train_images, 'train_images', recipe)
     return train if indices is None else _Part(train, indices), evaluation
+
+
+def _leave_out(dataset: Images, split: str) -> None:
+    """Take the pictures that cannot be read out of a dataset, and name them."""
+    for fault in (faults := leave_out_broken(dataset)):
+        _logger.warning(fault)
+    if faults:
+        _logger.warning(f'{split}: {len(faults)} broken pictures are left out, {len(dataset)} are left')
 
 
 def _choose(dataset: Images, indices: list[int] | None, count: int, option: str, recipe: Recipe) -> list[int]:

@@ -51,6 +51,8 @@ class Recipe:
     val_split: str = Field('validation', description='split to validate on')
     holdout: Count = Field(0, description='validate on that many training images, class-balanced, instead of val_split')
     train_images: Count = Field(0, description='train on that many images only, class-balanced; 0: all')
+    skip_broken: bool = Field(False, description='leave pictures out that cannot be read, where otherwise the work '
+                              'stops; each picture is read once before')
     img_size: OrNone[Size] = Field(None, description="height and width of the network's input; none: the model's own")
     input_size: OrNone[tuple[Size, Size, Size]] = Field(
         None, description='channels, height and width of the input, where it is not square')

@@ -20,7 +20,8 @@ from aa_models.errors import InputError
 from aa_models.models.create import build_model
 from aa_models.schema import checked
 
-from .checkpoints import LOG, RECIPE, facts_of
+from .checkpoints import LOG, RECIPE
+from .facts import facts_of
 from .lock import HeldError, alone_in
 from .recipe import Recipe, load_recipe
 from .run import train

@@ -6,6 +6,7 @@ import sys
 from subprocess import PIPE, Popen
 from unittest import mock
 
+import numpy as np
 import pytest
 import timm
 from matplotlib.figure import Figure
@@ -232,6 +233,23 @@ def test_modes():
     assert pixel(Image.new('RGB', size, (10, 20, 30)), 'BMP') == (10, 20, 30)
     assert pixel(Image.new('RGB', size, (10, 20, 30)), 'WEBP', lossless=True) == (10, 20, 30)
     assert pixel(Image.new('L', size, 9), 'GIF', save_all=True, append_images=[Image.new('L', size, 99)]) == (9, 9, 9)
+
+
+@pytest.mark.parametrize('kind, values, expected', [
+    ('float32', [0, 0.5, 1], [0, 128, 255]), ('float32', [0, 50, 255], [0, 50, 255]),
+    ('int32', [0, 50, 255], [0, 50, 255]), ('int32', [0, 257 * 128, 65535], [0, 128, 255]),
+    ('uint16', [0, 257, 514], [0, 1, 2]),
+    ('float32', [0, 1, 255.5], None), ('float32', [-0.5, 0, 0.5], None), ('float32', [0, math.nan, 1], None),
+    ('float32', [0, 1, math.inf], None), ('int32', [-1, 0, 255], None), ('int32', [0, 1, 65536], None),
+])
+def test_ranges_of_grey_values(kind, values, expected):
+    stored = io.BytesIO()
+    Image.fromarray(np.array([values], kind)).save(stored, 'TIFF')
+    if expected is None:
+        with pytest.raises(errors.InputError, match='its grey values go from'):
+            read_picture(stored)
+    else:
+        assert [read_picture(stored).getpixel((x, 0)) for x in range(3)] == [(grey,) * 3 for grey in expected]
 
 
 def test_turned_picture():
