@@ -37,7 +37,7 @@ def attention_maps(model: nn.Module, x: torch.Tensor, layers: Names = '*') -> di
 
     Raises:
         InputError: The model has no attention layer, or a pattern matches none.
-        InputTypeError: `layers` is no pattern.
+        InputTypeError: `layers` is no pattern, `model` no network or `x` no tensor.
     """
     return read_attention(model, x, GridAttention.attention_map, layers)
 
@@ -61,10 +61,13 @@ def read_attention(
         For the name of each layer what `read` returned, at its last call if the model runs it several times.
     """
     results: dict[str, T] = {}
+    chosen = attention_layers(model, layers)
+    if not isinstance(x, torch.Tensor):
+        raise InputTypeError(f'x must be a tensor, the input of the model, got {type(x).__name__}')
     modes = [(module, module.training) for module in model.modules()]
     hooks = [layer.register_forward_hook(
         lambda layer, args, output, name=name: results.__setitem__(name, read(layer, args[0])))
-        for name, layer in attention_layers(model, layers).items()]
+        for name, layer in chosen.items()]
     try:
         model.eval()
         # a model compiled before the hooks were registered would not call them
@@ -87,8 +90,10 @@ def attention_layers(model: nn.Module, layers: Names = '*') -> dict[str, GridAtt
 
     Raises:
         InputError: There is none, or one of the patterns matches none.
-        InputTypeError: `layers` is no pattern.
+        InputTypeError: `layers` is no pattern or `model` no network.
     """
+    if not isinstance(model, nn.Module):
+        raise InputTypeError(f'model must be a torch.nn.Module, got {model!r}')
     patterns = [layers] if isinstance(layers, str) else layers
     if not isinstance(patterns, Sequence) or not all(isinstance(pattern, str) for pattern in patterns):
         raise InputTypeError(f'layers must be a pattern of names or several, got {layers!r}')

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING
 
 from aa_models.errors import InputError
 
-from .options import add_device, add_model
+from .options import add_device, add_model, path_text
 
 if TYPE_CHECKING:
     from torch import nn
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('image', metavar='IMAGE', help='picture')
+    parser.add_argument('image', type=path_text, metavar='IMAGE', help='picture')
     add_model(parser)
     parser.add_argument('--layer', metavar='NAME', help='show the heads of this layer (default: an overview of all)')
     parser.add_argument(
@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--img-size', type=int, metavar='PX', help='the picture is resized to about as many pixels as '
                         "a square of this side has (default: the model's)")
     parser.add_argument(
-        '-o', '--output', default='attention.png', metavar='FILE', help='the picture to write (default: %(default)s)')
+        '-o', '--output', type=path_text, default='attention.png', metavar='FILE',
+        help='the picture to write (default: %(default)s)')
     add_device(parser)
 
 

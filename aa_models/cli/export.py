@@ -12,7 +12,8 @@ Examples:
   aa-models export local-dir:output/mine/aa_resnet18.mine --format torch-export -o mine.pt2
 """
 import argparse
-from pathlib import Path
+
+from .options import path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="height and width of the images, pixels (default: the model's)")
     parser.add_argument('--batch-size', type=int, default=1, metavar='N', help='images in a batch (default: 1)')
     parser.add_argument(
-        '-o', '--output', type=Path, metavar='FILE', help='(default: NAME with the suffix .onnx or .pt2)')
+        '-o', '--output', type=path, metavar='FILE', help='(default: NAME with the suffix .onnx or .pt2)')
 
 
 def run(args: argparse.Namespace) -> int:

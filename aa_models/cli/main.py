@@ -1,13 +1,15 @@
 """The command `aa-models`."""
 import argparse
+import contextlib
 import importlib
 import inspect
-import os
 import sys
 from collections.abc import Sequence
 
 from aa_models import __version__
 from aa_models.errors import UserError, WorkError
+
+from .terminal import Output, harmless, leave, open_closed_streams
 
 COMMANDS = (  # each a module of this package
     'attention', 'benchmark', 'convert', 'corruptions', 'curves', 'export', 'info', 'list', 'pack', 'predict',
@@ -24,19 +26,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status: 0; 1 where the work failed; 2 for a request that cannot be met, as argparse has it for a wrong
         option; 130 when interrupted. An exception that is none of these is a fault of this package and is passed on.
     """
-    args = _parser().parse_args(argv)
+    open_closed_streams()
+    what = 'aa-models'
     try:
-        status = args.run(args)
-        sys.stdout.flush()
+        with contextlib.redirect_stdout(Output(sys.stdout)):
+            args = _parser().parse_args(argv)
+            what = f'aa-models {args.command}'
+            status = args.run(args)
+            sys.stdout.flush()
         return status
     except BrokenPipeError:  # `aa-models list | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        leave(sys.stdout)
         return 0
     except KeyboardInterrupt:
         return 130
     except (UserError, WorkError) as error:
-        print(f'aa-models {args.command}: error: {error}', file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+        print(harmless(f'{what}: error: {error}'), file=sys.stderr)
+        return 1 if isinstance(error, WorkError) else 2
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,6 +1,7 @@
 """Options that several commands share, and how they are read."""
 import argparse
 import ast
+from pathlib import Path
 from typing import Any
 
 
@@ -16,6 +17,18 @@ def key_value(word: str) -> tuple[str, Any]:
         return key, ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return key, text
+
+
+def path(word: str) -> Path:
+    """Read a path, for the `type` of an option. The empty word would be the current folder, which nobody meant."""
+    if not word or '\0' in word:
+        raise argparse.ArgumentTypeError(f'{word!r} is no path')
+    return Path(word)
+
+
+def path_text(word: str) -> str:
+    """As `path`, for what takes a string."""
+    return str(path(word))
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

@@ -14,11 +14,11 @@ import json
 
 from aa_models.errors import InputError
 
-from .options import add_device, add_model
+from .options import add_device, add_model, path_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('images', nargs='+', metavar='IMAGE', help='picture, or folder of pictures')
+    parser.add_argument('images', nargs='+', type=path_text, metavar='IMAGE', help='picture, or folder of pictures')
     add_model(parser)
     parser.add_argument('--top', type=int, default=5, metavar='N', help='classes to show (default: %(default)s)')
     parser.add_argument('--json', action='store_true', help='print one JSON list instead of text')

@@ -3,12 +3,12 @@ import argparse
 from collections.abc import Collection
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from .options import key_value
+from .options import key_value, path_text
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Declare where the images are."""
-    parser.add_argument('--data-dir', metavar='DIR', help='where the dataset is')
+    parser.add_argument('--data-dir', type=path_text, metavar='DIR', help='where the dataset is')
     parser.add_argument('--dataset-download', action='store_true', help='fetch the dataset if it is not there')
 
 

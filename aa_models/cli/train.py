@@ -14,9 +14,8 @@ Examples:
 """
 import argparse
 import logging
-from pathlib import Path
 
-from .options import add_device
+from .options import add_device, path
 from .recipe_options import add_data, add_recipe_options, recipe_values
 
 _logger = logging.getLogger(__name__)
@@ -27,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from aa_models.training.recipe import recipe_names
     parser.add_argument(
         'recipe', help=f'a YAML file or the name of a packaged recipe: {", ".join(recipe_names())}')
-    parser.add_argument('--output', required=True, metavar='DIR', help='where checkpoints, log and recipe go; '
-                        'the same command with the same directory goes on with an interrupted run')
+    parser.add_argument('--output', type=path, required=True, metavar='DIR',
+                        help='where checkpoints, log and recipe go; the same command with the same directory goes on with an interrupted run')
     add_data(parser)
     parser.add_argument('--overwrite', action='store_true', help='start again, losing the run that is in the directory')
     add_device(parser)
@@ -46,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from aa_models.training.run import train
     from aa_models.training.stopping import Stopped
 
-    output = Path(args.output)
+    output = args.output
     recipe = load_recipe(args.recipe, **recipe_values(args))
     tag = checked_tag(args.tag, recipe, output)
     start_logging()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from aa_models.errors import InputError
 
-from .options import add_device
+from .options import add_device, path, path_text
 from .recipe_options import add_data, add_recipe_options, recipe_values
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--model', default=argparse.SUPPRESS, metavar='NAME',
                         help='model with its weights: a name, hf-hub:… or local-dir:…')
-    parser.add_argument('--checkpoint', type=Path, metavar='FILE', help='a training checkpoint, instead of pretrained '
+    parser.add_argument('--checkpoint', type=path, metavar='FILE', help='a training checkpoint, instead of pretrained '
                         'weights; its model, classes and input are the default of the options below')
     parser.add_argument('--use-ema', action='store_true', help='take the averaged weights of the checkpoint')
     add_data(parser)
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
     parser.add_argument('--card', action='store_true',
                         help='write the result into the model card of the folder that --model local-dir:… names')
-    parser.add_argument('--results-file', metavar='CSV',
+    parser.add_argument('--results-file', type=path_text, metavar='CSV',
                         help="put the result into a table in timm's columns, replacing the model's row")
 
 
@@ -99,9 +99,9 @@ def _write_card(folder: Path, recipe: 'Recipe', result: 'Validation') -> None:
 def _row(name: str, result: 'Validation') -> dict[str, Any]:
     """A row of the results table. A folder is named in it by its last part alone, `<model>.<tag>`."""
     from timm.models import parse_model_name
-    source, path = parse_model_name(name)
+    source, folder = parse_model_name(name)
     return dict(
-        model=Path(path).resolve().name if source == 'local-dir' else name,
+        model=Path(folder).resolve().name if source == 'local-dir' else name,
         top1=round(result.top1, 4), top1_err=round(100 - result.top1, 4),
         top5=round(result.top5, 4), top5_err=round(100 - result.top5, 4),
         param_count=round(sum(p.numel() for p in result.model.parameters()) / 1e6, 2),

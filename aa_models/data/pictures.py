@@ -75,7 +75,7 @@ def grey_of_rare_mode(picture: Image.Image) -> Image.Image:
         return picture
     whole = picture.mode.startswith('I')
     values = picture.convert('I' if whole else 'F')
-    low, high = (float(bound) for bound in (np.min(values), np.max(values)))  # not a number where one value is none
+    low, high = (float(bound(np.asarray(values))) for bound in (np.min, np.max))  # one nan makes both nan
     # two ranges are known for each kind, and in the wider one the picture must show that it is that one
     sixteen_bits = whole and (picture.mode.startswith('I;16') or picture.format == 'PNG' or high > 255)
     white = 65535 if sixteen_bits else 255 if whole or high > 1 else 1

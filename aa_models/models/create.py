@@ -1,16 +1,23 @@
 """The model that a user names, with errors that say what is possible."""
 import difflib
-import json
 from pathlib import Path
 from typing import Any, cast
 
 import timm
 import torch
-from timm.models import load_model_config_from_hf, parse_model_name, split_model_name_tag
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from timm.models import parse_model_name, split_model_name_tag
 from torch import nn
 
-from aa_models.errors import HubError, InputError, NoSuchFileError, UserError, WeightsError, WorkError
+from aa_models.errors import HubError, HubWeightsError, InputError, NoSuchFileError, UserError, WeightsError, WorkError
 from aa_models.zoo import own_models
+
+from .config import read_architecture
+from .pretrained import check_finite, is_final
+
+CONFIG = 'config.json'
+_OF_THE_HUB = (HfHubHTTPError, LocalEntryNotFoundError)
 
 
 def build_model(name: str, /, **options: Any) -> nn.Module:
@@ -28,7 +35,10 @@ def build_model(name: str, /, **options: Any) -> nn.Module:
     """
     architecture = check_name(name)
     try:
-        return timm.create_model(name, **options)
+        model = timm.create_model(name, **options)
+        if options.get('pretrained'):
+            check_finite(model.state_dict(), f'model {name!r}')
+        return model
     except (WeightsError, WorkError):
         raise
     except Exception as error:  # what timm and torch raise for wrong arguments and files has no class in common
@@ -38,7 +48,9 @@ def build_model(name: str, /, **options: Any) -> nn.Module:
         from_outside = ':' in name or architecture not in own_models() or isinstance(error, (OSError, UserError))
         if not from_outside and (weights_only or not given):
             raise  # a fault of this package
-        kind = WeightsError if weights_only else InputError
+        kind: type[UserError] = WeightsError if weights_only else InputError
+        if weights_only and isinstance(error, (ConnectionError, TimeoutError, *_OF_THE_HUB)) and not is_final(error):
+            kind = HubWeightsError
         arguments = ', '.join(f'{key}={value!r}' for key, value in given.items())
         reason = str(error) if isinstance(error, UserError) else f'{type(error).__name__}: {error}'
         raise kind(f'model {name!r} cannot be made{arguments and f" with {arguments}"}: {reason}') from error
@@ -109,14 +121,17 @@ def num_classes_of(model: nn.Module) -> int:
 
 def _architecture_of(name: str, source: str, model_id: str) -> str:
     """The model that the config in a folder or a repository names."""
-    config = Path(model_id, 'config.json')
-    if source == 'local-dir' and not config.is_file():
-        raise NoSuchFileError(f'model = {name!r}: {config} does not exist')
-    try:
-        if source == 'hf-hub':
-            return str(load_model_config_from_hf(model_id)[1])
-        return str(json.loads(config.read_text(encoding='utf-8'))['architecture'])
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
-        raise InputError(f'model = {name!r}: its config cannot be used: {type(error).__name__}: {error}') from error
-    except Exception as error:  # the client's HTTP library has changed before, its errors have no base in common
-        raise HubError(f'model = {name!r}: its config cannot be read: {type(error).__name__}: {error}') from error
+    file = Path(model_id, CONFIG)
+    if source == 'hf-hub':
+        repository, _, revision = model_id.partition('@')
+        if '@' in revision:
+            raise InputError(f'model = {name!r} must have one revision after an @')
+        try:
+            file = Path(hf_hub_download(repository, CONFIG, revision=revision or None))
+        except HFValidationError as error:
+            raise InputError(f'model = {name!r}: {error}') from error
+        except Exception as error:  # the client's HTTP library has changed before, its errors have no base in common
+            raise HubError(f'model = {name!r}: its config cannot be read: {type(error).__name__}: {error}') from error
+    elif not file.is_file():
+        raise NoSuchFileError(f'model = {name!r}: {file} does not exist')
+    return read_architecture(file, name)

@@ -12,12 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import torch
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import OfflineModeIsEnabled, RemoteEntryNotFoundError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 from timm.models import PretrainedCfg, build_model_with_cfg, resolve_pretrained_cfg
 from torch import Tensor, nn
 
-from aa_models.errors import WeightsError
+from aa_models.augmentation.conversion import image_size
+from aa_models.errors import HubWeightsError, WeightsError
 from aa_models.zoo import HUB_ORGANISATION, WEIGHTS_FILE, expected_sha256, own_models
 
 WEIGHTS_VARIABLE = 'AA_MODELS_WEIGHTS'
@@ -70,10 +73,16 @@ def locate(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Path:
             return file
         tried.append(f'Hub: {cfg.hf_hub_id}, {"fetched again" if past_the_cache else "kept"} as {file}: {fault}')
     places = '\n'.join(f'  {place}' for place in tried)
-    raise WeightsError(
+    raise (HubWeightsError if cause and not is_final(cause) else WeightsError)(
         f'the weights of {name_tag} were not found. Tried, in this order:\n{places}\n'
         f'Either let this machine reach the Hub once, or copy the folder {name_tag}/ with its {WEIGHTS_FILE} into a '
         f'folder that {WEIGHTS_VARIABLE} names, or use pretrained=False.') from cause
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether the Hub has answered, or is not to be asked, so that another try would end as this one did."""
+    answers = (RepositoryNotFoundError, RemoteEntryNotFoundError, OfflineModeIsEnabled)
+    return any(isinstance(e, answers) for e in (error, error.__cause__))  # the client often hides it one level down
 
 
 def build(
@@ -105,7 +114,7 @@ def build(
     # timm takes a tag and a `PretrainedCfg` in both places, whatever it says
     named = cast(Any, pretrained_cfg)
     cfg = resolve_pretrained_cfg(variant, named, pretrained_cfg_overlay)
-    kwargs.setdefault('img_size', tuple(cfg.input_size[1:]))
+    kwargs['img_size'] = image_size(kwargs.get('img_size', cfg.input_size[1:]))
     if pretrained:
         if _has_own_weights(cfg):
             pretrained_cfg_overlay = dict(pretrained_cfg_overlay or {}, file=str(locate(cfg, cache_dir)))
@@ -172,12 +181,28 @@ def _checked(
             and not (name.endswith('num_batches_tracked') and name not in found)  # torch starts these at 0 by itself
             and not (name.endswith('.q_const') and (name in found) != (name in wanted))  # as the file
         ]
+        faults += [
+            f'{name}: the file has {found[name][0]} classes, the config says {cfg.num_classes}'
+            for name in (f'{classifier}.weight' for classifier in classifiers)
+            if name in left_to_timm and name in found and found[name][0] != cfg.num_classes]
         if faults:
             more = f'; and {len(faults) - 5} more' if len(faults) > 5 else ''
             raise WeightsError(f'the weights do not fit {cfg.architecture} as asked for: {"; ".join(faults[:5])}{more}')
+        check_finite(state_dict, f'the weights of {cfg.architecture}')
         return state_dict
 
     return checked
+
+
+def check_finite(tensors: StateDict, source: str) -> None:
+    """Refuse weights with which every answer would be wrong.
+
+    Raises:
+        WeightsError: A tensor holds an infinite number or something that is none.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.is_meta and not torch.isfinite(tensor).all():
+            raise WeightsError(f'{source}: {name} is infinite or not a number')
 
 
 def local_folders() -> dict[str, Path | None]:

@@ -1,34 +1,17 @@
 """A recipe: every number that decides what a training run computes, as a dataclass and as YAML."""
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, field_validator, model_validator
+from pydantic import ConfigDict, Field, TypeAdapter, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError
 
 from aa_models.errors import InputError
-from aa_models.schema import checked, nearest
+from aa_models.schema import Count, Float, Int, OrNone, Positive, Size, checked, nearest, parsed_yaml
 
 RECIPE_DIR = Path(__file__).parents[1] / 'recipes'
-
-
-def _no_bool(value: Any) -> Any:
-    if isinstance(value, bool):  # pydantic would take true for 1
-        raise PydanticCustomError('number_type', 'Input should be a number')
-    return value
-
-
-T = TypeVar('T')
-# `none` is a word as it comes from a command line
-OrNone = Annotated[T | None, BeforeValidator(lambda value: None if value in ('none', ['none']) else value)]
-Int = Annotated[int, BeforeValidator(_no_bool)]
-Float = Annotated[float, BeforeValidator(_no_bool)]
-Size = Annotated[Int, Field(ge=1)]
-Count = Annotated[Int, Field(ge=0)]
-Positive = Annotated[Float, Field(gt=0)]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra='forbid', allow_inf_nan=False))
@@ -186,7 +169,7 @@ def load_recipe(source: str | os.PathLike[str], **overrides: Any) -> Recipe:
 
     Args:
         source: Path of a YAML file, or the name of a recipe that comes with the package.
-        **overrides: Values that replace those of the file.
+        **overrides: Values that replace those of the file. With `epochs` alone a warm-up that is as long shrinks, too.
 
     Raises:
         InputError: No such recipe, no YAML mapping, an unknown key, a wrong type or an impossible value.
@@ -195,13 +178,19 @@ def load_recipe(source: str | os.PathLike[str], **overrides: Any) -> Recipe:
     if not path.is_file():
         raise InputError(f'no recipe {str(source)!r}: it is neither a file nor one of the packaged ones '
                          f'({", ".join(recipe_names())})')
+    values = {**(stored := parsed_yaml(path)), **overrides}
+    if 'epochs' in overrides and 'warmup_epochs' not in overrides:
+        values['warmup_epochs'] = _shrunk_warmup(stored, overrides['epochs'])
+    return checked(Recipe, values, f'recipe {source}')
+
+
+def _shrunk_warmup(stored: dict[str, Any], epochs: Any) -> Any:
+    """The warm-up of a recipe for another number of epochs: in proportion, where its own would not leave any."""
+    warmup, of_all = (stored.get(key, recipe_fields()[key].default) for key in ('warmup_epochs', 'epochs'))
     try:
-        values = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f'{path} is not YAML: {error}') from error
-    if not isinstance(values, dict):
-        raise InputError(f'{path} must hold "key: value" lines, not a {type(values).__name__}')
-    return checked(Recipe, {**values, **overrides}, f'recipe {source}')
+        return warmup if float(warmup) < float(epochs) else float(warmup) / float(of_all) * float(epochs)
+    except (TypeError, ValueError, ArithmeticError):  # what is no number is an error of the recipe's
+        return warmup
 
 
 def recipe_names() -> list[str]:

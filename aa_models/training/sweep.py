@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from aa_models.errors import InputError
 from aa_models.models.create import build_model
-from aa_models.schema import checked
+from aa_models.schema import checked, parsed_yaml
 
 from .checkpoints import LOG, RECIPE
 from .facts import facts_of
@@ -67,13 +66,7 @@ def read_sweep(path: Path) -> list[tuple[dict[str, Any], Recipe]]:
     Raises:
         InputError: No such file, a key that is unknown, a value that is impossible, or the same run twice.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f'sweep = {str(path)!r} cannot be read as YAML: {error}') from error
-    if not isinstance(content, dict):
-        raise InputError(f'sweep = {str(path)!r} must hold the keys recipe, values and runs')
-    sweep = checked(Sweep, {'values': {}, **content}, f'sweep {path}')
+    sweep = checked(Sweep, {'values': {}, **parsed_yaml(path)}, f'sweep {path}')
     runs = [(settings, load_recipe(sweep.recipe, **settings)) for settings in sweep.settings()]
     names = [_name(settings) for settings, _ in runs]
     for settings, _ in runs:

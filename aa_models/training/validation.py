@@ -16,6 +16,7 @@ from aa_models.device import Process, autocast, process_on
 from aa_models.errors import InputError, NoSuchFileError
 from aa_models.models._augmented import checkpoint_filter_fn
 from aa_models.models.create import build_model, cfg_of, num_classes_of
+from aa_models.models.pretrained import check_finite
 from aa_models.schema import checked
 
 from .facts import facts_of
@@ -170,4 +171,5 @@ def load_model(recipe: Recipe, checkpoint: Path | None = None, use_ema: bool = F
             load_checkpoint(model, str(checkpoint), use_ema=use_ema, filter_fn=checkpoint_filter_fn)
         except RuntimeError as error:  # torch's word for weights of other names or shapes
             raise InputError(f'checkpoint = {str(checkpoint)!r} does not fit {recipe.model!r}: {error}') from error
+        check_finite(model.state_dict(), f'checkpoint = {str(checkpoint)!r}')
     return model

@@ -128,6 +128,15 @@ def test_wrong_layers(layers, error, words):
     assert all(word in str(info.value) for word in words)
 
 
+@pytest.mark.parametrize('model, x, words', [
+    (None, torch.zeros(1, 3, 32, 32), 'model must be a torch.nn.Module, got None'),
+    (timm.create_model('aa_simplecnn'), None, 'x must be a tensor.* got NoneType'),
+])
+def test_wrong_model_or_input(model, x, words):
+    with pytest.raises(TypeError, match=words):
+        attention_maps(model, x)
+
+
 def test_model_without_attention():
     with pytest.raises(ValueError, match='ResNet has no attention layer'):
         attention_maps(timm.create_model('resnet18'), torch.zeros(1, 3, 32, 32))

@@ -2,6 +2,7 @@
 import io
 import json
 import math
+import subprocess
 import sys
 from subprocess import PIPE, Popen
 from unittest import mock
@@ -15,6 +16,7 @@ from PIL import Image
 from aa_models import errors
 from aa_models.analysis.prediction import predict
 from aa_models.analysis.zoo_table import measure_zoo
+from aa_models.cli import main as cli
 from aa_models.data.cifar100 import CIFAR100_LABELS
 from aa_models.data.pictures import find_pictures, read_picture
 from aa_models.zoo import own_models, read_zoo
@@ -47,7 +49,8 @@ def test_wrong_usage(arguments, capsys):
 
 @pytest.mark.parametrize('error, status', [
     (errors.InputError, 2), (errors.InputTypeError, 2), (errors.NoSuchFileError, 2), (errors.WeightsError, 2),
-    (errors.WriteError, 1), (errors.HubError, 1), (errors.DivergenceError, 1), (KeyboardInterrupt, 130),
+    (errors.WriteError, 1), (errors.HubError, 1), (errors.HubWeightsError, 1), (errors.DivergenceError, 1),
+    (KeyboardInterrupt, 130),
 ])
 def test_exit_status(error, status, capsys, monkeypatch):
     monkeypatch.setattr('aa_models.cli.list.run', mock.Mock(side_effect=error('x')))
@@ -66,6 +69,42 @@ def test_reader_that_leaves():
     process = Popen([sys.executable, '-m', 'aa_models', 'list', NAME], stdout=PIPE, stderr=PIPE)
     process.stdout.close()
     assert process.stderr.read() == b'' and process.wait() == 0
+
+
+@pytest.mark.parametrize('redirection, status, said', [
+    ('>&-', 0, ''), ('>&- 2>&-', 0, ''), ('2>&-', 0, NAME),
+    ('>/dev/full', 1, 'aa-models list: error: standard output cannot be written: No space left on device\n'),
+])
+def test_streams_that_cannot_be_written(redirection, status, said):
+    command = f'exec {sys.executable} -m aa_models list {NAME} {redirection}'
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.returncode == status and said in done.stdout + done.stderr and 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize('encoding, word', [('ascii', r'\u4e2d'), ('latin-1', r'\u4e2d'), ('utf-8', '中')])
+def test_output_in_any_encoding_and_nothing_that_a_terminal_obeys(encoding, word, capsys, monkeypatch):
+    bytes_ = io.BytesIO()
+    monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(bytes_, encoding))
+    monkeypatch.setattr('aa_models.cli.list.run', lambda args: print('中 \x1b[31mred\x07\t\u202e') or 0)
+    assert cli.main(['list']) == 0
+    assert bytes_.getvalue().decode(encoding) == f'{word} \\x1b[31mred\\x07\t\\u202e\n'
+    monkeypatch.setattr('aa_models.cli.list.run', mock.Mock(side_effect=errors.InputError('\x1b]0;title\x07')))
+    assert cli.main(['list']) == 2 and r'error: \x1b]0;title\x07' in capsys.readouterr().err
+
+
+def test_interrupted_while_it_starts(monkeypatch):
+    monkeypatch.setattr('aa_models.cli.main._parser', mock.Mock(side_effect=KeyboardInterrupt))
+    assert cli.main(['list']) == 130
+
+
+@pytest.mark.parametrize('words', [
+    ['predict', ''], ['attention', ''], ['validate', '--model', NAME, '--data-dir', ''], ['curves', '', '-o', 'a.png'],
+    ['train', 'finetune', '--output', ''], ['pack', ''], ['export', NAME, '--format', 'onnx', '-o', ''],
+    ['convert', NAME, '--augment', '*', '--output', ''], ['predict', 'a\0b'],
+])
+def test_word_that_is_no_path(words, no_model, capsys):
+    """The empty one would be the current folder."""
+    assert 'is no path' in refused(capsys, *words)
 
 
 def test_list(capsys):

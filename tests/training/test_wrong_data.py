@@ -58,7 +58,7 @@ def test_matching():
     cfg = dict(label_names=('red', 'green', 'blue'))
     assert outputs_of(['blue', 'red'], cfg, 3) == [2, 0] and outputs_of(None, cfg, 3) is None
     assert outputs_of(['a', 'b', 'c'], {}, 3) is None  # as many as there are, in their order
-    assert outputs_of(['n01443537', 'n01440764'], dict(num_classes=1000), 1000) == [1, 0]  # timm's own order of ImageNet
+    assert outputs_of(['n01443537', 'n01440764'], dict(num_classes=1000), 1000) == [1, 0]  # as timm has them
     for names, model, num_classes, words in [
             (['red', 'pink'], cfg, 3, "no class 'pink'"),
             (['a', 'b'], {}, 3, 'of 2 classes and the model has 3 without names'),

@@ -1,0 +1,60 @@
+"""`config.json` of a model's folder or repository: what it must hold before anything is built by it."""
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from aa_models.errors import InputError, UserError
+from aa_models.schema import Float, Int, Positive, Size, checked, parsed_json
+
+Classes = Annotated[Int, Field(ge=0)]
+Labels = list[str] | dict[str, str] | None
+
+
+class _Cfg(BaseModel):
+    """How pictures are prepared and which layers are first and last; timm knows more keys."""
+    model_config = ConfigDict(extra='allow', allow_inf_nan=False, strict=True)
+    input_size: Annotated[list[Size], Field(min_length=3, max_length=3)] | None = None
+    mean: list[Float] | None = None
+    std: list[Positive] | None = None
+    interpolation: str | None = None
+    crop_pct: Annotated[Float, Field(gt=0)] | None = None
+    crop_mode: str | None = None
+    num_classes: Classes | None = None
+    classifier: str | list[str] | None = None
+    first_conv: str | list[str] | None = None
+    tag: str | None = None
+    label_names: Labels = None
+    label_descriptions: Labels = None
+
+
+class _Config(_Cfg):
+    """The whole file. timm's oldest ones have no `pretrained_cfg`, and its keys stand beside `architecture`."""
+    architecture: str
+    model_args: dict[str, Any] = {}
+    pretrained_cfg: _Cfg = _Cfg()
+
+    @model_validator(mode='after')
+    def _one_number_of_classes(self) -> '_Config':
+        of_weights = self.pretrained_cfg.num_classes if self.num_classes is None else self.num_classes
+        built = self.model_args.get('num_classes')
+        if None not in (built, of_weights) and built != of_weights:  # timm would draw a new classifier without a word
+            raise ValueError(
+                f'num_classes = {of_weights!r} and model_args.num_classes = {built!r} must be the same number')
+        return self
+
+
+def read_architecture(file: Path, model: str) -> str:
+    """Check a config and return the name of the model that it is for.
+
+    Args:
+        file: The `config.json`.
+        model: Who has it, for the error.
+
+    Raises:
+        InputError: It is no JSON object, or a value in it is impossible. All of them are named.
+    """
+    try:
+        return checked(_Config, parsed_json(file), str(file)).architecture
+    except UserError as error:
+        raise InputError(f'model = {model!r}: its config cannot be used: {error}') from error
