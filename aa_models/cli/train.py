@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         'recipe', help=f'a YAML file or the name of a packaged recipe: {", ".join(recipe_names())}')
     parser.add_argument('--output', type=path, required=True, metavar='DIR',
-                        help='where checkpoints, log and recipe go; the same command with the same directory goes on with an interrupted run')
+                        help='where checkpoints, log and recipe go; the same command with the same directory goes on '
+                        'with an interrupted run')
     add_data(parser)
     parser.add_argument('--overwrite', action='store_true', help='start again, losing the run that is in the directory')
     add_device(parser)

@@ -1,5 +1,6 @@
 """Files of a model that need none of this package: ONNX, and programs of torch.export."""
 import importlib.util
+import io
 import os
 import tempfile
 import warnings
@@ -10,8 +11,9 @@ import torch
 from timm.data import resolve_data_config
 from torch import nn
 
-from aa_models.errors import InputError
+from aa_models.errors import InputError, WriteError
 from aa_models.models.create import build_model, check_image_size
+from aa_models.models.memory import check_pass
 
 SUFFIXES = {'onnx': '.onnx', 'torch-export': '.pt2'}
 
@@ -37,6 +39,7 @@ def export_pretrained(
 
     Raises:
         InputError: An argument or model that cannot be used, or a package that is missing.
+        WriteError: The file cannot be written. There is none then.
     """
     if format not in SUFFIXES:
         raise InputError(f'format = {format!r} must be one of {", ".join(SUFFIXES)}')
@@ -53,8 +56,12 @@ def export_pretrained(
     channels, *own_size = resolve_data_config(model=model)['input_size']
     height, width = img_size or own_size
     shape = (batch_size, channels, height, width)
+    check_pass(model, shape, f'a batch of {batch_size} with {height} x {width} pixels')
     check_image_size(model, shape[1:])  # the exporters' own errors would bury the reason
-    export_model(model, shape, output, format, dynamic)
+    try:
+        export_model(model, shape, output, format, dynamic)
+    except OSError as error:
+        raise WriteError(f'output = {str(output)!r} cannot be written: {error}') from error
     return output, shape
 
 
@@ -84,5 +91,7 @@ def export_model(
                 program, (x,), part, dynamo=True, dynamic_shapes=free, external_data=False, verbose=False,
                 input_names=['input'], output_names=['logits'])
         else:
-            torch.export.save(program, part)
+            buffer = io.BytesIO()  # where a file cannot be written, torch's own writer ends the whole process
+            torch.export.save(program, buffer)
+            part.write_bytes(buffer.getvalue())
         os.replace(part, output)

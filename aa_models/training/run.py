@@ -14,9 +14,18 @@ from timm.utils import CheckpointSaver, random_seed, update_summary
 
 from aa_models.device import Process, machine_name, process_on
 from aa_models.models.create import build_model, num_classes_of
+from aa_models.models.memory import check_pass
 
 from . import checkpoints
-from .loaders import check_labels, class_names, data_config_of, make_eval_loader, make_train_loader, open_datasets
+from .loaders import (
+    check_labels,
+    class_names,
+    data_config_of,
+    make_eval_loader,
+    make_train_loader,
+    open_datasets,
+    size_text,
+)
 from .lock import alone_in
 from .loop import Trainer
 from .recipe import Recipe
@@ -104,6 +113,8 @@ def make_trainer(recipe: Recipe, process: Process, train_set: Any, eval_set: Any
     for dataset in (train_set, eval_set):
         check_labels(dataset, num_classes_of(model))
     config = data_config_of(model, recipe)
+    check_pass(model, (recipe.batch_size, *config['input_size']), f'batch_size = {recipe.batch_size} with '
+               f'{size_text(config["input_size"])} px')
     train_loader = make_train_loader(train_set, recipe, config, process.device, process.distributed)
     eval_loader = make_eval_loader(eval_set, recipe, config, process.device, process.distributed)
     _logger.info(

@@ -16,11 +16,12 @@ from aa_models.device import Process, autocast, process_on
 from aa_models.errors import InputError, NoSuchFileError
 from aa_models.models._augmented import checkpoint_filter_fn
 from aa_models.models.create import build_model, cfg_of, num_classes_of
+from aa_models.models.memory import check_pass
 from aa_models.models.pretrained import check_finite
 from aa_models.schema import checked
 
 from .facts import facts_of
-from .loaders import DATA_KEYS, check_labels, class_names, data_config_of, make_eval_loader, open_dataset
+from .loaders import DATA_KEYS, check_labels, class_names, data_config_of, make_eval_loader, open_dataset, size_text
 from .progress import Progress
 from .recipe import Recipe
 
@@ -85,6 +86,8 @@ def validate(
         model = load_model(recipe, checkpoint, use_ema).to(process.device)
         model.to(memory_format=torch.channels_last if recipe.channels_last else torch.preserve_format)
         config = data_config_of(model, recipe)
+        check_pass(model, (recipe.batch_size, *config['input_size']), f'batch_size = {recipe.batch_size} with '
+                   f'{size_text(config["input_size"])} px')
         with process.one_first(download):
             dataset = open_dataset(
                 recipe.dataset, data_dir, recipe.val_split, download=download, batch_size=recipe.batch_size)

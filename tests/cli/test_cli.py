@@ -210,6 +210,8 @@ def test_attention(options, lines, attention, capsys):
 @pytest.mark.parametrize('options, said', [
     (['--query', '32,0'], ['--query 32,0', '32 x 32']),
     (['--query=-1,0'], ['--query -1,0', '32 x 32']),
+    (['--img-size', '100000'], ['pixels would take at least', 'AA_MODELS_MAX_GB']),
+    (['--img-size', '1000000000'], ['would take at least', 'AA_MODELS_MAX_GB']),
     (['--query', '3'], ["X,Y", "'3'"]),
     (['--query', '3,4.5'], ["X,Y", "'3,4.5'"]),
     (['--img-size', '0'], ['--img-size', '0']),
@@ -224,6 +226,12 @@ def test_attention(options, lines, attention, capsys):
 def test_attention_wrong_options(options, said, attention, tmp_path, capsys):
     err = refused(capsys, *attention, *options)
     assert all(word in err for word in said) and len(err.splitlines()) == 1 and not list(tmp_path.iterdir())
+
+
+def test_limit_of_memory_can_be_moved(attention, monkeypatch, capsys):
+    for limit, status in (('0.0001', 2), ('1', 0), ('much', 2)):
+        monkeypatch.setenv('AA_MODELS_MAX_GB', limit)
+        assert run_command(capsys, *attention, '--device', 'cpu')[0] == status
 
 
 def test_without_matplotlib(attention, monkeypatch, capsys):

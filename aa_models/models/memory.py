@@ -1,0 +1,69 @@
+"""Memory is bounded before it is taken: a pass of the network over tensors that hold nothing tells what one needs."""
+import copy
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from aa_models.errors import InputError
+
+VARIABLE = 'AA_MODELS_MAX_GB'
+_LIMIT = 16.0  # GB
+_AT_ONCE = 2  # tensors of the largest size, such as logits and weights of an attention
+
+
+class _Largest(TorchDispatchMode):
+    """Watches for the largest tensor that any operation gives."""
+    size = 0  # bytes
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() * leaf.element_size() for leaf in tree_leaves(results) if isinstance(leaf, torch.Tensor)]
+        self.size = max(self.size, *sizes, 0)
+        return results
+
+
+def check_pass(
+        model: nn.Module, shape: Sequence[int], what: str,
+        run: Callable[[nn.Module, torch.Tensor], object] = lambda model, x: model(x),
+) -> None:
+    """Refuse a pass of a network for which there is no memory; nothing is computed to find that out.
+
+    Args:
+        model: Any network; it is left as it is.
+        shape: Of its input.
+        what: Words that say which sizes make the pass large, for the error.
+        run: The pass, given a copy of the model on the meta device and an input.
+
+    Raises:
+        InputError: Its largest tensors need more than the limit, 16 GB or what the variable AA_MODELS_MAX_GB says.
+    """
+    parameter = next(model.parameters(), torch.empty(0))
+    seen = _Largest()
+    try:
+        with torch.no_grad(), seen:
+            run(copy.deepcopy(model).to('meta'), torch.empty(shape, device='meta', dtype=parameter.dtype))
+        needed: float = seen.size
+    except Exception as error:  # a network that takes no such input says so itself when it is to run
+        needed = float('inf') if 'overflow' in str(error) else seen.size
+    check_memory(_AT_ONCE * needed, what)
+
+
+def check_memory(needed: float, what: str) -> None:
+    """Compare bytes with the limit; arguments and error as in `check_pass`."""
+    if needed > 1e9 * (limit := _limit()):
+        raise InputError(
+            f'{what} would take at least {needed / 1e9:.3g} GB, more than the {limit:g} GB allowed: take less, or set '
+            f'{VARIABLE} in the environment')
+
+
+def _limit() -> float:
+    text = os.environ.get(VARIABLE)
+    try:
+        return _LIMIT if not text else float(text)
+    except ValueError:
+        raise InputError(f'{VARIABLE} = {text!r} in the environment must be a number of gigabytes') from None
