@@ -11,11 +11,12 @@ Examples:
 """
 import argparse
 
-from .options import add_device, key_value, path
+from .options import add_device, key_value, model_name, path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('base', metavar='BASE', help='model with weights, local-dir:FOLDER or hf-hub:OWNER/NAME')
+    parser.add_argument('base', type=model_name, metavar='BASE',
+                        help='model with weights, local-dir:FOLDER or hf-hub:OWNER/NAME')
     parser.add_argument('--augment', nargs='+', required=True, metavar='PATTERN',
                         help='names of the convolutions, as in a shell')
     parser.add_argument('--model-kwargs', nargs='*', type=key_value, default=[], metavar='KEY=VALUE',

@@ -13,11 +13,11 @@ Examples:
 """
 import argparse
 
-from .options import path
+from .options import model_name, path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('name', metavar='NAME', help='model with weights, local-dir:FOLDER or hf-hub:OWNER/NAME')
+    parser.add_argument('name', type=model_name, metavar='NAME', help='model with weights, folder or hf-hub:OWNER/NAME')
     parser.add_argument('--format', required=True, choices=('onnx', 'torch-export'), help='kind of file')
     parser.add_argument('--dynamic', action='store_true', help='any batch and any height and width')
     parser.add_argument('--img-size', type=int, nargs=2, metavar=('H', 'W'),

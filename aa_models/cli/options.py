@@ -1,6 +1,7 @@
 """Options that several commands share, and how they are read."""
 import argparse
 import ast
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,17 @@ def path_text(word: str) -> str:
     return str(path(word))
 
 
+def model_name(word: str) -> str:
+    """Read the name of a model, for the `type` of an option; the path of a folder with a config is a name, too."""
+    is_path = os.sep in word and os.path.isfile(os.path.join(word, 'config.json'))
+    return f'local-dir:{word}' if is_path and ':' not in word else word
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Declare `--model`: a network that is used as it is, with its weights."""
-    parser.add_argument('--model', default='aa_resnet18', metavar='NAME',
-                        help='model with weights, local-dir:FOLDER or hf-hub:OWNER/NAME (default: %(default)s)')
+    parser.add_argument('--model', type=model_name, default='aa_resnet18', metavar='NAME',
+                        help='model with weights, path of a folder (local-dir:FOLDER) or hf-hub:OWNER/NAME '
+                        '(default: %(default)s)')
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

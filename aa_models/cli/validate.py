@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from aa_models.errors import InputError
 
-from .options import add_device, path, path_text
+from .options import add_device, model_name, path, path_text
 from .recipe_options import add_data, add_recipe_options, recipe_values
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--model', default=argparse.SUPPRESS, metavar='NAME',
+    parser.add_argument('--model', type=model_name, default=argparse.SUPPRESS, metavar='NAME',
                         help='model with its weights: a name, hf-hub:… or local-dir:…')
     parser.add_argument('--checkpoint', type=path, metavar='FILE', help='a training checkpoint, instead of pretrained '
                         'weights; its model, classes and input are the default of the options below')

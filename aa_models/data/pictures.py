@@ -1,6 +1,8 @@
 """Find picture files and read any of them as the plain RGB or grey picture that a network expects."""
+import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -18,10 +20,14 @@ def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
 
     Raises:
         NoSuchFileError: A path does not exist.
-        InputError: A folder holds no picture.
+        InputError: A folder holds no picture, or a path is an address on the web.
     """
     found = []
     for path in map(Path, paths):
+        if re.match(r'https?:/', str(path)):
+            raise InputError(
+                f'{path} is an address, and pictures are read from files only: `curl -s ADDRESS | aa-models '
+                'predict -` fetches one')
         if not path.exists():
             raise NoSuchFileError(f'{path} does not exist')
         pictures = sorted(filter(_looks_like_picture, path.rglob('*'))) if path.is_dir() else [path]
@@ -31,12 +37,13 @@ def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
     return found
 
 
-def read_picture(path: str | Path, mode: str = 'RGB') -> Image.Image:
+def read_picture(path: str | Path | BinaryIO, mode: str = 'RGB', name: str | None = None) -> Image.Image:
     """Read a picture the way a viewer shows it: upright, on white where it is transparent, its first frame.
 
     Args:
-        path: File in any format that Pillow reads.
+        path: File in any format that Pillow reads, or an open one.
         mode: Pillow's mode of the result, `'RGB'` or `'L'` (grey).
+        name: Of an open file, for the error.
 
     Raises:
         InputError: The file is not a picture, or an incomplete one.
@@ -47,9 +54,9 @@ def read_picture(path: str | Path, mode: str = 'RGB') -> Image.Image:
             picture = ImageOps.exif_transpose(picture)
             return _plain(picture).convert(mode)
     except Image.UnidentifiedImageError:
-        raise InputError(f'{path} is not a picture in a format that can be read') from None
+        raise InputError(f'{name or path} is not a picture in a format that can be read') from None
     except BROKEN as error:
-        raise InputError(f'{path} cannot be read as a picture: {error}') from error
+        raise InputError(f'{name or path} cannot be read as a picture: {error}') from error
 
 
 def picture_mode(channels: int) -> str:

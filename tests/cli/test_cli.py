@@ -1,4 +1,5 @@
 """The command line: its answers, its errors and their exit statuses."""
+import csv
 import io
 import json
 import math
@@ -149,8 +150,42 @@ def test_predict_text(folder, capsys):
     assert all(line.split()[0].endswith('%') and line.split()[1] in LABELS for line in lines[1:6])
 
 
+@pytest.mark.parametrize('batch_size', [1, 2])
+def test_predict_goes_on_past_what_is_broken(batch_size, folder, tmp_path, capsys):
+    for number, content in enumerate([*BROKEN, LION.read_bytes()]):
+        (tmp_path / f'{number}.png').write_bytes(content)
+    words = ['predict', tmp_path, LION, '--model', NAME, '--batch-size', batch_size]
+    status, out, err = run_command(capsys, *words, '--json')
+    assert status == 1 and [answer['file'] for answer in json.loads(out)] == [str(tmp_path / '3.png'), str(LION)]
+    assert [str(tmp_path / f'{number}.png') in line for number, line in enumerate(err.splitlines())] == 3 * [True]
+    status, out, _ = run_command(capsys, 'predict', tmp_path / '0.png', '--model', NAME, '--json')
+    assert status == 1 and json.loads(out) == []
+
+
+def test_predict_csv_and_threshold(folder, tmp_path, capsys):
+    words = ['predict', PICTURES, '--model', NAME]
+    expected = json.loads(answered(capsys, *words, '--json'))
+    probabilities = sorted(guess['probability'] for answer in expected for guess in answer['predictions'])
+    threshold = probabilities[len(probabilities) // 2]
+    assert answered(capsys, *words, '--csv', '--threshold', threshold, '--output', tmp_path / 'a.csv') == ''
+    with (tmp_path / 'a.csv').open(newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert [(row['file'], row['label'], float(row['probability'])) for row in rows] == [
+        (answer['file'], guess['label'], guess['probability'])
+        for answer in expected for guess in answer['predictions'] if guess['probability'] >= threshold]
+    assert [path.name for path in tmp_path.iterdir()] == ['a.csv'] and 0 < len(rows) < len(probabilities)
+    assert answered(capsys, *words, '--threshold', 1).count('no class is that probable') == len(expected)
+
+
+def test_predict_from_standard_input(folder, monkeypatch, capsys):
+    for content, status in ((LION.read_bytes(), 0), (b'<html>', 1)):
+        monkeypatch.setattr(sys, 'stdin', mock.Mock(buffer=io.BytesIO(content)))
+        done, out, err = run_command(capsys, 'predict', '-', '--model', NAME)
+        assert done == status and (out.startswith('-\n') if status == 0 else 'standard input is not a picture' in err)
+
+
 def test_predict_is_the_same_for_every_source(folder, capsys):
-    sources = [NAME, NAME_TAG, f'local-dir:{folder}']
+    sources = [NAME, NAME_TAG, f'local-dir:{folder}', str(folder)]
     assert len({answered(capsys, 'predict', PICTURES, '--model', source, '--json') for source in sources}) == 1
 
 
@@ -164,6 +199,9 @@ def test_model_without_class_names_and_with_one_channel(tmp_path):
 @pytest.mark.parametrize('words, said', [
     (['list', 'vgg'], ["'vgg'"]),
     (['predict', PICTURES, '--top', '0'], ['--top', '0']),
+    (['predict', PICTURES, '--threshold', '1.1'], ['--threshold', '1.1']),
+    (['predict', PICTURES, '--output', 'nowhere/a.csv'], ['nowhere', 'does not exist']),
+    (['predict', 'https://example.org/cat.jpg'], ['address', 'curl']),
     (['predict', PICTURES, '--device', 'toaster'], ['--device', 'toaster']),
     (['predict', PICTURES, '--model', 'aa_resnet19'], ['aa_resnet19', 'did you mean', 'aa_resnet18']),
     (['predict', PICTURES, '--model', f'{NAME}.nothing'], ['nothing', NAME_TAG]),
@@ -176,8 +214,11 @@ def test_what_cannot_be_done(words, said, folder, no_model, capsys):
     assert all(word in err for word in said)
 
 
-@pytest.mark.parametrize('command', [['predict', LION], ['attention']])
-@pytest.mark.parametrize('content', [b'', b'not a picture', LION.read_bytes()[:-500], None])
+BROKEN = [b'', b'not a picture', LION.read_bytes()[:-500]]
+
+
+@pytest.mark.parametrize('command, content', [
+    (['predict', LION], None), (['attention'], None), *((['attention'], content) for content in BROKEN)])
 def test_file_that_is_no_picture_or_not_there(command, content, no_model, tmp_path, capsys):
     bad = tmp_path / 'bad.png'
     if content is not None:
