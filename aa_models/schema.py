@@ -86,7 +86,8 @@ class _Loader(yaml.SafeLoader):
 
 def _mapping(content: Any, file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
-        raise InputError(f'{file} must hold keys with values, not a {type(content).__name__}')
+        kinds = {list: 'a list', str: 'a text', bool: 'true or false', int: 'a number', float: 'a number'}
+        raise InputError(f'{file} must hold keys with values, not {kinds.get(type(content), "nothing")}')
     return content
 
 

@@ -1,18 +1,20 @@
 """`config.json` of a model's folder or repository: what it must hold before anything is built by it."""
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from timm.models import PretrainedCfg
 
 from aa_models.errors import InputError, UserError
-from aa_models.schema import Float, Int, Positive, Size, checked, parsed_json
+from aa_models.schema import Float, Int, Positive, Size, checked, nearest, parsed_json
 
 Classes = Annotated[Int, Field(ge=0)]
 Labels = list[str] | dict[str, str] | None
 
 
-class _Cfg(BaseModel):
-    """How pictures are prepared and which layers are first and last; timm knows more keys."""
+class _Shared(BaseModel):
+    """How pictures are prepared and which layers are first and last."""
     model_config = ConfigDict(extra='allow', allow_inf_nan=False, strict=True)
     input_size: Annotated[list[Size], Field(min_length=3, max_length=3)] | None = None
     mean: list[Float] | None = None
@@ -28,7 +30,18 @@ class _Cfg(BaseModel):
     label_descriptions: Labels = None
 
 
-class _Config(_Cfg):
+class _Cfg(_Shared):
+    """What timm makes a `PretrainedCfg` of; it takes no other keys."""
+
+    @model_validator(mode='after')
+    def _known_keys(self) -> '_Cfg':
+        known = [field.name for field in dataclasses.fields(PretrainedCfg)]
+        for key in (self.model_extra or {}).keys() - known:
+            raise ValueError(f'pretrained_cfg: unknown key {key!r}{nearest(key, known)}')
+        return self
+
+
+class _Config(_Shared):
     """The whole file. timm's oldest ones have no `pretrained_cfg`, and its keys stand beside `architecture`."""
     architecture: str
     model_args: dict[str, Any] = {}

@@ -1,5 +1,6 @@
 """The model that a user names, with errors that say what is possible."""
 import difflib
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,9 @@ from .config import read_architecture
 from .pretrained import check_finite, is_final
 
 CONFIG = 'config.json'
+_PYTHONS_WORDS = re.compile(
+    "object (is|has|cannot|does)|not supported between|unsupported operand|must be strings|indices must be|unpack|"
+    "unhashable|invalid combination of arguments|argument '.*' must be|argument must be|invalid literal|concatenate")
 _OF_THE_HUB = (HfHubHTTPError, LocalEntryNotFoundError)
 
 
@@ -52,7 +56,7 @@ def build_model(name: str, /, **options: Any) -> nn.Module:
         if weights_only and isinstance(error, (ConnectionError, TimeoutError, *_OF_THE_HUB)) and not is_final(error):
             kind = HubWeightsError
         arguments = ', '.join(f'{key}={value!r}' for key, value in given.items())
-        reason = str(error) if isinstance(error, UserError) else f'{type(error).__name__}: {error}'
+        reason = str(error) if isinstance(error, UserError) else _in_words(error)
         raise kind(f'model {name!r} cannot be made{arguments and f" with {arguments}"}: {reason}') from error
 
 
@@ -117,6 +121,16 @@ def cfg_of(model: nn.Module) -> dict[str, Any]:
 def num_classes_of(model: nn.Module) -> int:
     """The number of classes that timm gave a model, 0 for none."""
     return cast(int, model.num_classes)
+
+
+def _in_words(error: Exception) -> str:
+    """What an error of timm or torch says, where it says something that is no matter between Python and its code."""
+    text = ' '.join(str(error).split())
+    if unknown := re.search(r"unexpected keyword argument '(.*?)'", text):
+        return f'it has no argument {unknown[1]!r}'
+    if not text or _PYTHONS_WORDS.search(text):
+        return 'an argument is not of the kind that it takes'
+    return f'{type(error).__name__}: {text}'
 
 
 def _architecture_of(name: str, source: str, model_id: str) -> str:

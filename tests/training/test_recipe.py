@@ -35,7 +35,7 @@ from aa_models.training.recipe import load_recipe, recipe_fields, recipe_names
     (dict(epochs=5, warmup_epochs=5), 'warmup_epochs = 5 must be less than epochs = 5'),
     (dict(mixup=0.2, batch_size=7), 'batch_size = 7 must be even'),
     ('- a', 'not a list'),
-    ('3', 'not a int'),
+    ('3', 'not a number'),
     ('a: [', 'is not YAML'),
     ('lr: 1\nseed: 2\nlr: 2', "key 'lr' is there twice"),
     ('opt_kwargs: {a: 1, a: 2}', "key 'a' is there twice"),
