@@ -1,7 +1,8 @@
 """Find the weights of a model, and build every model of this package.
 
 timm knows one file and one Hub repository for a tag and takes the first that is set. Here the weights of a tag may lie
-in the folder `$AA_MODELS_WEIGHTS`, in the checkout's `weights/`, inside the installed package or on the Hub. `build`
+in the folder `$AA_MODELS_WEIGHTS`, in `weights/` of the current folder or of the checkout that this package is imported
+from, inside the installed package or on the Hub. `build`
 searches in that order and hands timm the file found, so that the loading itself (another classifier, other input
 channels, `features_only`) stays timm's. Wherever a file is, the SHA-256 in the cfg decides whether it is the right one.
 """
@@ -211,6 +212,7 @@ def local_folders() -> dict[str, Path | None]:
     checkout = _PACKAGE.parent
     return {
         f'${WEIGHTS_VARIABLE}': Path(chosen).expanduser() if chosen else None,
+        'current folder': here if (here := Path('weights').absolute()).is_dir() else None,
         'checkout': checkout / 'weights' if (checkout / 'pyproject.toml').is_file() else None,
         'installed package': _PACKAGE / 'weights',
     }

@@ -16,7 +16,8 @@ from repository import TESTS
 EXAMPLES = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 # words of Python and torch, which tell a user nothing
 FOREIGN_WORDS = re.compile(
-    "Traceback|NoneType|object (is|has|cannot|does)|not supported between|unexpected keyword|data type 'str'|unhashable|"
+    "Traceback|NoneType|object (is|has|cannot|does)|not supported between|unexpected keyword|data type 'str'|"
+    'unhashable|'
     'must be strings|0x[0-9a-f]{6}')
 
 numbers = st.one_of(st.integers(-3, 300), st.just(2 ** 70), st.floats(allow_subnormal=False))
