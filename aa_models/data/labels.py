@@ -62,8 +62,8 @@ def outputs_of(names: Sequence[str] | None, cfg: Mapping[str, Any], num_classes:
     if known is None:
         if len(names) != num_classes:
             raise InputError(
-                f'the images are of {len(names)} classes and the model has {num_classes} without names: which are '
-                'which cannot be told')
+                f'num_classes = {num_classes}, whose names the model does not say, but the images have {len(names)} '
+                'classes: which are which cannot be told')
         return None
     foreign = [name for name in names if name not in known]
     if foreign:

@@ -15,6 +15,7 @@ from torch import nn
 
 from aa_models.data.known_datasets import known_dataset
 from aa_models.data.labels import describe_synsets
+from aa_models.durable import flush, flush_tree
 from aa_models.errors import DivergenceError, InputError
 from aa_models.models.create import build_model, cfg_of, num_classes_of
 from aa_models.training import checkpoints
@@ -97,9 +98,11 @@ def replacing(folder: Path) -> Iterator[Path]:
     try:
         part.mkdir(parents=True)
         yield part
+        flush_tree(part)
         if folder.exists():
             folder.rename(old)
         part.rename(folder)
+        flush(folder.absolute().parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -11,6 +11,7 @@ import torch
 from timm.data import resolve_data_config
 from torch import nn
 
+from aa_models.durable import flush
 from aa_models.errors import InputError, WriteError
 from aa_models.models.create import build_model, check_image_size
 from aa_models.models.memory import check_pass
@@ -94,4 +95,5 @@ def export_model(
             buffer = io.BytesIO()  # where a file cannot be written, torch's own writer ends the whole process
             torch.export.save(program, buffer)
             part.write_bytes(buffer.getvalue())
+        flush(part)
         os.replace(part, output)

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from timm.task import load_task_ema_checkpoint, resume_task_checkpoint
 from timm.utils import CheckpointSaver, load_checkpoint_metadata, trim_summary
 
+from aa_models.durable import flush
 from aa_models.errors import InputError, WriteError
 from aa_models.schema import checked
 
@@ -138,6 +139,15 @@ def resume(checkpoint: Path, trainer: Trainer, saver: CheckpointSaver | None) ->
     return epoch
 
 
+class DurableSaver(CheckpointSaver):
+    """timm's saver, but a checkpoint is on the disk before it takes the name of an older one."""
+
+    def _replace(self, src: str, dst: str) -> None:
+        flush(src)
+        super()._replace(src, dst)
+        flush(self.checkpoint_dir)
+
+
 def trim_log(path: Path, epochs: int) -> None:
     """Drop the rows of epochs that will be run again. The file is replaced in one step: a kill here loses nothing."""
     if path.is_file():
@@ -145,4 +155,5 @@ def trim_log(path: Path, epochs: int) -> None:
         content = path.read_bytes()
         part.write_bytes(content[:content.rfind(b'\n') + 1])  # a full disk may have cut the last line or the header
         trim_summary(part, epochs)
+        flush(part)
         os.replace(part, path)

@@ -18,10 +18,11 @@ from torch.utils.data import Dataset
 from torchvision.transforms import Compose, Normalize
 
 from aa_models.device import process_on
+from aa_models.durable import replace_text
 from aa_models.errors import InputError
 
 from .loaders import choose_evenly, data_config_of, labels_of, make_eval_loader, open_dataset
-from .recipe import Recipe, replace_text
+from .recipe import Recipe
 from .validation import evaluate, load_model, match_classes
 
 STRENGTHS = (1, 2, 3, 4, 5)

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from aa_models.durable import replace_text
 from aa_models.errors import InputError
-
-from .recipe import replace_text
 
 FACTS = 'run.json'
 

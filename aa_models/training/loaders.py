@@ -1,5 +1,6 @@
 """From a dataset's name to the loaders of training and validation, all of them timm's."""
 import copy
+import dataclasses
 import itertools
 import logging
 import os
@@ -27,6 +28,7 @@ _logger = logging.getLogger(__name__)
 # The datasets that timm opens have no common type: torch's datasets with a `transform`, most of them with a length.
 Images = Any
 Config = dict[str, Any]
+SHARE_HELD_OUT = 0.1
 DATA_KEYS = ('img_size', 'input_size', 'mean', 'std', 'interpolation', 'crop_pct')
 
 
@@ -87,6 +89,20 @@ def open_dataset(name: str, root: str | None, split: str, **options: Any) -> Ima
         raise InputError(f'dataset {name or "folder"!r}, split {split!r}, data_dir {root!r} cannot be read: '
                          f'{error or type(error).__name__}') from error
     return strict(dataset)
+
+
+def with_holdout(recipe: Recipe, root: str | None) -> Recipe:
+    """A recipe that validates on a tenth of the pictures where a folder of class folders has no splits of its own."""
+    if recipe.dataset or recipe.holdout or recipe.train_split == recipe.val_split:
+        return recipe
+    train, evaluation = (open_dataset('', root, split) for split in (recipe.train_split, recipe.val_split))
+    if _samples(train) != _samples(evaluation):
+        return recipe
+    count = max(len(class_names(train) or ()), round(SHARE_HELD_OUT * len(train)))
+    _logger.info(
+        f'{root} has no folders {recipe.train_split}/ and {recipe.val_split}/: {count} of its {len(train)} pictures '
+        'are held out to validate on (--holdout N chooses how many)')
+    return dataclasses.replace(recipe, holdout=count)
 
 
 def open_datasets(recipe: Recipe, root: str | None, download: bool) -> tuple[Images, Images]:

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, field_validator, model_vali
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
+from aa_models.durable import replace_text
 from aa_models.errors import InputError
 from aa_models.schema import Count, Float, Int, OrNone, Positive, Size, checked, nearest, parsed_yaml
 
@@ -155,13 +156,6 @@ class Recipe:
 def recipe_fields() -> dict[str, FieldInfo]:
     """The keys of a recipe with type, default and description."""
     return getattr(Recipe, '__pydantic_fields__')  # noqa: B009, unknown to type checkers
-
-
-def replace_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a file in one step: a reader, or a run that was killed here, finds the old one or the whole new one."""
-    part = Path(f'{path}.part')
-    part.write_text(text, encoding='utf-8')
-    os.replace(part, path)
 
 
 def load_recipe(source: str | os.PathLike[str], **overrides: Any) -> Recipe:

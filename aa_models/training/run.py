@@ -13,6 +13,7 @@ import torch
 from timm.utils import CheckpointSaver, random_seed, update_summary
 
 from aa_models.device import Process, machine_name, process_on
+from aa_models.durable import flush
 from aa_models.models.create import build_model, num_classes_of
 from aa_models.models.memory import check_pass
 
@@ -25,6 +26,7 @@ from .loaders import (
     make_train_loader,
     open_datasets,
     size_text,
+    with_holdout,
 )
 from .lock import alone_in
 from .loop import Trainer
@@ -60,6 +62,7 @@ def train(
     with StopSignals() as stop, process_on(device) as process:
         try:
             with deterministic(recipe.deterministic, process.device):
+                recipe = with_holdout(recipe, data_dir)
                 with process.one_first(download):
                     datasets = open_datasets(recipe, data_dir, download)
                 classes = class_names(datasets[0])
@@ -128,7 +131,7 @@ def _run(trainer: Trainer, output: Path, newest: Path | None, stop: StopSignals,
     recipe, saver, epoch = trainer.recipe, None, 0
     if trainer.process.rank == 0:
         # a namespace of plain values, which timm's loaders read without running code of this package
-        saver = CheckpointSaver(
+        saver = checkpoints.DurableSaver(
             trainer.model, trainer.optimizer, task=trainer.task, amp_scaler=trainer.scaler, checkpoint_dir=str(output),
             max_history=recipe.checkpoint_hist, args=argparse.Namespace(**dataclasses.asdict(recipe)))
     if newest is not None:
@@ -158,6 +161,7 @@ def _epoch(trainer: Trainer, epoch: int, output: Path, saver: CheckpointSaver | 
         return
     with stop.held(), checkpoints.writing(output):
         update_summary(epoch, OrderedDict(figures), OrderedDict(score), output / checkpoints.LOG, lr=lr)
+        flush(output / checkpoints.LOG)
         saver.save_checkpoint(epoch, metric=score['top1'] if measured else None)
     text = f'top-1 {score["top1"]:.3f} top-5 {score["top5"]:.3f}' if measured else 'not validated'
     _logger.info(f'epoch {epoch + 1}/{recipe.epochs}: loss {figures["loss"]:.4f} {text} '

@@ -37,7 +37,8 @@ def hub(tmp_path, monkeypatch):
 def places(hub, tmp_path, monkeypatch):
     """The five places, empty: local folders and our organisation's on the Hub."""
     folders = {place: tmp_path / folder for place, folder in dict(
-        variable='variable', current='current/weights', checkout='checkout/weights', package='checkout/aa_models/weights', hub='hub/aa-models',
+        variable='variable', current='current/weights', checkout='checkout/weights',
+        package='checkout/aa_models/weights', hub='hub/aa-models',
     ).items()}
     for folder in folders.values():
         folder.mkdir(parents=True)

@@ -61,9 +61,9 @@ def test_matching():
     assert outputs_of(['n01443537', 'n01440764'], dict(num_classes=1000), 1000) == [1, 0]  # as timm has them
     for names, model, num_classes, words in [
             (['red', 'pink'], cfg, 3, "no class 'pink'"),
-            (['a', 'b'], {}, 3, 'of 2 classes and the model has 3 without names'),
-            (['red', 'green'], dict(label_names=('red', 'red', 'green')), 3, 'without names'),
-            (['red', 'green'], dict(label_names=('red', 'green')), 3, 'without names')]:
+            (['a', 'b'], {}, 3, 'num_classes = 3, .* but the images have 2 classes'),
+            (['red', 'green'], dict(label_names=('red', 'red', 'green')), 3, 'which are which cannot be told'),
+            (['red', 'green'], dict(label_names=('red', 'green')), 3, 'which are which cannot be told')]:
         with pytest.raises(ValueError, match=words):
             outputs_of(names, model, num_classes)
 
