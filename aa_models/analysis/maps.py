@@ -2,8 +2,10 @@
 
 The names of layers are those of the `GridAttention` modules, as `model.named_modules()` has them.
 """
+import contextlib
 import fnmatch
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -13,6 +15,7 @@ from aa_models.errors import InputError, InputTypeError
 from aa_models.layers import GridAttention
 
 T = TypeVar('T')
+_one_at_a_time = threading.RLock()  # hooks and modes belong to the model, whichever thread set them
 Names = str | Sequence[str]  # a pattern of the layers' names, as in a shell, or several
 
 
@@ -64,21 +67,37 @@ def read_attention(
     chosen = attention_layers(model, layers)
     if not isinstance(x, torch.Tensor):
         raise InputTypeError(f'x must be a tensor, the input of the model, got {type(x).__name__}')
-    modes = [(module, module.training) for module in model.modules()]
-    hooks = [layer.register_forward_hook(
-        lambda layer, args, output, name=name: results.__setitem__(name, read(layer, args[0])))
-        for name, layer in chosen.items()]
-    try:
-        model.eval()
-        # a model compiled before the hooks were registered would not call them
-        with torch.no_grad(), torch.compiler.set_stance('force_eager'):
-            model(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, training in modes:  # not `model.train()`: parts of a network may be frozen in eval mode
-            module.training = training
+    thread = threading.get_ident()
+
+    def hear(layer: GridAttention, x: torch.Tensor, name: str) -> None:
+        if threading.get_ident() == thread:  # another thread may use the model meanwhile
+            results[name] = read(layer, x)
+
+    with _one_at_a_time:
+        modes = [(module, module.training) for module in model.modules()]
+        hooks = [layer.register_forward_hook(lambda layer, args, output, name=name: hear(layer, args[0], name))
+                 for name, layer in chosen.items()]
+        try:
+            model.eval()
+            with torch.no_grad(), _eagerly(model) as eager:
+                eager(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for module, training in modes:  # not `model.train()`: parts of a network may be frozen in eval mode
+                module.training = training
     return results
+
+
+@contextlib.contextmanager
+def _eagerly(model: nn.Module) -> Iterator[nn.Module]:
+    """The model as it was before it was compiled: a program made without hooks would not call them."""
+    model = getattr(model, '_orig_mod', model)  # of `torch.compile(model)`
+    if any(hasattr(module, '_orig_mod') or module._compiled_call_impl is not None for module in model.modules()):
+        with torch.compiler.set_stance('force_eager'):  # for the whole process: only where parts are compiled
+            yield model
+    else:
+        yield model
 
 
 def attention_layers(model: nn.Module, layers: Names = '*') -> dict[str, GridAttention]:

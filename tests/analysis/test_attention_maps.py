@@ -1,4 +1,5 @@
 """Attention maps of whole networks and over pictures: numbers and places."""
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import ClassVar
 
@@ -116,6 +117,36 @@ def test_compiled_model():
     with torch.no_grad():
         compiled(x)
     torch.testing.assert_close([*attention_maps(compiled, x).values()], [*attention_maps(model, x).values()])
+
+
+@pytest.mark.parametrize('compiled', ['whole', 'in place', 'a part'])
+def test_compiled_in_other_ways(compiled):
+    model, x = timm.create_model('aa_simplecnn').eval(), torch.randn(1, 3, 16, 16)
+    expected = list(attention_maps(model, x).values())
+    if compiled == 'a part':
+        model.stages[0] = torch.compile(model.stages[0], backend='eager')
+    elif compiled == 'in place':
+        model.compile(backend='eager')
+    else:
+        model = torch.compile(model, backend='eager')
+    with torch.no_grad():
+        model(x)
+    torch.testing.assert_close(list(attention_maps(model, x).values()), expected)
+
+
+def test_threads(monkeypatch):
+    """Each gets the maps of its own input, whatever else runs the model; nothing of the process is changed."""
+    monkeypatch.setattr(torch.compiler, 'set_stance', lambda *_: pytest.fail('all threads would run eagerly'))
+    model = timm.create_model('aa_simplecnn').train()
+    inputs = [torch.randn(1, 3, 16, 16) for _ in range(8)]
+    expected = [attention_maps(model, x) for x in inputs]
+    model.eval()  # so that running it changes no statistics
+    with ThreadPoolExecutor(8) as pool:
+        others = [pool.submit(model, torch.randn(1, 3, 24, 24)) for _ in range(8)]
+        for maps, wanted in zip(pool.map(lambda x: attention_maps(model, x), inputs), expected, strict=True):
+            torch.testing.assert_close(maps, wanted, rtol=0, atol=0)
+        assert all(torch.isfinite(other.result()).all() for other in others)
+    assert not model.training and not any(module._forward_hooks for module in model.modules())
 
 
 @pytest.mark.parametrize('layers, error, words', [
