@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         train(
             recipe, output, data_dir=args.data_dir, download=args.dataset_download, overwrite=args.overwrite,
             device=args.device, log_seconds=args.log_seconds, finish=lambda: _logger.info(
-                f'the weights after the last epoch are in {pack_run(output, tag, reuse=True)}'))
+                f'done: aa-models predict PICTURE --model local-dir:{pack_run(output, tag, reuse=True)}'))
     except Stopped as stopped:
         _logger.warning(str(stopped))
         return stopped.status
@@ -68,4 +68,4 @@ def start_logging() -> None:
 
     if not logging.root.handlers:
         setup_default_logging(logging.INFO if world_info_from_env()[1] == 0 else logging.ERROR)
-    logging.getLogger('timm.utils.checkpoint_saver').setLevel(logging.WARNING)  # lists its files at every epoch
+    logging.getLogger('timm').setLevel(logging.WARNING)  # tells of its internals: keys of weights, files it keeps

@@ -30,6 +30,7 @@ from .loaders import (
 )
 from .lock import alone_in
 from .loop import Trainer
+from .plan import plan_of
 from .recipe import Recipe
 from .stopping import Stopped, StopSignals
 
@@ -70,6 +71,8 @@ def train(
                     recipe = dataclasses.replace(recipe, num_classes=len(classes))
                 trainer = make_trainer(recipe, process, *datasets, log_seconds)
                 facts = dict(classes=classes, machine=machine_name(process))
+                for line in plan_of(trainer, classes, data_config_of(trainer.model, recipe)['input_size'], output):
+                    _logger.info(line)
                 with alone_in(output) if process.rank == 0 else contextlib.nullcontext():
                     # the first process prepares the directory and tells the others which checkpoint to go on from
                     found = [checkpoints.prepare(output, recipe, overwrite, facts) if process.rank == 0 else None]
@@ -120,9 +123,6 @@ def make_trainer(recipe: Recipe, process: Process, train_set: Any, eval_set: Any
                f'{size_text(config["input_size"])} px')
     train_loader = make_train_loader(train_set, recipe, config, process.device, process.distributed)
     eval_loader = make_eval_loader(eval_set, recipe, config, process.device, process.distributed)
-    _logger.info(
-        f'{recipe.model}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(train_set)} images to train, '
-        f'{len(eval_set)} to validate, {config}')
     return Trainer(recipe, model, process, train_loader, eval_loader, log_seconds)
 
 

@@ -80,7 +80,7 @@ def test_foreign_files_are_refused(tmp_path, data):
     with pytest.raises(ValueError, match=r"no table of a sweep: its columns are \['a', 'b'\]"):
         sweep_all(path, data)
     for text, message in (
-            ('[1]', 'must hold the keys'), ('{', 'cannot be read as YAML'), ('runs: []', 'recipe is missing')):
+            ('[1]', 'must hold keys with values'), ('{', 'is not YAML'), ('runs: []', 'recipe is missing')):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             sweep_all(path, data)
