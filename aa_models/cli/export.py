@@ -30,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from aa_models.release.runtimes import export_pretrained
     file, shape = export_pretrained(
-        args.name, args.format, args.output, batch_size=args.batch_size, img_size=args.img_size, dynamic=args.dynamic)
+        args.name, args.format, args.output, batch_size=args.batch_size, img_size=args.img_size, dynamic=args.dynamic,
+        report=lambda step: print(step, flush=True))
     free = 'any batch, height and width' if args.dynamic else 'input ' + 'x'.join(map(str, shape))
     print(f'wrote {file} ({file.stat().st_size / 1e6:.1f} MB), {free}')
     return 0

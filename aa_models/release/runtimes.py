@@ -4,7 +4,7 @@ import io
 import os
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ Shape = tuple[int, int, int, int]
 def export_pretrained(
         name: str, format: str, output: Path | None = None, *, batch_size: int = 1,
         img_size: Sequence[int] | None = None, dynamic: bool = False,
+        report: Callable[[str], object] = lambda step: None,
 ) -> tuple[Path, Shape]:
     """Export a model with its weights, all arguments being checked before any work.
 
@@ -34,6 +35,7 @@ def export_pretrained(
         batch_size: Images in a batch.
         img_size: Height and width of the images, by default the model's.
         dynamic: Leave batch, height and width free.
+        report: Told of what is done, before it is done.
 
     Returns:
         The file, and batch, channels, height and width of what it was exported with.
@@ -59,6 +61,7 @@ def export_pretrained(
     shape = (batch_size, channels, height, width)
     check_pass(model, shape, f'a batch of {batch_size} with {height} x {width} pixels')
     check_image_size(model, shape[1:])  # the exporters' own errors would bury the reason
+    report(f'tracing it with {"x".join(map(str, shape))} and writing {output}, which may take a minute')
     try:
         export_model(model, shape, output, format, dynamic)
     except OSError as error:

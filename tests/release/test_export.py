@@ -76,6 +76,7 @@ def empty_folder(tmp_path, monkeypatch):
 @torch.no_grad()
 def test_command(format, name, checkpoint, tmp_path, capsys):
     out = answered(capsys, 'export', f'local-dir:{checkpoint}', '--format', format, '--batch-size', '2')
+    assert [line.split()[0] for line in out.splitlines()] == ['tracing', 'wrote']
     assert out.splitlines()[-1].startswith(f'wrote {name} (') and 'input 2x3x24x32' in out
     assert [path.name for path in tmp_path.iterdir()] == [name]
     model, x = timm.create_model(f'local-dir:{checkpoint}', pretrained=True).eval(), torch.randn(2, *INPUT_SIZE)
