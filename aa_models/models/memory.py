@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -27,6 +28,19 @@ class _Largest(TorchDispatchMode):
         return results
 
 
+class _FusedAttention(TorchFunctionMode):
+    """On the meta device torch would compute fused attention by all of its weights, which no real device holds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.scaled_dot_product_attention:
+            return _attended(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _attended(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    return query.new_empty(*query.shape[:-1], value.shape[-1])
+
+
 def check_pass(
         model: nn.Module, shape: Sequence[int], what: str,
         run: Callable[[nn.Module, torch.Tensor], object] = lambda model, x: model(x),
@@ -45,7 +59,7 @@ def check_pass(
     parameter = next(model.parameters(), torch.empty(0))
     seen = _Largest()
     try:
-        with torch.no_grad(), seen:
+        with torch.no_grad(), seen, _FusedAttention():
             run(copy.deepcopy(model).to('meta'), torch.empty(shape, device='meta', dtype=parameter.dtype))
         needed: float = seen.size
     except Exception as error:  # a network that takes no such input says so itself when it is to run

@@ -203,6 +203,7 @@ def test_model(run_benchmark):
     (['layer', '--device', 'cuda:99'], 'device'),
     (['layer', '--size', '100000'], 'would take at least'),
     (['layer', '--size', '256', '--rivals', 'naive'], 'naive at 256 x 256'),
+    (['layer', '--size', '256', '--rivals', 'bottleneck'], 'bottleneck at 256 x 256'),
     (['growth', '--sizes', '100000', '--rivals', 'conv'], 'AA_MODELS_MAX_GB'),
     (['attention', '--size', '100000'], 'AA_MODELS_MAX_GB'),
     (['model', 'aa_resnet18', '--img-size', '100000'], 'AA_MODELS_MAX_GB'),
