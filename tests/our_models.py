@@ -6,6 +6,7 @@ from fnmatch import fnmatch
 
 import timm
 import torch
+from timm.layers import Conv2dSame
 from torch import nn
 
 import aa_models  # noqa: F401, registers the models
@@ -16,6 +17,8 @@ STAGED = [name for name in NAMES if name != 'augmented']  # all with arguments a
 SMALL = {  # the arguments that make a model small, by a pattern of its name
     '*resnet*': dict(layers=(1, 1, 1, 1), channels=(16, 32, 32, 32), img_size=64),
     '*wrn*': dict(depth=10, width=1, img_size=16),
+    '*efficientnet*': dict(channel_multiplier=0.25, depth_multiplier=0.5, num_features=64, img_size=64),
+    '*mnasnet*': dict(channel_multiplier=0.25, depth_multiplier=0.5, num_features=64, img_size=64),
     '*simplecnn': dict(channels=(8, 8, 16, 16, 16), img_size=16),
     'augmented': dict(where='layer[34].*.conv1', layers=(1, 1, 1, 1), channels=(16, 32, 32, 32), img_size=64),
 }
@@ -57,6 +60,11 @@ def arguments(layer):
         dk=attn.dk, dv=attn.dv, num_heads=attn.num_heads, attn_pool=attn.attn_pool, attn_drop=attn.attn_drop.p,
         attention=type(attn).__name__.removesuffix('Attention').lower(), pos_embed=attn.pos_embed,
         attn_init=attn.attn_init)
+
+
+def pads_by_size(model):
+    """Whether it has TensorFlow's padding, so that a program of torch's is for one size of image only."""
+    return any(isinstance(module, Conv2dSame) for module in model.modules())
 
 
 def count(model):

@@ -27,7 +27,7 @@ from .ridge import Moments, ridge_regression
 _logger = logging.getLogger(__name__)
 
 LEAST = 16  # images
-_SAMPLES = 30  # positions of the map for each weight of an output channel, at most
+_SAMPLES = 10  # positions of the map for each weight of an output channel, at most
 
 
 Images = torch.Tensor | Iterable[torch.Tensor | Sequence[torch.Tensor]]

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, cast
 
+import timm
 from torch import nn
 
 from aa_models.layers import AttentionArgs
@@ -37,7 +38,7 @@ def describe(model: nn.Module, layers: Mapping[str, dict[str, Any]]) -> None:
     net.augmented_layers = {**getattr(model, 'augmented_layers', {}), **layers}
     if net.pretrained_cfg['architecture'] != ARCHITECTURE:
         cfg = net.pretrained_cfg
-        args['base'] = f'{cfg["architecture"]}.{cfg["tag"]}' if cfg.get('tag') else cfg['architecture']
+        args['base'] = _name(cfg['architecture'], cfg.get('tag'))
         if own := {key: value for key, value in args.items() if key in OF_AUGMENTED}:
             args['base_args'] = own  # of a base that has attention itself
         net.pretrained_cfg = net.default_cfg = {**cfg, 'architecture': ARCHITECTURE, 'tag': ''}
@@ -49,3 +50,13 @@ def describe(model: nn.Module, layers: Mapping[str, dict[str, Any]]) -> None:
         for name, own in net.augmented_layers.items()}
     kept = {key: value for key, value in args.items() if key not in OF_AUGMENTED}
     net._model_args = {**kept, **common, 'where': where}
+
+
+def _name(architecture: str, tag: str | None) -> str:
+    """The name of a network with its tag, where timm knows that: a folder may have a tag of its own."""
+    name = f'{architecture}.{tag}' if tag else architecture
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError:  # so timm says that there is no such tag
+        return architecture
+    return name

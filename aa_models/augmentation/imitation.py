@@ -115,6 +115,8 @@ class _Fit:
     def best(self, others: list[_Head], places: Mapping[int, tuple[int, int]]) -> _Head:
         """The head that leaves the least error, together with others that stay as they are."""
         left = self.target - self.sum(others)
+        if self.covariance is not None:
+            left = (left.flatten(1) @ self.covariance).view_as(left)  # how it varies with each input
         best, most = None, -1.
         for place in places:
             gains, head = self._at(left, place)
@@ -124,12 +126,9 @@ class _Fit:
         return best
 
     def _at(self, left: torch.Tensor, place: int) -> tuple[float, _Head]:
-        if self.covariance is None:
-            wanted = left[:, :, place]
-        else:
-            # in coordinates in which the inputs vary alike and each by itself
-            cross = left.flatten(1) @ self.covariance[:, place::left.shape[2]]
-            wanted = torch.linalg.solve_triangular(self.roots[place], cross.T, upper=False).T
+        wanted = left[:, :, place]
+        if self.covariance is not None:  # in coordinates in which the inputs vary alike and each by itself
+            wanted = torch.linalg.solve_triangular(self.roots[place], wanted.T, upper=False).T
         U, S, V = torch.linalg.svd(wanted, full_matrices=False)
         part = slice(self.rank)
         values = V[part]

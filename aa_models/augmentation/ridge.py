@@ -16,8 +16,8 @@ class Moments:
 
     def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Count samples x (N, inputs) and the outputs y (N, outputs) that they should give."""
-        self.gram += x.T @ x
-        self.cross += x.T @ y
+        self.gram.addmm_(x.T, x)
+        self.cross.addmm_(x.T, y)
         self.squares += y.square().sum(0)
         self.sums += y.sum(0)
         self.count += len(y)
@@ -53,5 +53,14 @@ def ridge_regression(some: Moments, others: Moments, old: torch.Tensor, inputs: 
         old: (inputs, outputs), with a row more for the constant where there is one.
         inputs: How many rows are drawn to the old ones.
     """
-    ridge = min(_RIDGES, key=lambda ridge: others.error(some.solve(old, inputs, ridge)))
-    return (some + others).solve(old, inputs, ridge)
+    errors: dict[int, float] = {}
+
+    def error(i: int) -> float:
+        if i not in errors:
+            errors[i] = others.error(some.solve(old, inputs, _RIDGES[i])) if 0 <= i < len(_RIDGES) else math.inf
+        return errors[i]
+
+    best = len(_RIDGES) // 2
+    while error(nearby := min((best - 1, best + 1), key=error)) < error(best):  # downhill: solving takes long
+        best = nearby
+    return (some + others).solve(old, inputs, _RIDGES[best])

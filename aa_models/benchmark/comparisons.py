@@ -141,9 +141,12 @@ def _compare_layers(
 
 
 def _pair(text: str) -> tuple[str, str]:
-    """Split NAME[:RIVAL]; the rival of an augmented network is the one without its prefix."""
+    """Split NAME[:RIVAL]; the rival of an augmented network is the one without its prefix.
+
+    The Lites are augmented with TensorFlow's padding, in the form that timm calls `tf_…`.
+    """
     name, _, rival = text.partition(':')
-    if not rival and name == (rival := re.sub('^l?aa_', '', name)):
+    if not rival and name == (rival := re.sub('^l?aa_', '', re.sub('^l?aa_efficientnet', 'aa_tf_efficientnet', name))):
         raise InputError(f'models: {text!r} needs a rival to be compared with: {name}:RIVAL')
     return name, rival
 

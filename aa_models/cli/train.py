@@ -10,6 +10,7 @@ Examples:
   aa-models train cifar100_resnet --data-dir data --dataset-download --output runs/cifar100
   aa-models train finetune --model aa_resnet18 --data-dir my_pictures --output runs/mine
   aa-models train my_recipe.yaml --lr 0.05 --ema --data-dir data --output runs/ema
+  aa-models train finetune --model aa_resnet18 --teacher resnet50 --task-loss-weight 0 --data-dir data --output runs/kd
   torchrun --nproc-per-node 4 -m aa_models train my_recipe.yaml --data-dir data --output runs/four
 """
 import argparse

@@ -48,6 +48,11 @@ class AttentionArgs:
         if self.attn_init not in ('local', 'global'):
             raise InputError(f"attn_init must be 'local' or 'global', got {self.attn_init!r}")
 
+    @classmethod
+    def take(cls, kwargs: dict[str, Any]) -> 'AttentionArgs':
+        """Make one of the fields that stand in `kwargs`, and remove them there: the rest is for another constructor."""
+        return cls(**{field.name: kwargs.pop(field.name) for field in dataclasses.fields(cls) if field.name in kwargs})
+
     def replace(self, **changes: Any) -> 'AttentionArgs':
         """Copy with other values.
 

@@ -4,7 +4,6 @@ Papers: `Attention Augmented Convolutional Networks` - https://arxiv.org/abs/190
 `Efficient Attention: Attention with Linear Complexities` - https://arxiv.org/abs/1812.01243 (LAA-ResNet)
 """
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -46,8 +45,7 @@ class AugmentedResNet(ResNet):
             img_size: int | tuple[int, int] = 224, zero_init_last: bool = True,
             device: torch.device | str | None = None, dtype: torch.dtype | None = None, **kwargs: Any,
     ) -> None:
-        own = [field.name for field in fields(AttentionArgs) if field.name in kwargs]
-        args = AttentionArgs(**{name: kwargs.pop(name) for name in own})  # the others are for timm's own constructor
+        args = AttentionArgs.take(kwargs)
         super().__init__(
             block,  # type: ignore[arg-type]  # timm means the classes, not blocks that are made
             layers, zero_init_last=zero_init_last, device='meta', dtype=dtype, **kwargs)

@@ -154,13 +154,23 @@ def _classes(labels: list[str] | None) -> str:
     return f'The classes by the number of their output:\n\n{lines}'
 
 
+def _start(recipe: Recipe) -> str:
+    """From which weights training started, and who taught."""
+    text = f'fine-tuned from the weights of `{recipe.model}`' if recipe.pretrained else 'trained from scratch'
+    if recipe.teacher is None:
+        return text
+    what = 'logits' if recipe.kd_distill_type == 'logit' else 'features'
+    labels = ', without labels,' if recipe.unlabelled else ''
+    return f'{text} towards the {what} of `{recipe.teacher}`{labels}'
+
+
 def _training(recipe: Recipe, title: str, log: Path) -> dict[str, Any]:
     """What the section on training says of the recipe and of the hours it took."""
     with log.open(newline='', encoding='utf-8') as file:
         seconds = sum(float(row['train_seconds']) for row in csv.DictReader(file))
     accumulated = recipe.grad_accum_steps > 1
     return dict(
-        start=f'fine-tuned from the weights of `{recipe.model}`' if recipe.pretrained else 'trained from scratch',
+        start=_start(recipe),
         images=f'{recipe.train_images} images of {title}' if recipe.train_images else title,
         accumulation=f', gradients of {recipe.grad_accum_steps} batches added for an update' if accumulated else '',
         averaged=', as their moving average' if recipe.ema else '', hours=f'{seconds / 3600:.1f}',

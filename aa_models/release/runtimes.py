@@ -56,6 +56,10 @@ def export_pretrained(
     if output.suffix != SUFFIXES[format] or not output.absolute().parent.is_dir():
         raise InputError(f'output = {str(output)!r} must be a {SUFFIXES[format]} file in a folder that exists')
     model = build_model(name, pretrained=True, exportable=True).eval()
+    if dynamic and (padded := _padded_by_size(model)):
+        raise InputError(
+            f"dynamic: {name} cannot be exported for any size, as {padded} has 'same' padding, which depends on the "
+            'size of the map; export a file for each size, with img_size')
     channels, *own_size = resolve_data_config(model=model)['input_size']
     height, width = img_size or own_size
     shape = (batch_size, channels, height, width)
@@ -67,6 +71,13 @@ def export_pretrained(
     except OSError as error:
         raise WriteError(f'output = {str(output)!r} cannot be written: {error}') from error
     return output, shape
+
+
+def _padded_by_size(model: nn.Module) -> str | None:
+    """The first layer that pads as TensorFlow does, by an amount worked out from the size of its map; None for none."""
+    return next((
+        name for name, module in model.named_modules()
+        if type(module).__module__.startswith('timm.layers.') and type(module).__name__.endswith('Same')), None)
 
 
 @torch.no_grad()

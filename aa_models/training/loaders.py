@@ -113,7 +113,7 @@ def open_datasets(recipe: Recipe, root: str | None, download: bool) -> tuple[Ima
         raise InputError('workers = 0, but must be at least 1: without worker processes the order of '
                          f'{recipe.dataset!r} cannot be repeated')
     names = class_names(train)
-    if names and len(names) == 1:
+    if names and len(names) == 1 and not recipe.unlabelled:
         raise InputError(f'data_dir = {root!r} has one class only, {names[0]!r}: a folder {recipe.train_split}/CLASS/… '
                          'with the pictures directly in it is needed for each class')
     if recipe.skip_broken:
@@ -162,7 +162,7 @@ def _check_pair(train: Images, evaluation: Images, recipe: Recipe, root: str | N
             f'data_dir = {root!r} has no folders {recipe.train_split}/ and {recipe.val_split}/: it would be validated '
             'on the training images. Make them, or hold images out with --holdout N')
     names, others = class_names(train), class_names(evaluation)
-    if names and others and names != others:
+    if names and others and names != others and not recipe.unlabelled:
         differing = ', '.join(sorted(set(names) ^ set(others))) or 'their order'
         raise InputError(
             f'{recipe.train_split} and {recipe.val_split} of data_dir = {root!r} differ in their classes: {differing}')

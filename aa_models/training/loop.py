@@ -1,6 +1,7 @@
 """The training loop: a model with its optimiser and schedule, one epoch at a time."""
 import contextlib
 import math
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -8,13 +9,14 @@ import torch
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
-from timm.task import ClassificationTask, create_classification_loss
+from timm.task import TrainingTask, create_classification_loss
 from timm.utils import AverageMeter, NativeScaler, dispatch_clip_grad, distribute_bn, random_seed, reduce_tensor
 from torch import nn
 
 from aa_models.device import Process, autocast
 from aa_models.errors import DivergenceError, InputError
 
+from .distillation import Criterion, guesses_of_teacher
 from .progress import Progress
 from .recipe import Recipe
 from .validation import evaluate
@@ -50,6 +52,13 @@ class LossMeter(AverageMeter):
         self.waiting.clear()
 
 
+def make_criterion(recipe: Recipe) -> Criterion:
+    """The loss of logits and labels."""
+    criterion = create_classification_loss(smoothing=recipe.smoothing, soft_targets=recipe.mixing)
+    # in float32: autocast on a CPU would compute softmax and logarithm of the loss in bfloat16
+    return lambda output, target: criterion(output.float(), target)
+
+
 def _make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     try:
         return create_optimizer_v2(
@@ -66,22 +75,23 @@ class Trainer:
     Args:
         recipe: How to train.
         model: On its device and in its memory format.
+        task: What is minimised, of this model.
         process: What `start_device` found.
         train_loader, eval_loader: Batches (B, 3, H, W) and labels (B,), to train and to validate.
         log_seconds: Time between two lines of the log.
     """
 
     def __init__(
-            self, recipe: Recipe, model: nn.Module, process: Process, train_loader: Any, eval_loader: Any,
-            log_seconds: float = 30.0,
+            self, recipe: Recipe, model: nn.Module, task: TrainingTask, process: Process, train_loader: Any,
+            eval_loader: Any, log_seconds: float = 30.0,
     ) -> None:
-        self.recipe, self.model, self.process, self.log_seconds = recipe, model, process, log_seconds
+        self.recipe, self.model, self.task, self.process, self.log_seconds = recipe, model, task, process, log_seconds
         self.train_loader, self.eval_loader = train_loader, eval_loader
         self.updates_per_epoch = math.ceil(len(train_loader) / recipe.grad_accum_steps)
         self.autocast = autocast(process.device, recipe.amp, recipe.amp_dtype)
         half = recipe.amp and recipe.amp_dtype == 'float16'
         self.scaler = NativeScaler(device=process.device.type) if half else None  # bfloat16 has float32's range
-        self.optimizer = _make_optimizer(model, recipe)
+        self.optimizer = _make_optimizer(cast(nn.Module, task.get_trainable_module()), recipe)
         warmup = cast(int, recipe.warmup_epochs)  # timm's annotation; it computes with fractions of an epoch, too
         self.scheduler, _ = create_scheduler_v2(
             self.optimizer, recipe.sched, num_epochs=recipe.epochs - warmup, warmup_epochs=warmup, warmup_prefix=True,
@@ -90,10 +100,6 @@ class Trainer:
             updates_per_epoch=self.updates_per_epoch)
         self.mixup = Mixup(mixup_alpha=recipe.mixup, cutmix_alpha=recipe.cutmix, prob=recipe.mixup_prob,
                            label_smoothing=recipe.smoothing, num_classes=model.num_classes) if recipe.mixing else None
-        criterion = create_classification_loss(smoothing=recipe.smoothing, soft_targets=recipe.mixing)
-        # in float32: autocast on a CPU would compute softmax and logarithm of the loss in bfloat16
-        self.task = ClassificationTask(
-            model, lambda output, target: criterion(output.float(), target), device=process.device, verbose=False)
         if recipe.ema:
             self.task.setup_ema(decay=recipe.ema_decay, use_warmup=recipe.ema_warmup)
 
@@ -173,6 +179,8 @@ class Trainer:
 
     def _step(self, images: torch.Tensor, labels: torch.Tensor, group: int, update: bool) -> torch.Tensor:
         """Forward and backward pass of one of the `group` batches of an update, which the last of them completes."""
+        if self.recipe.unlabelled:
+            labels = torch.zeros_like(labels)  # of weight 0, but the model may not have that many classes
         if self.mixup is not None:
             images, labels = self.mixup(images, labels)
         if self.recipe.channels_last:
@@ -196,4 +204,6 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         """Measure the model, or its moving average where the recipe keeps one."""
         model = cast(nn.Module, self.task.get_eval_model(ema=self.recipe.ema))
-        return evaluate(model, self.eval_loader, self.recipe, self.process, every=self.log_seconds)[0]
+        teacher = partial(guesses_of_teacher, self.task) if self.recipe.unlabelled else None
+        return evaluate(
+            model, self.eval_loader, self.recipe, self.process, every=self.log_seconds, labels_of=teacher)[0]

@@ -61,6 +61,17 @@ class Recipe:
     mixup_prob: Float = Field(1.0, ge=0, le=1, description='probability of mixing a batch')
     mixup_off_epoch: Int = Field(0, ge=0, description='stop mixing at this epoch; 0: never')
     smoothing: Float = Field(0.1, ge=0, lt=1, description='label smoothing')
+    # distillation
+    teacher: OrNone[str] = Field(
+        None, description='network with weights to learn from: a name, name and tag, hf-hub:… or local-dir:…')
+    kd_distill_type: Literal['logit', 'feature'] = Field(
+        'logit', description="what is learned of the teacher: its logits, or the pooled features before its classifier")
+    kd_temperature: Positive = Field(4.0, description='what logits are divided by before they are compared')
+    task_loss_weight: OrNone[Float] = Field(
+        None, ge=0, description="weight of the labels' loss; none: 1; 0: pictures need no labels, the classes are the "
+        "teacher's, and top-1 in validation is agreement with it")
+    distill_loss_weight: OrNone[Float] = Field(
+        None, ge=0, description="weight of the teacher's loss; none: 1, or 1 - task_loss_weight where that is given")
     # optimisation
     batch_size: Int = Field(128, ge=1, description='images in a batch of one device')
     grad_accum_steps: Int = Field(1, ge=1, description='batches whose gradients make one update')
@@ -127,9 +138,29 @@ class Recipe:
         if self.warmup_epochs >= self.epochs and self.sched != 'constant':
             raise ValueError(
                 f'warmup_epochs = {self.warmup_epochs:g} must be less than epochs = {self.epochs}, which include them')
+        self._check_distillation()
         if self.mixing and self.batch_size % 2:
             raise ValueError(f'batch_size = {self.batch_size} must be even with mixup or cutmix, which pair images')
         return self
+
+    def _check_distillation(self) -> None:
+        labels, teacher = self.task_loss_weight, self.distill_loss_weight
+        if self.teacher is None:
+            for name in ('task_loss_weight', 'distill_loss_weight'):
+                if getattr(self, name) is not None:
+                    raise ValueError(f'{name} = {getattr(self, name):g} needs a teacher')
+        elif teacher is None and labels is not None and labels > 1:
+            raise ValueError(f'task_loss_weight = {labels:g} leaves the teacher a negative weight: give '
+                             'distill_loss_weight, too, or at most 1')
+        elif teacher == 0 or (teacher is None and labels == 1):
+            raise ValueError(f'teacher = {self.teacher!r} has weight 0 in the loss')
+        elif self.unlabelled and self.kd_distill_type == 'feature':
+            raise ValueError('task_loss_weight = 0 with kd_distill_type = feature would leave the classifier untrained')
+
+    @property
+    def unlabelled(self) -> bool:
+        """Whether the teacher alone says what a picture shows."""
+        return self.teacher is not None and self.task_loss_weight == 0
 
     @property
     def mixing(self) -> bool:

@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from aa_models.models.create import build_model, num_classes_of
 from aa_models.models.memory import check_pass
 
 from . import checkpoints
+from .distillation import Teacher, labels_of_teacher, make_task, make_teacher
 from .loaders import (
     check_labels,
     class_names,
@@ -29,7 +30,7 @@ from .loaders import (
     with_holdout,
 )
 from .lock import alone_in
-from .loop import Trainer
+from .loop import Trainer, make_criterion
 from .plan import plan_of
 from .recipe import Recipe
 from .stopping import Stopped, StopSignals
@@ -66,12 +67,17 @@ def train(
                 recipe = with_holdout(recipe, data_dir)
                 with process.one_first(download):
                     datasets = open_datasets(recipe, data_dir, download)
+                teacher = make_teacher(recipe, process.device)
                 classes = class_names(datasets[0])
+                if teacher is not None and recipe.unlabelled:
+                    classes = labels_of_teacher(teacher)
+                    recipe = dataclasses.replace(
+                        recipe, num_classes=recipe.num_classes or num_classes_of(teacher.model))
                 if recipe.num_classes is None and classes:
                     recipe = dataclasses.replace(recipe, num_classes=len(classes))
-                trainer = make_trainer(recipe, process, *datasets, log_seconds)
+                trainer = make_trainer(recipe, process, *datasets, log_seconds, teacher)
                 facts = dict(classes=classes, machine=machine_name(process))
-                for line in plan_of(trainer, classes, data_config_of(trainer.model, recipe)['input_size'], output):
+                for line in plan_of(trainer, teacher, classes, output):
                     _logger.info(line)
                 with alone_in(output) if process.rank == 0 else contextlib.nullcontext():
                     # the first process prepares the directory and tells the others which checkpoint to go on from
@@ -108,7 +114,9 @@ def deterministic(wanted: bool, device: torch.device) -> Iterator[None]:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
-def make_trainer(recipe: Recipe, process: Process, train_set: Any, eval_set: Any, log_seconds: float) -> Trainer:
+def make_trainer(
+        recipe: Recipe, process: Process, train_set: Any, eval_set: Any, log_seconds: float, teacher: Teacher | None,
+) -> Trainer:
     """Everything that can fail because of what the user gave, before anything is written."""
     random_seed(recipe.seed)
     name, arguments = recipe.network
@@ -116,14 +124,21 @@ def make_trainer(recipe: Recipe, process: Process, train_set: Any, eval_set: Any
         name, pretrained=recipe.pretrained, num_classes=recipe.num_classes, drop_rate=recipe.drop or None,
         drop_path_rate=recipe.drop_path or None, **arguments)
     model.to(process.device).to(memory_format=torch.channels_last if recipe.channels_last else torch.preserve_format)
-    for dataset in (train_set, eval_set):
+    for dataset in () if recipe.unlabelled else (train_set, eval_set):
         check_labels(dataset, num_classes_of(model))
     config = data_config_of(model, recipe)
-    check_pass(model, (recipe.batch_size, *config['input_size']), f'batch_size = {recipe.batch_size} with '
-               f'{size_text(config["input_size"])} px')
+    _check_memory(model, config['input_size'], recipe)
+    if teacher is not None:
+        _check_memory(teacher.model, teacher.input_size, recipe)
     train_loader = make_train_loader(train_set, recipe, config, process.device, process.distributed)
     eval_loader = make_eval_loader(eval_set, recipe, config, process.device, process.distributed)
-    return Trainer(recipe, model, process, train_loader, eval_loader, log_seconds)
+    task = make_task(model, teacher, make_criterion(recipe), recipe, config, process.device)
+    return Trainer(recipe, model, task, process, train_loader, eval_loader, log_seconds)
+
+
+def _check_memory(model: torch.nn.Module, input_size: Sequence[int], recipe: Recipe) -> None:
+    what = f'batch_size = {recipe.batch_size} with {size_text(input_size)} px'
+    check_pass(model, (recipe.batch_size, *input_size), what)
 
 
 def _run(trainer: Trainer, output: Path, newest: Path | None, stop: StopSignals, finish: Callable[[], object]) -> None:

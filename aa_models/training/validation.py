@@ -1,5 +1,5 @@
 """Top-1 and top-5 of a model on a dataset, by one process or by several that share the images."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ def match_classes(dataset: Any, model: nn.Module, facts: Mapping[str, Any] | Non
 @torch.inference_mode()
 def evaluate(
         model: nn.Module, loader: Any, recipe: Recipe, process: Process, label: str = 'validation', every: float = 30.0,
-        outputs: Sequence[int] | None = None,
+        outputs: Sequence[int] | None = None, labels_of: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> tuple[dict[str, float], int, float]:
     """Measure a model in one pass over a validation set.
 
@@ -130,7 +130,8 @@ def evaluate(
         recipe: Says precision and memory format.
         process: One of those whose figures are summed.
         label, every: As `Progress` takes them.
-        outputs: The model's output for each label of the loader, where they are not the same.
+        outputs: The model's output for each label, where they are not the same.
+        labels_of: Says the labels of images in place of the loader.
 
     Returns:
         The figures `loss`, `top1` and `top5` (percent), the number of images, and the seconds it took.
@@ -144,6 +145,7 @@ def evaluate(
             images = images.contiguous(memory_format=torch.channels_last)
         with autocast(process.device, recipe.amp, recipe.amp_dtype):
             logits = model(images)
+            labels = labels if labels_of is None else labels_of(images)
         evaluator.update(logits, labels if index is None else index[labels])
         progress.step(len(images))
     count = evaluator.counts[0].clone()

@@ -23,7 +23,7 @@ def info(capsys, *arguments):
 
 @pytest.mark.parametrize('name, plain', [
     ('aa_resnet18', False), ('laa_resnet18', True), ('aa_wrn16_8', False), ('simplecnn', False), ('aa_simplecnn', True),
-    ('laa_simplecnn', False), ('resnet10t', True)])
+    ('laa_simplecnn', False), ('aa_efficientnet_lite0', True), ('aa_mnasnet_100', False), ('resnet10t', True)])
 def test_columns_add_up_to_the_model(name, plain):
     model = model_of(name)
     size = resolve_data_config(model=model)['input_size'][1:]

@@ -104,6 +104,17 @@ def test_base_of_this_package(tmp_path):
     assert_same(model, timm.create_model(name, pretrained=True), 16)
 
 
+def test_base_from_a_folder_with_a_tag_of_its_own(tmp_path):
+    """The tag of a user's own training, which timm has never heard of, is not asked for again."""
+    plain = timm.create_model('resnet10t', num_classes=5, pretrained_cfg_overlay=dict(tag='mine'))
+    name, config = saved(plain, tmp_path / 'plain')
+    assert config['pretrained_cfg']['tag'] == 'mine'
+    model = aa_models.augment(timm.create_model(name, pretrained=True), where='layer4.*.conv2', img_size=64, **ARGS)
+    name, config = saved(model, tmp_path / 'augmented')
+    assert config['model_args']['base'] == 'resnet10t'
+    assert_same(model, timm.create_model(name, pretrained=True))
+
+
 def test_starts_from_the_weights_of_its_base(tmp_path):
     """Converted as `augment` does it; attention itself is drawn anew each time."""
     base, _ = saved(timm.create_model('resnet10t', num_classes=5), tmp_path)

@@ -186,6 +186,12 @@ def test_model(run_benchmark):
     assert {row['infer_img_size'] for row in rows} == {'16'} and all(float(row['param_count']) > 0.1 for row in rows)
 
 
+def test_rivals_that_are_not_named():
+    assert [comparisons._pair(name)[1] for name in (
+        'aa_resnet50', 'laa_efficientnet_lite0', 'aa_mnasnet_100', 'aa_efficientnet_lite2:resnet18')] == [
+        'resnet50', 'tf_efficientnet_lite0', 'mnasnet_100', 'resnet18']
+
+
 @pytest.mark.parametrize('arguments,message', [
     (['model', 'no_such_model'], 'needs a rival'),
     (['model', 'aa_no_such_model'], 'no_such_model'),

@@ -15,6 +15,7 @@ from found import augmented
 # for each family its plain form, and arguments of both
 FAMILIES = {
     'aa_resnet18': ('resnet18', {}), 'aa_wrn16_8': ('wrn16_8', dict(depth=10)), 'aa_simplecnn': ('simplecnn', {}),
+    'aa_efficientnet_lite0': ('tf_efficientnet_lite0', {}),
 }
 FAMILIES.update({'l' + name: settings for name, settings in FAMILIES.items()})
 
@@ -92,6 +93,8 @@ def test_convolutions_start_by_the_networks_rule(case):
         layer = layers.get(name.removesuffix('.conv'))
         # an augmented network keeps filters of the plain one, which has more of them
         outputs = layer.out_channels if layer and start == 'augmented' else conv.out_channels
+        if 'efficientnet' in case[0]:
+            outputs /= conv.groups  # timm's ResNet counts what one group does not see, its EfficientNet does not
         area = math.prod(conv.kernel_size)
         fresh = layer and start == 'augmented anew'  # as torch starts a convolution
         assert_std(conv.weight, (3 * area * conv.in_channels) ** -0.5 if fresh else (2 / (outputs * area)) ** 0.5, name)

@@ -2,6 +2,7 @@
 
 Every figure is compared with a formula, every layer's output with the float64 definition.
 """
+import copy
 import dataclasses
 import inspect
 import itertools
@@ -15,17 +16,23 @@ import aa_models
 import reference
 from aa_models.layers import AttentionArgs, AugmentedConv1d, AugmentedConv2d
 from found import augmented
-from our_models import NAMES, arguments, count, create, evaluating, images
+from our_models import NAMES, arguments, count, create, evaluating, images, uneven
 
 # for each family a small form, and a layer of stride 1 in it
 FAMILIES = {
     'aa_resnet18': (dict(img_size=64), 'layer3.1.conv1'),
     'aa_wrn16_8': (dict(width=1, img_size=16), 'stages.2.1.conv1'),
+    'aa_efficientnet_lite0': (
+        dict(channel_multiplier=0.25, depth_multiplier=0.5, num_features=64, img_size=128), 'blocks.5.1.conv_pw'),
     'aa_simplecnn': (dict(channels=(8, 8, 16, 16, 16), img_size=16), 'stages.1.1.conv'),
 }
 FAMILIES.update({'l' + name: settings for name, settings in FAMILIES.items()})
 POSITIONS = {'a': ('rel', 'sincos', 'coord', 'none'), 'l': ('sincos', 'coord', 'none')}
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+
+def evaluating_full(name, **kwargs):
+    return uneven(timm.create_model(name, **kwargs).eval())
 
 
 def on_meta(name, **kwargs):
@@ -46,7 +53,8 @@ def parameters(plain, sides, depths, num_heads=8):
         conv = plain.get_submodule(name)
         fan_in, (dk, dv) = conv.in_channels, depths(conv.out_channels)
         tables = 2 * (2 * side - 1) * dk // num_heads if side else 0
-        total += fan_in * (2 * dk + dv) + dv * dv + tables - 9 * fan_in // conv.groups * dv
+        area = conv.kernel_size[0] ** 2
+        total += fan_in * (2 * dk + dv) + dv * dv + tables - area * fan_in // conv.groups * dv
     return total
 
 
@@ -91,6 +99,58 @@ def test_augmented_stages(depth, attn_stages):
     """The flags choose every block of a stage, in basic blocks and in bottlenecks, at any size."""
     sides = dict(itertools.compress({1: 24, 2: 6, 3: 6, 4: 3}.items(), attn_stages))  # the second's 12 × 12 is pooled
     check_resnet(depth, sides, lambda out: (64, 16), 4, img_size=96, attn_stages=attn_stages, dk=64, dv=16)
+
+
+@pytest.mark.parametrize('name, plain, blocks, side, expected', [
+    ('aa_efficientnet_lite0', 'tf_efficientnet_lite0', 4, 14, 4_982_848),
+    ('aa_efficientnet_lite1', 'tf_efficientnet_lite1', 5, 15, 5_819_176),
+    ('aa_efficientnet_lite2', 'tf_efficientnet_lite2', 5, 17, 6_523_288),
+    ('laa_efficientnet_lite0', 'tf_efficientnet_lite0', 4, None, 4_979_688)])
+def test_what_the_lites_augment(name, plain, blocks, side, expected):
+    """All expansions of the last two stages; the first of them works on the map before the stage's stride."""
+    model, base = on_meta(name), on_meta(plain)
+    attended = {f'blocks.5.{i}.conv_pw': side and (side if i == 0 else -(-side // 2)) for i in range(blocks)}
+    attended['blocks.6.0.conv_pw'] = side and -(-side // 2)
+    assert list(augmented(model)) == list(attended)
+    assert count(model) == parameters(base, attended, lambda out: (160, 96)) == expected
+    for key in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'pool_size', 'first_conv', 'classifier'):
+        assert model.pretrained_cfg[key] == base.pretrained_cfg[key], key
+
+
+def test_what_mnasnet_augments():
+    """The stages from the 28 px map on but for the expansion at 56 px; the first of them attends on a pooled map."""
+    sides = {2: (None, 14, 14), 3: (28, 14, 14), 4: (14, 14), 5: (14, 7, 7, 7), 6: (7,)}
+    attended = {f'blocks.{s}.{i}.conv_pw': side for s, own in sides.items() for i, side in enumerate(own) if side}
+    model = on_meta('aa_mnasnet_100')
+    assert list(augmented(model)) == list(attended)
+    assert count(model) == parameters(
+        on_meta('mnasnet_100'), attended, lambda out: (max(20, out // 40) * 4, out // 80 * 4), 4) == 4_672_352
+
+
+@pytest.mark.parametrize('name, plain', [
+    ('aa_efficientnet_lite0', 'tf_efficientnet_lite0'), ('aa_efficientnet_lite2', 'tf_efficientnet_lite2'),
+    ('aa_mnasnet_100', 'mnasnet_100')])
+@torch.no_grad()
+def test_without_attention_a_mobile_network_is_timms(name, plain):
+    theirs = evaluating_full(plain)
+    stages = 5 if 'mnasnet' in name else 4
+    ours = timm.create_model(name, attn_stages=(False,) * stages).eval()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(1, 3, 70, 45)
+    assert torch.equal(ours(x), theirs(x))
+
+
+@torch.no_grad()
+def test_plain_weights_start_a_lite():
+    """As `augment` would convert them: hardly anything of the function is lost where a 1×1 convolution is imitated."""
+    plain = evaluating_full('tf_efficientnet_lite0', num_classes=5)
+    model = timm.create_model('aa_efficientnet_lite0', pretrained=True, pretrained_cfg_overlay=dict(
+        state_dict=plain.state_dict(), num_classes=5)).eval()
+    x = torch.randn(2, 3, 96, 64)
+    converted = aa_models.augment(copy.deepcopy(plain), where=list(augmented(model)), dk=160, dv=96, img_size=224)
+    torch.testing.assert_close(model(x), converted.eval()(x), rtol=1e-4, atol=1e-5)
+    kept = {n.replace('.conv.weight', '.weight') for n in model.state_dict() if '.attn.' not in n}
+    assert kept == set(plain.state_dict())
 
 
 def test_what_wide_resnets_augment():
@@ -210,4 +270,6 @@ def test_resnet18_for_small_pictures():
 def test_the_contracts_names_are_registered():
     assert set(NAMES) >= {
         'aa_resnet18', 'aa_resnet34', 'aa_resnet50', 'aa_resnet101', 'aa_resnet152', 'laa_resnet18', 'laa_resnet50',
+        'aa_efficientnet_lite0', 'aa_efficientnet_lite1', 'aa_efficientnet_lite2', 'laa_efficientnet_lite0',
+        'aa_mnasnet_100',
         *(prefix + net for net in ('wrn28_10', 'wrn16_8', 'simplecnn') for prefix in ('', 'aa_', 'laa_'))}

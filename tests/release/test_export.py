@@ -19,6 +19,8 @@ from torch_faults import skip_where_pooling_has_one_size
 FAMILIES = {
     'aa_resnet18': dict(img_size=64, layers=(1, 1, 1, 1)),
     'laa_resnet18': dict(img_size=64, layers=(1, 1, 1, 1)),
+    'aa_mnasnet_100': dict(
+        img_size=64, channel_multiplier=0.25, depth_multiplier=0.5, num_features=64, dk=16, dv=8, num_heads=2),
     'aa_wrn16_8': dict(width=1, img_size=16, dk=16, dv=8),
     'laa_wrn16_8': dict(width=1, img_size=16, dk=16, dv=8),
     'aa_simplecnn': dict(pos_embed='coord'),
@@ -81,6 +83,22 @@ def test_command(format, name, checkpoint, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == [name]
     model, x = timm.create_model(f'local-dir:{checkpoint}', pretrained=True).eval(), torch.randn(2, *INPUT_SIZE)
     torch.testing.assert_close(RUN[format](tmp_path / name, x), model(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('format', daily(['onnx', 'torch-export'], 'torch-export'))
+@torch.no_grad()
+def test_same_padding_is_exported_for_one_size(format, tmp_path, capsys):
+    model = timm.create_model(
+        'aa_efficientnet_lite0', channel_multiplier=0.25, depth_multiplier=0.5, num_features=64, num_classes=7,
+        img_size=64)
+    timm.models.save_for_hf(model, 'lite', safe_serialization=True)
+    words = ['export', 'local-dir:lite', '--format', format]
+    err = refused(capsys, *words, '--dynamic')
+    assert "conv_stem has 'same' padding" in err and len(err.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ['lite']
+    answered(capsys, *words, '--img-size', 70, 45, '--batch-size', 3)
+    file, x = next(tmp_path.glob('*lite.*')), torch.randn(3, 3, 70, 45)
+    torch.testing.assert_close(RUN[format](file, x), model.eval()(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('words, message', [

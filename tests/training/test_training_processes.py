@@ -30,10 +30,12 @@ def torchrun(*words, status=0):
 
 
 @needs_distributed
-def test_two_processes_make_one_run(tmp_path, data):
+@pytest.mark.parametrize('distill', [None, 'logit', 'feature'])
+def test_two_processes_make_one_run(distill, tmp_path, data, teacher):
     # an epoch is one batch of all images, so that the order in which the processes share them does not matter; and
     # the model has no batch norm, which would see half of them
     values = dict(model='test_convnext', model_kwargs={}, img_size=32, epochs=3, ema=True, ema_decay=0.5)
+    values |= dict(teacher=f'local-dir:{teacher}', kd_distill_type=distill) if distill else {}
     alone = run_training(tmp_path / 'alone', data, batch_size=24, **values)
     values['batch_size'] = 12
     output = tmp_path / 'out'
