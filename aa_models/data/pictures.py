@@ -1,4 +1,5 @@
 """Find picture files and read any of them as the plain RGB or grey picture that a network expects."""
+import functools
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -70,6 +71,14 @@ def picture_mode(channels: int) -> str:
     return 'RGB' if channels == 3 else 'L'
 
 
+@functools.cache
+def picture_suffixes() -> frozenset[str]:
+    """The suffixes, in small letters, of the formats of pictures that can be read."""
+    return frozenset(
+        suffix for suffix, format in Image.registered_extensions().items()
+        if format in Image.OPEN and Image.MIME.get(format, '').startswith('image/'))
+
+
 def grey_of_rare_mode(picture: Image.Image) -> Image.Image:
     """Bring grey values of 16 or 32 bits and those in floating point to 8 bits; other pictures come back as they are.
 
@@ -101,7 +110,5 @@ def _plain(picture: Image.Image) -> Image.Image:
 
 
 def _looks_like_picture(path: Path) -> bool:
-    """Whether the suffix belongs to a picture format that Pillow can open and the file is not hidden."""
-    format = Image.registered_extensions().get(path.suffix.lower())
-    is_picture = format in Image.OPEN and Image.MIME.get(format, '').startswith('image/')
-    return is_picture and path.is_file() and not path.name.startswith('.')
+    """Whether the suffix belongs to a picture format that can be read and the file is not hidden."""
+    return path.suffix.lower() in picture_suffixes() and path.is_file() and not path.name.startswith('.')

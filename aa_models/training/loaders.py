@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.data import IterableDataset, Subset
 from torchvision import transforms
 
+from aa_models.data.folders import folder_options, overlooked
 from aa_models.data.strict_images import leave_out_broken, strict
 from aa_models.errors import InputError
 
@@ -82,7 +83,7 @@ def open_dataset(name: str, root: str | None, split: str, **options: Any) -> Ima
     if root is not None and not os.path.isdir(root) and not options.get('download') and '://' not in root:
         raise InputError(f'data_dir = {root!r} is no directory (--dataset-download fetches what torchvision can)')
     try:
-        dataset = create_dataset(name, root=root, split=split, **options)
+        dataset = create_dataset(name, root=root, split=split, **options, **folder_options(name, root))
         if not isinstance(dataset, IterableDataset) and len(dataset) == 0:
             raise ValueError('no images')
     except Exception as error:  # each kind of dataset raises its own, bare assertions among them
@@ -112,6 +113,7 @@ def open_datasets(recipe: Recipe, root: str | None, download: bool) -> tuple[Ima
     if isinstance(train, IterableDataset) and not recipe.workers:
         raise InputError('workers = 0, but must be at least 1: without worker processes the order of '
                          f'{recipe.dataset!r} cannot be repeated')
+    say_overlooked(train)
     names = class_names(train)
     if names and len(names) == 1 and not recipe.unlabelled:
         raise InputError(f'data_dir = {root!r} has one class only, {names[0]!r}: a folder {recipe.train_split}/CLASS/… '
@@ -125,12 +127,19 @@ def open_datasets(recipe: Recipe, root: str | None, download: bool) -> tuple[Ima
         evaluation = _Part(copy.copy(train), held)  # a copy, because each has its own transform
     else:
         evaluation = open_dataset(recipe.dataset, root, recipe.val_split, **options)
+        say_overlooked(evaluation)
         _check_pair(train, evaluation, recipe, root)
         if recipe.skip_broken:
             _leave_out(evaluation, recipe.val_split)
     if recipe.train_images:
         indices = _choose(train, indices, recipe.train_images, 'train_images', recipe)
     return train if indices is None else _Part(train, indices), evaluation
+
+
+def say_overlooked(dataset: Images) -> None:
+    """Name what a folder holds beside pictures, so that nobody takes it for counted."""
+    for message in overlooked(dataset):
+        _logger.warning(message)
 
 
 def _leave_out(dataset: Images, split: str) -> None:

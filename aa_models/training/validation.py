@@ -21,7 +21,16 @@ from aa_models.models.pretrained import check_finite
 from aa_models.schema import checked
 
 from .facts import facts_of
-from .loaders import DATA_KEYS, check_labels, class_names, data_config_of, make_eval_loader, open_dataset, size_text
+from .loaders import (
+    DATA_KEYS,
+    check_labels,
+    class_names,
+    data_config_of,
+    make_eval_loader,
+    open_dataset,
+    say_overlooked,
+    size_text,
+)
 from .progress import Progress
 from .recipe import Recipe
 
@@ -91,6 +100,8 @@ def validate(
         with process.one_first(download):
             dataset = open_dataset(
                 recipe.dataset, data_dir, recipe.val_split, download=download, batch_size=recipe.batch_size)
+        if process.rank == 0:
+            say_overlooked(dataset)
         outputs = match_classes(dataset, model, None if checkpoint is None else facts_of(checkpoint.parent))
         left_out = leave_out_broken(dataset) if recipe.skip_broken else []
         loader = make_eval_loader(dataset, recipe, config, process.device, process.distributed)

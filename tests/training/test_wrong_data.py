@@ -1,4 +1,5 @@
 """Data that do not fit the model, and pictures that cannot be read: never a figure that means something else."""
+import itertools
 import re
 import shutil
 
@@ -70,6 +71,32 @@ def test_matching():
 
 # pictures
 
+@pytest.mark.parametrize('dataset', ['', 'torch/image_folder'])
+def test_every_format_that_can_be_read_is_counted(dataset, trained, pictures, capsys):
+    words = ['--dataset', dataset] if dataset else []
+    whole = validated(capsys, trained, pictures.parent, *words)[:3]
+    for path, suffix in zip(sorted(pictures.rglob('*.png')), itertools.cycle(['.webp', '.TIFF', '.bmp', '.jp2'])):
+        options = dict(lossless=True) if suffix == '.webp' else {}
+        Image.open(path).save(path.with_suffix(suffix), **options)
+        path.unlink()
+    assert validated(capsys, trained, pictures.parent, *words)[:3] == whole == (0, whole[1], 24)
+
+
+def test_what_is_left_out_is_said(tmp_path, trained, pictures, capsys, caplog):
+    for name in ('1.heic', '2.heic', 'notes', '.hidden'):
+        (pictures / 'class1' / name).write_text('no picture')
+    (pictures / 'class9' / 'below').mkdir(parents=True)
+    assert validated(capsys, trained, pictures.parent)[0] == 0
+    assert caplog.messages == [
+        f'no class is made of folders without a picture: {pictures}/class9',
+        f'left out of {pictures}, as no pictures in a format that can be read: 2 .heic, 1 without a suffix']
+    caplog.clear()
+    shutil.copytree(pictures, pictures.parent / 'train')
+    assert run_command(capsys, 'train', *train_words(tmp_path / 'out', pictures.parent, epochs=1))[0] == 0
+    said = [message for message in caplog.messages if 'left out of' in message or 'no class' in message]
+    assert len(said) == 4 and all(any(f'/{split}' in text for text in said) for split in ('train', 'validation'))
+
+
 DAMAGES = {
     'empty': lambda path: path.write_bytes(b''),
     'text': lambda path: path.write_text('<html>'),
@@ -117,7 +144,8 @@ def test_nothing_can_be_read(trained, pictures, capsys):
     assert status == 2 and 'none of the 24 pictures can be read' in text
 
 
-def test_pictures_in_floating_point_are_seen(trained, pictures, capsys):
+@pytest.mark.parametrize('dataset', ['', 'torch/image_folder'])
+def test_pictures_in_floating_point_are_seen(dataset, trained, pictures, capsys):
     """As TIFF of values from 0 to 1 they are the pictures that they are in 8 bits."""
     for path in list(pictures.rglob('*.png')):
         grey = Image.open(path).convert('L')
@@ -126,5 +154,5 @@ def test_pictures_in_floating_point_are_seen(trained, pictures, capsys):
     for path in list(pictures.rglob('*.png')):
         Image.fromarray(np.asarray(Image.open(path), 'float32') / 255).save(path.with_suffix('.tiff'))
         path.unlink()
-    words = ['--dataset', 'torch/image_folder']  # timm's own folders know no TIFF
+    words = ['--dataset', dataset] if dataset else []
     assert validated(capsys, trained, pictures.parent, *words)[:3] == eight_bits and eight_bits[1] < 100
