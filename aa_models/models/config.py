@@ -3,11 +3,13 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from timm.models import PretrainedCfg
 
 from aa_models.errors import InputError, UserError
 from aa_models.schema import Float, Int, Positive, Size, checked, nearest, parsed_json
+
+from .memory import check_arguments
 
 Classes = Annotated[Int, Field(ge=0)]
 Labels = list[str] | dict[str, str] | None
@@ -46,6 +48,12 @@ class _Config(_Shared):
     architecture: str
     model_args: dict[str, Any] = {}
     pretrained_cfg: _Cfg = _Cfg()
+
+    @field_validator('model_args')
+    @classmethod
+    def _possible(cls, value: dict[str, Any]) -> dict[str, Any]:
+        check_arguments(value)
+        return value
 
     @model_validator(mode='after')
     def _one_number_of_classes(self) -> '_Config':

@@ -6,7 +6,6 @@ from typing import Any, cast
 
 import timm
 import torch
-from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from timm.models import parse_model_name, split_model_name_tag
 from torch import nn
@@ -15,9 +14,12 @@ from aa_models.errors import HubError, HubWeightsError, InputError, NoSuchFileEr
 from aa_models.zoo import own_models
 
 from .config import read_architecture
+from .hub import check_weights_reached, fetch
+from .memory import check_arguments, check_build
 from .pretrained import check_finite, is_final
 
 CONFIG = 'config.json'
+_NO_SIZES = ('pretrained', 'device', 'exportable', 'cache_dir')
 _PYTHONS_WORDS = re.compile(
     "object (is|has|cannot|does)|not supported between|unsupported operand|must be strings|indices must be|unpack|"
     "unhashable|invalid combination of arguments|argument '.*' must be|argument must be|invalid literal|concatenate")
@@ -35,10 +37,16 @@ def build_model(name: str, /, **options: Any) -> nn.Module:
         InputError: No such model or tag, or arguments that it does not take.
         NoSuchFileError: The folder or its config does not exist.
         WeightsError: With `pretrained=True`, there are no weights that can be loaded.
-        HubError: The config of a repository on the Hub cannot be read.
+        HubError: The config of a repository on the Hub cannot be read, or the Hub is not reached.
     """
     architecture = check_name(name)
     try:
+        if options.get('pretrained') and ':' not in name:
+            check_weights_reached(name, options.get('cache_dir'))
+        sizes = {key: value for key, value in options.items() if value is not None and key not in _NO_SIZES}
+        check_arguments(sizes)
+        if sizes or ':' in name:  # arguments, which a config has, too
+            check_build(lambda: timm.create_model(name, **sizes), 'its weights')
         model = timm.create_model(name, **options)
         if options.get('pretrained'):
             check_finite(model.state_dict(), f'model {name!r}')
@@ -141,9 +149,11 @@ def _architecture_of(name: str, source: str, model_id: str) -> str:
         if '@' in revision:
             raise InputError(f'model = {name!r} must have one revision after an @')
         try:
-            file = Path(hf_hub_download(repository, CONFIG, revision=revision or None))
+            file = fetch(repository, CONFIG, revision=revision or None)
         except HFValidationError as error:
             raise InputError(f'model = {name!r}: {error}') from error
+        except HubError as error:
+            raise HubError(f'model = {name!r}: {error}') from error
         except Exception as error:  # the client's HTTP library has changed before, its errors have no base in common
             raise HubError(f'model = {name!r}: its config cannot be read: {type(error).__name__}: {error}') from error
     elif not file.is_file():

@@ -1,11 +1,18 @@
 """Memory is bounded before it is taken: a pass of the network over tensors that hold nothing tells what one needs."""
 import copy
+import math
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -14,6 +21,8 @@ from aa_models.errors import InputError
 
 VARIABLE = 'AA_MODELS_MAX_GB'
 _LIMIT = 16.0  # GB
+_LARGEST_A_GB = 10 ** 6  # whole numbers in arguments
+_TENSORS_A_GB = 250  # 4000 in all, and the deepest of timm's networks have 2500
 _AT_ONCE = 2  # tensors of the largest size, such as logits and weights of an attention
 
 
@@ -65,6 +74,66 @@ def check_pass(
     except Exception as error:  # a network that takes no such input says so itself when it is to run
         needed = float('inf') if 'overflow' in str(error) else seen.size
     check_memory(_AT_ONCE * needed, what)
+
+
+def check_build(make: Callable[[], object], what: str) -> None:
+    """Refuse to build a network for whose weights there is no memory; it is built of tensors that hold nothing.
+
+    Args:
+        make: Builds it. Its own errors are left to the building that counts.
+        what: Words for the network's weights, for the error.
+
+    Raises:
+        InputError: They need more than the limit, or there are more tensors than anything of that size is made of.
+    """
+    thread, size, count, refused = threading.get_ident(), 0, 0, []
+
+    def see(module: nn.Module, name: str, tensor: torch.Tensor | None) -> None:
+        nonlocal size, count
+        if tensor is None or threading.get_ident() != thread:
+            return
+        size, count = size + tensor.numel() * tensor.element_size(), count + 1
+        try:
+            check_memory(size, what)
+            if count > (most := int(_TENSORS_A_GB * _limit())):
+                raise InputError(f'{what} would be more than {most} tensors, {_TENSORS_A_GB} for each GB allowed: take '
+                                 f'less, or set {VARIABLE} in the environment')
+        except InputError as error:  # ends the building, whatever that does with it
+            refused.append(error)
+            raise
+
+    hooks = register_module_parameter_registration_hook(see), register_module_buffer_registration_hook(see)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device('meta'):
+            make()
+    except Exception as error:
+        if not refused and 'overflow' in str(error):  # torch's word for more bytes than it can count
+            check_memory(math.inf, what)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if refused:
+        raise refused[0]
+
+
+def check_arguments(values: Mapping[str, Any]) -> None:
+    """Refuse arguments of a model that hold a number too large for any of them.
+
+    A network may make a list as long as its number of blocks before it makes the first of them, which `check_build`
+    cannot see.
+
+    Args:
+        values: By name.
+
+    Raises:
+        InputError: A whole number, wherever in the arguments, is above a million for each GB allowed.
+    """
+    most = int(_LARGEST_A_GB * _limit())
+    for name, value in values.items():
+        for number in tree_leaves(value):
+            if isinstance(number, Integral) and abs(int(number)) > most:
+                raise InputError(f'{name} = {value!r} has a number above {most}, {_LARGEST_A_GB} for each GB allowed: '
+                                 f'take less, or set {VARIABLE} in the environment')
 
 
 def check_memory(needed: float, what: str) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import OfflineModeIsEnabled, RemoteEntryNotFoundError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 from timm.models import PretrainedCfg, build_model_with_cfg, resolve_pretrained_cfg
@@ -23,6 +22,8 @@ from torch import Tensor, nn
 from aa_models.augmentation.conversion import image_size
 from aa_models.errors import HubWeightsError, WeightsError
 from aa_models.zoo import HUB_ORGANISATION, WEIGHTS_FILE, expected_sha256, own_models
+
+from .hub import fetch
 
 WEIGHTS_VARIABLE = 'AA_MODELS_WEIGHTS'
 _LFS_POINTER = b'version https://git-lfs'
@@ -61,9 +62,9 @@ def locate(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Path:
             _logger.warning('%s is passed over: %s', file, fault)
     for past_the_cache in (False, True):  # the cache may hold a file that an earlier transfer damaged
         try:
-            file = Path(hf_hub_download(
+            file = fetch(
                 cfg.hf_hub_id or '', cfg.hf_hub_filename or WEIGHTS_FILE, cache_dir=cache_dir, library_name='aa_models',
-                force_download=past_the_cache))
+                force_download=past_the_cache)
         except Exception as error:  # the client's HTTP library has changed before, its errors have no base in common
             # the client often hides the cause one level down
             words = [f'{type(e).__name__}: {" ".join(str(e).split())}' for e in (error, error.__cause__) if e]

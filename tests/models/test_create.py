@@ -1,10 +1,12 @@
 """Models as a user names them: what is wrong with a name, a folder or an argument is said; faults of ours come out."""
 import json
 import math
+import resource
 
 import numpy as np
 import pytest
 import timm
+import torch
 
 from aa_models.analysis.prediction import make_transform
 from aa_models.errors import HubError, HubWeightsError, InputError, NoSuchFileError, UserError, WeightsError
@@ -40,13 +42,16 @@ def test_hub_that_is_not_reached(monkeypatch):
     def fail(*_, **__):
         raise ConnectionError('no network')
 
-    monkeypatch.setattr('aa_models.models.create.hf_hub_download', fail)
+    monkeypatch.setattr('aa_models.models.hub.get_hf_file_metadata', fail)
     with pytest.raises(HubError, match='hf-hub:me/mine.*no network'):
         build_model('hf-hub:me/mine')
     # a plain network's weights, which only the Hub has
     monkeypatch.setattr(timm, 'create_model', fail)
-    with pytest.raises(HubWeightsError, match='from_a1_in1k.*no network'):
-        build_model('aa_resnet50.from_a1_in1k', pretrained=True)
+    for reached in (False, True):
+        if reached:
+            monkeypatch.setattr('aa_models.models.hub.get_hf_file_metadata', lambda url: None)
+        with pytest.raises(HubWeightsError, match='from_a1_in1k.*no network'):
+            build_model('aa_resnet50.from_a1_in1k', pretrained=True)
 
 
 @pytest.mark.parametrize('content, word', [('{', 'JSON'), ('[]', 'config'), ('{}', 'architecture'), (b'\xff', 'codec')])
@@ -120,6 +125,41 @@ def test_wrong_arguments(name, options, words):
         build_model(name, device='meta', **options)
 
 
+@pytest.mark.parametrize('name, options, words', [
+    ('resnet50', dict(num_classes=10 ** 7), 'its weights would take at least .* GB, more than the 16 GB allowed'),
+    (NAME, dict(channels=5 * [10 ** 6]), 'its weights would take at least'),
+    (NAME, dict(dk=10 ** 8 // 8), 'its weights would take'), ('resnet18', dict(in_chans=10 ** 7), 'weights would take'),
+    ('augmented', dict(base='resnet18', where='layer4.*.conv2', num_classes=10 ** 7), 'its weights would take'),
+    ('convnext_atto', dict(depths=(10 ** 5, 1, 1, 1)), 'more than 4000 tensors, 250 for each GB allowed'),
+    ('convnext_atto', dict(depths=(10 ** 9, 1, 1, 1)), r'depths = \(1000000000, 1, 1, 1\) has a number above 16000000'),
+    (NAME, dict(num_classes=10 ** 18), 'num_classes = 1'), ('aa_resnet18', dict(img_size=10 ** 12), 'img_size = 1'),
+])
+def test_arguments_that_nothing_can_hold(name, options, words, monkeypatch):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match=words):
+        build_model(name, **options)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 5e5  # kB
+
+
+def test_config_that_nothing_can_hold(folder):
+    config = json.loads((folder / 'config.json').read_text())
+    for number, words in ((10 ** 6, 'its weights would take at least'), (10 ** 9, 'has a number above 16000000')):
+        config['model_args']['channels'] = 5 * [number]
+        (folder / 'config.json').write_text(json.dumps(config))
+        with pytest.raises(InputError, match=words):
+            build_model(f'local-dir:{folder}')
+
+
+def test_the_bound_on_weights_changes_nothing(monkeypatch):
+    torch.manual_seed(0)
+    expected = timm.create_model(NAME, num_classes=5).state_dict()
+    torch.manual_seed(0)
+    torch.testing.assert_close(build_model(NAME, num_classes=5).state_dict(), expected, rtol=0, atol=0)
+    monkeypatch.setenv('AA_MODELS_MAX_GB', '0.001')
+    with pytest.raises(InputError, match='AA_MODELS_MAX_GB'):
+        build_model(NAME, num_classes=5)
+
+
 def test_size_of_another_librarys_integers():
     for size in (np.int64(64), np.array([64, 64])):
         assert build_model('aa_resnet18', img_size=size, device='meta').layer4[0].conv1.attn.rel_h.shape[0] == 3
@@ -130,6 +170,7 @@ def test_faults_of_ours_come_out(options, monkeypatch):
     def fail(*_, **__):
         raise KeyError('ours')
 
+    monkeypatch.setattr('aa_models.models.create.check_weights_reached', lambda *_: None)
     monkeypatch.setattr(timm, 'create_model', fail)
     with pytest.raises(KeyError, match='ours'):
         build_model(NAME, **options)

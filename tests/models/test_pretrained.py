@@ -44,7 +44,7 @@ def test_places_are_searched_in_order(places, checkpoint):
 
 def test_local_weights_need_no_network(places, checkpoint, monkeypatch):
     put(checkpoint, places['package'])
-    monkeypatch.setattr(_pretrained, 'hf_hub_download', lambda *_, **__: pytest.fail('the Hub was asked'))
+    monkeypatch.setattr(_pretrained, 'fetch', lambda *_, **__: pytest.fail('the Hub was asked'))
     timm.create_model(NAME, pretrained=True)
 
 
