@@ -5,11 +5,12 @@ import importlib
 import inspect
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from aa_models import __version__
 from aa_models.errors import UserError, WorkError
 
-from .terminal import Output, harmless, leave, open_closed_streams
+from .terminal import Output, harmless, leave, log_harmlessly, open_closed_streams
 
 COMMANDS = (  # each a module of this package
     'attention', 'benchmark', 'convert', 'corruptions', 'curves', 'export', 'info', 'list', 'pack', 'predict',
@@ -27,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         option; 130 when interrupted. An exception that is none of these is a fault of this package and is passed on.
     """
     open_closed_streams()
+    log_harmlessly()
     what = 'aa-models'
     try:
         with contextlib.redirect_stdout(Output(sys.stdout)):
@@ -45,8 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1 if isinstance(error, WorkError) else 2
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(harmless(message))  # it may name files that the shell found for a pattern
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog='aa-models', epilog='`aa-models COMMAND --help` explains a command and shows examples.',
         description='Attention-augmented convolutional networks: look at them, use them, train them.')
     parser.add_argument('--version', action='version', version=f'aa-models {__version__}')

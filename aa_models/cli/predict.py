@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from aa_models.errors import InputError, NoSuchFileError, WriteError
 
 from .options import add_device, add_model, path, path_text
+from .terminal import harmless
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
                           report=lambda error: broken.append(str(error)))
         write(_likely(answers, args.threshold), file)
     for message in broken:
-        print(f'aa-models predict: {message}', file=sys.stderr)
+        print(harmless(f'aa-models predict: {message}'), file=sys.stderr)
     return 1 if broken else 0
 
 

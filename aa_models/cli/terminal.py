@@ -1,6 +1,7 @@
 """What a command prints, on any terminal: its characters shown if the encoding has them, none of them a command."""
 import contextlib
 import io
+import logging
 import os
 import sys
 import unicodedata
@@ -15,6 +16,18 @@ def harmless(text: str) -> str:
     return ''.join(
         repr(letter)[1:-1] if unicodedata.category(letter) in ('Cc', 'Cf', 'Cs') and letter not in '\n\t' else letter
         for letter in text)
+
+
+def log_harmlessly() -> None:
+    """Have the lines of the log, which go past `Output` to standard error, escaped in the same way."""
+    for handler in (*logging.root.handlers, logging.lastResort):
+        if handler is not None:
+            handler.addFilter(_escape)
+
+
+def _escape(record: logging.LogRecord) -> bool:
+    record.msg, record.args = harmless(record.getMessage()), ()
+    return True
 
 
 class Output(io.TextIOBase):

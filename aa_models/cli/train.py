@@ -1,10 +1,11 @@
 """Train a model by a recipe, and go on where an interrupted run stopped.
 
-RECIPE is a YAML file or the name of one that comes with the package; options replace its values. Checkpoints, log.csv
-and the recipe go to the output directory. The same command with the same directory goes on with an interrupted run and
-ends with the very figures of an unbroken one. SIGTERM and Ctrl-C complete the checkpoint that is being written, if
-any, and stop the run; the epoch they cut short is made again. Then MODEL.TAG in that directory is a folder ready for
-`--model local-dir:…` and for the Hub: the weights after the last epoch, config, model card, recipe and log.
+RECIPE is a YAML file or the name of one that comes with the package; the options below, from the heading `model` on,
+replace its values. Checkpoints, log.csv and the recipe go to the output directory. The same command with the same
+directory goes on with an interrupted run and ends with the very figures of an unbroken one. SIGTERM and Ctrl-C complete
+the checkpoint that is being written, if any, and stop the run; the epoch they cut short is made again. After the last
+epoch MODEL.TAG in that directory is a folder ready for `--model local-dir:…` and for the Hub: weights, config, model
+card, recipe and log.
 
 Examples:
   aa-models train cifar100_resnet --data-dir data --dataset-download --output runs/cifar100
@@ -18,6 +19,7 @@ import logging
 
 from .options import add_device, path
 from .recipe_options import add_data, add_recipe_options, recipe_values
+from .terminal import log_harmlessly
 
 _logger = logging.getLogger(__name__)
 USAGE = '%(prog)s RECIPE --output DIR [options]'  # argparse would print every value of a recipe
@@ -26,7 +28,8 @@ USAGE = '%(prog)s RECIPE --output DIR [options]'  # argparse would print every v
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from aa_models.training.recipe import recipe_names
     parser.add_argument(
-        'recipe', help=f'a YAML file or the name of a packaged recipe: {", ".join(recipe_names())}')
+        'recipe', metavar='RECIPE',
+        help=f'a YAML file or the name of a packaged recipe: {", ".join(recipe_names())}')
     parser.add_argument('--output', type=path, required=True, metavar='DIR',
                         help='where checkpoints, log and recipe go; the same command with the same directory goes on '
                         'with an interrupted run')
@@ -37,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='time between lines of the log where there is no terminal (default: 30)')
     parser.add_argument('--tag', help='second half of the name MODEL.TAG of the exported folder (default: the '
                         "dataset's name; for a folder of pictures, the output directory's name)")
-    add_recipe_options(parser.add_argument_group('recipe', 'values that replace those of the recipe'))
+    add_recipe_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -69,4 +72,5 @@ def start_logging() -> None:
 
     if not logging.root.handlers:
         setup_default_logging(logging.INFO if world_info_from_env()[1] == 0 else logging.ERROR)
+        log_harmlessly()
     logging.getLogger('timm').setLevel(logging.WARNING)  # tells of its internals: keys of weights, files it keeps

@@ -2,6 +2,7 @@
 import csv
 import io
 import json
+import logging
 import math
 import subprocess
 import sys
@@ -89,6 +90,15 @@ def test_output_in_any_encoding_and_nothing_that_a_terminal_obeys(encoding, word
     assert bytes_.getvalue().decode(encoding) == f'{word} \\x1b[31mred\\x07\t\\u202e\n'
     monkeypatch.setattr('aa_models.cli.list.run', mock.Mock(side_effect=errors.InputError('\x1b]0;title\x07')))
     assert cli.main(['list']) == 2 and r'error: \x1b]0;title\x07' in capsys.readouterr().err
+
+
+def test_nothing_that_a_terminal_obeys_in_errors_and_the_log(tmp_path, capsys, caplog, monkeypatch):
+    log = logging.getLogger('aa_models')
+    monkeypatch.setattr('aa_models.cli.list.run', lambda args: log.warning('class %s', '\x1b[31m') or 0)
+    assert cli.main(['list']) == 0 and caplog.messages == [r'class \x1b[31m']
+    logging.lastResort.handle(logging.makeLogRecord(dict(levelno=logging.ERROR, msg='\x07')))  # where nobody set up one
+    assert capsys.readouterr().err == '\\x07\n'
+    assert r'\x1b[31m' in refused(capsys, 'list', '--\x1b[31m')
 
 
 def test_interrupted_while_it_starts(monkeypatch):
