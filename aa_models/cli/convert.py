@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--augment', nargs='+', required=True, metavar='PATTERN',
                         help='names of the convolutions, as in a shell')
     parser.add_argument('--model-kwargs', nargs='*', type=key_value, default=[], metavar='KEY=VALUE',
-                        help='arguments of the attention: dk, dv, num_heads, …')
+                        help='arguments of the attention: dk and dv, how many channels, or which share of them, '
+                        'keys and values have; num_heads; …')
     parser.add_argument('--images', type=path, metavar='FOLDER', help='pictures to calibrate with')
     parser.add_argument('--num-images', type=int, default=300, metavar='N',
                         help='pictures to calibrate with, and others to compare with, at most (default: %(default)s)')

@@ -4,7 +4,7 @@ All models see the same pictures. Printed are the top-1 without corruption and t
 table has each of them. The package that makes them comes with `pip install 'aa-models[corruptions]'`.
 
 Example:
-  aa-models corruptions resnet18.mine aa_resnet18.cifar100 --dataset torch/cifar100 --data-dir data -o corruptions.csv
+  aa-models corruptions simplecnn.cifar100 aa_simplecnn.cifar100 --dataset torch/cifar100 --data-dir data -o table.csv
 """
 import argparse
 import logging

@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--img-size', type=int, nargs=2, metavar=('H', 'W'),
                         help="height and width of the images, pixels (default: the model's)")
     parser.add_argument('--batch-size', type=int, default=1, metavar='N', help='images in a batch (default: 1)')
-    parser.add_argument(
-        '-o', '--output', type=path, metavar='FILE', help='(default: NAME with the suffix .onnx or .pt2)')
+    parser.add_argument('-o', '--output', type=path, metavar='FILE',
+                        help='the file to write (default: NAME with the suffix .onnx or .pt2)')
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,8 +1,8 @@
 """Measure top-1 and top-5 of a model on a dataset.
 
 Size, crop, filter and colour statistics are those that the model was trained with, unless an option says otherwise.
-Classes are matched by their names: of a part of the model's classes the pictures are measured among all its answers; a
-class that it does not have is an error, and so is a picture that cannot be read.
+Classes are matched by their names. Pictures of only some of the model's classes are measured among all answers that it
+can give; a class that it does not have is an error, and so is a picture that cannot be read.
 Several processes, started by torchrun, share the images; the first one prints and writes the result.
 
 Examples:

@@ -119,10 +119,10 @@ def test_word_that_is_no_path(words, no_model, capsys):
 def test_list(capsys):
     header, *rows = [line.split() for line in answered(capsys, 'list').splitlines()]
     assert header == ['model', 'params', 'input', 'classes', 'weights']
-    assert [(row[0], *row[3:]) for row in rows] == [
+    assert [(row[0], *row[3:5], ' '.join(row[5:])) for row in rows] == [
         (row.name, row.input_size, str(row.num_classes), row.weights) for row in read_zoo()]
-    for first, last in (('aa_resnet50', '-'), ('aa_resnet50.from_a1_in1k', 'start')):
-        assert [first, '25.81', 'M', '3x224x224', '1000', last] in rows
+    for first, *last in (('aa_resnet50', '-'), ('aa_resnet50.from_a1_in1k', 'to', 'fine-tune')):
+        assert [first, '25.81', 'M', '3x224x224', '1000', *last] in rows
     pretrained = answered(capsys, 'list', '--pretrained').splitlines()[1:]
     assert [row.split()[0] for row in pretrained] == own_models(pretrained=True)
 
