@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('base', type=model_name, metavar='BASE',
                         help='model with weights, local-dir:FOLDER or hf-hub:OWNER/NAME')
     parser.add_argument('--augment', nargs='+', required=True, metavar='PATTERN',
-                        help='names of the convolutions, as in a shell')
+                        help="patterns of the convolutions' names, with * ? [ ] as in a shell")
     parser.add_argument('--model-kwargs', nargs='*', type=key_value, default=[], metavar='KEY=VALUE',
                         help='arguments of the attention: dk and dv, how many channels, or which share of them, '
                         'keys and values have; num_heads; …')

@@ -47,6 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1 if isinstance(error, WorkError) else 2
 
 
+_EPILOG = """`aa-models COMMAND --help` explains a command and shows examples.
+
+Two variables of the environment are read:
+  AA_MODELS_WEIGHTS  a folder of checkpoints, the first to be searched
+  AA_MODELS_MAX_GB   memory in GB above which a request is refused (default: 16)"""
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         super().error(harmless(message))  # it may name files that the shell found for a pattern
@@ -54,7 +61,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog='aa-models', epilog='`aa-models COMMAND --help` explains a command and shows examples.',
+        prog='aa-models', formatter_class=argparse.RawDescriptionHelpFormatter, epilog=_EPILOG,
         description='Attention-augmented convolutional networks: look at them, use them, train them.')
     parser.add_argument('--version', action='version', version=f'aa-models {__version__}')
     commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)

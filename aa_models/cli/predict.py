@@ -37,7 +37,8 @@ COLUMNS = ('file', 'rank', 'index', 'label', 'description', 'probability')
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        'images', nargs='+', type=path_text, metavar='IMAGE', help='picture, folder of pictures, or - for one to read')
+        'images', nargs='+', type=path_text, metavar='IMAGE',
+        help='picture, folder of pictures, or - for one on standard input')
     add_model(parser)
     parser.add_argument('--top', type=int, default=5, metavar='N', help='classes to show (default: %(default)s)')
     parser.add_argument('--threshold', type=float, default=0.0, metavar='P',

@@ -27,7 +27,7 @@ class Recipe:
     num_classes: OrNone[Int] = Field(
         None, ge=1, description="number of classes; none: in training the dataset's, else the model's own")
     drop: Float = Field(0.0, ge=0, lt=1, description='dropout before the classifier')
-    drop_path: Float = Field(0.0, ge=0, lt=1, description='stochastic depth')
+    drop_path: Float = Field(0.0, ge=0, lt=1, description='probability of leaving a block out (stochastic depth)')
     # data
     dataset: str = Field(
         '', description='dataset in timm\'s notation: torch/…, hfds/…, wds/…; "" is a folder of class folders')
@@ -54,10 +54,11 @@ class Recipe:
         (3 / 4, 4 / 3), description="least and largest aspect ratio of the random crop, relative to the input's")
     hflip: Float = Field(0.5, ge=0, le=1, description='probability of a horizontal flip')
     color_jitter: Float = Field(0.4, ge=0, description='brightness, contrast and saturation jitter')
-    auto_augment: OrNone[str] = Field(None, description='rand-m9-mstd0.5, augmix-…, original, v0 or ta_wide')
-    re_prob: Float = Field(0.0, ge=0, le=1, description='probability of random erasing')
-    mixup: Float = Field(0.0, ge=0, description='alpha of mixup')
-    cutmix: Float = Field(0.0, ge=0, description='alpha of cutmix')
+    auto_augment: OrNone[str] = Field(
+        None, description='random changes by a policy of timm: rand-m9-mstd0.5, augmix-…, original, v0 or ta_wide')
+    re_prob: Float = Field(0.0, ge=0, le=1, description='probability of erasing a random rectangle')
+    mixup: Float = Field(0.0, ge=0, description='alpha of mixup, weighted means of two pictures; 0: none')
+    cutmix: Float = Field(0.0, ge=0, description='alpha of cutmix, a part of another picture put in; 0: none')
     mixup_prob: Float = Field(1.0, ge=0, le=1, description='probability of mixing a batch')
     mixup_off_epoch: Int = Field(0, ge=0, description='stop mixing at this epoch; 0: never')
     smoothing: Float = Field(0.1, ge=0, lt=1, description='label smoothing')
@@ -83,7 +84,8 @@ class Recipe:
     layer_decay: OrNone[Positive] = Field(None, description='factor on the learning rate for each layer below the head')
     lr: Float = Field(0.1, gt=0, description='largest learning rate, for the batch of all devices together')
     # all of these schedules are functions of the step alone, which exact resume needs
-    sched: Literal['cosine', 'step', 'wsd', 'constant'] = Field('cosine', description='schedule of the learning rate')
+    sched: Literal['cosine', 'step', 'wsd', 'constant'] = Field(
+        'cosine', description='schedule of the learning rate; wsd: warm-up, stable, decay')
     sched_on_updates: bool = Field(True, description='change the learning rate at every update, not every epoch')
     epochs: Int = Field(100, ge=1, description='epochs in all, warm-up included')
     warmup_epochs: Float = Field(5.0, ge=0, description='epochs of linear warm-up')
