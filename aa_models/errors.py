@@ -39,3 +39,7 @@ class DivergenceError(WorkError, FloatingPointError):
 
 class HubError(WorkError, RuntimeError):
     """The Hub refused or was not reached."""
+
+
+class HubWeightsError(HubError, WeightsError):
+    """Weights are nowhere on this machine, and the Hub did not answer: another try may find them."""

@@ -1,14 +1,31 @@
-"""Values from outside, such as a recipe, checked by pydantic: whatever is wrong is said in one line."""
+"""Values from outside, in recipes and configs, checked by pydantic: whatever is wrong is said in one line."""
 import difflib
-from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar, get_args
+import json
+from collections.abc import Hashable, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
+import yaml
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from .errors import InputError
 
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):  # pydantic would take true for 1
+        raise PydanticCustomError('number_type', 'Input should be a number')
+    return value
+
+
 T = TypeVar('T')
+# `none` is a word as it comes from a command line
+OrNone = Annotated[T | None, BeforeValidator(lambda value: None if value in ('none', ['none']) else value)]
+Int = Annotated[int, BeforeValidator(_no_bool)]
+Float = Annotated[float, BeforeValidator(_no_bool)]
+Size = Annotated[Int, Field(ge=1)]
+Count = Annotated[Int, Field(ge=0)]
+Positive = Annotated[Float, Field(gt=0)]
 
 
 def checked(kind: type[T], values: Mapping[Any, Any], source: str) -> T:
@@ -28,6 +45,50 @@ def checked(kind: type[T], values: Mapping[Any, Any], source: str) -> T:
         fields = getattr(kind, '__pydantic_fields__', {})
         faults = '; '.join(_in_words(fault, fields) for fault in error.errors())
         raise InputError(f'{source}: {faults}') from error
+
+
+def parsed_json(file: Path) -> dict[str, Any]:
+    """The mapping in a JSON file.
+
+    Raises:
+        InputError: It cannot be read, is no JSON, or holds something else.
+    """
+    try:
+        content = json.loads(file.read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f'{file} cannot be read as JSON: {error}') from error
+    return _mapping(content, file)
+
+
+def parsed_yaml(file: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, empty for an empty file. A key that is there twice is an error, not the later value.
+
+    Raises:
+        InputError: It cannot be read, is no YAML, or holds something else.
+    """
+    try:
+        content = yaml.load(file.read_text(encoding='utf-8'), _Loader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(f'{file} is not YAML: {" ".join(str(error).split())}') from error
+    return _mapping({} if content is None else content, file)
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads plain values only, and every key once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for i, key in enumerate(keys):
+            if any(key.value == earlier.value for earlier in keys[:i]):
+                raise yaml.constructor.ConstructorError(None, None, f'key {key.value!r} is there twice', key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _mapping(content: Any, file: Path) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        kinds = {list: 'a list', str: 'a text', bool: 'true or false', int: 'a number', float: 'a number'}
+        raise InputError(f'{file} must hold keys with values, not {kinds.get(type(content), "nothing")}')
+    return content
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
@@ -52,6 +113,7 @@ def _in_words(fault: ErrorDetails, fields: Mapping[str, Any]) -> str:
         return str(fault['ctx']['error'])
     value = f'{path} = {fault["input"]!r}'
     message = fault['msg'].replace('Tuple', 'List').replace('tuple', 'list')  # YAML and JSON know lists
+    message = message.partition(' or instance of ')[0]  # of a class that no file holds
     if path in fields and may_be_none(fields[path].annotation):
         message += ', or none'
     wanted = message.removeprefix('Input should be ')

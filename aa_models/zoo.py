@@ -24,7 +24,7 @@ class ZooRow(NamedTuple):
     input_size: str  # channels, height and width, '3x224x224'
     num_classes: int
     gmacs: str  # 10⁹ multiply-accumulates of one image of that size
-    weights: str  # 'yes' for this package's own, 'start' for a plain network's, converted on loading, '-' for none
+    weights: str  # 'yes': this package's own; 'to fine-tune': a plain network's, converted on loading; '-': none
 
 
 def read_zoo() -> list[ZooRow]:

@@ -148,7 +148,7 @@ def test_zoo_table():
     """Every model stands in the table with its own figures, a checkpoint with its accuracy; so does what predicts."""
     rows = rows_of(README, 'Zoo')
     for row in read_zoo():
-        if row.weights != 'start':
+        if row.weights != 'to fine-tune':
             top1 = f'{float(measured(row.name)["top1"]):.2f}' if row.weights == 'yes' else '–'
             size = row.input_size.rpartition('x')[2]
             assert rows[row.name] == [f'{row.params / 1e6:.2f}', size, row.gmacs, top1], row.name

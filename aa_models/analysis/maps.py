@@ -2,8 +2,10 @@
 
 The names of layers are those of the `GridAttention` modules, as `model.named_modules()` has them.
 """
+import contextlib
 import fnmatch
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -13,6 +15,7 @@ from aa_models.errors import InputError, InputTypeError
 from aa_models.layers import GridAttention
 
 T = TypeVar('T')
+_one_at_a_time = threading.RLock()  # hooks and modes belong to the model, whichever thread set them
 Names = str | Sequence[str]  # a pattern of the layers' names, as in a shell, or several
 
 
@@ -37,7 +40,7 @@ def attention_maps(model: nn.Module, x: torch.Tensor, layers: Names = '*') -> di
 
     Raises:
         InputError: The model has no attention layer, or a pattern matches none.
-        InputTypeError: `layers` is no pattern.
+        InputTypeError: `layers` is no pattern, `model` no network or `x` no tensor.
     """
     return read_attention(model, x, GridAttention.attention_map, layers)
 
@@ -61,21 +64,40 @@ def read_attention(
         For the name of each layer what `read` returned, at its last call if the model runs it several times.
     """
     results: dict[str, T] = {}
-    modes = [(module, module.training) for module in model.modules()]
-    hooks = [layer.register_forward_hook(
-        lambda layer, args, output, name=name: results.__setitem__(name, read(layer, args[0])))
-        for name, layer in attention_layers(model, layers).items()]
-    try:
-        model.eval()
-        # a model compiled before the hooks were registered would not call them
-        with torch.no_grad(), torch.compiler.set_stance('force_eager'):
-            model(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, training in modes:  # not `model.train()`: parts of a network may be frozen in eval mode
-            module.training = training
+    chosen = attention_layers(model, layers)
+    if not isinstance(x, torch.Tensor):
+        raise InputTypeError(f'x must be a tensor, the input of the model, got {type(x).__name__}')
+    thread = threading.get_ident()
+
+    def hear(layer: GridAttention, x: torch.Tensor, name: str) -> None:
+        if threading.get_ident() == thread:  # another thread may use the model meanwhile
+            results[name] = read(layer, x)
+
+    with _one_at_a_time:
+        modes = [(module, module.training) for module in model.modules()]
+        hooks = [layer.register_forward_hook(lambda layer, args, output, name=name: hear(layer, args[0], name))
+                 for name, layer in chosen.items()]
+        try:
+            model.eval()
+            with torch.no_grad(), _eagerly(model) as eager:
+                eager(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for module, training in modes:  # not `model.train()`: parts of a network may be frozen in eval mode
+                module.training = training
     return results
+
+
+@contextlib.contextmanager
+def _eagerly(model: nn.Module) -> Iterator[nn.Module]:
+    """The model as it was before it was compiled: a program made without hooks would not call them."""
+    model = getattr(model, '_orig_mod', model)  # of `torch.compile(model)`
+    if any(hasattr(module, '_orig_mod') or module._compiled_call_impl is not None for module in model.modules()):
+        with torch.compiler.set_stance('force_eager'):  # for the whole process: only where parts are compiled
+            yield model
+    else:
+        yield model
 
 
 def attention_layers(model: nn.Module, layers: Names = '*') -> dict[str, GridAttention]:
@@ -87,8 +109,10 @@ def attention_layers(model: nn.Module, layers: Names = '*') -> dict[str, GridAtt
 
     Raises:
         InputError: There is none, or one of the patterns matches none.
-        InputTypeError: `layers` is no pattern.
+        InputTypeError: `layers` is no pattern or `model` no network.
     """
+    if not isinstance(model, nn.Module):
+        raise InputTypeError(f'model must be a torch.nn.Module, got {model!r}')
     patterns = [layers] if isinstance(layers, str) else layers
     if not isinstance(patterns, Sequence) or not all(isinstance(pattern, str) for pattern in patterns):
         raise InputTypeError(f'layers must be a pattern of names or several, got {layers!r}')

@@ -1,4 +1,5 @@
 """The most probable classes of pictures."""
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,25 @@ from aa_models.data.pictures import picture_mode, read_picture
 from aa_models.errors import InputError
 from aa_models.models.create import cfg_of, num_classes_of
 
+Read = Callable[[str | Path, str], Image.Image]
+
 
 @torch.inference_mode()
-def predict(model: nn.Module, paths: Iterable[str | Path], top: int = 5) -> Iterator[dict[str, Any]]:
-    """Classify pictures one at a time, so that no answer depends on which other pictures there are.
+def predict(
+        model: nn.Module, paths: Iterable[str | Path], top: int = 5, *, batch_size: int = 1, read: Read = read_picture,
+        report: Callable[[InputError], object] | None = None, done: Callable[[], object] = lambda: None,
+) -> Iterator[dict[str, Any]]:
+    """Classify pictures, each read once.
 
     Args:
         model: Classifier made by timm, in eval mode.
         paths: Picture files.
         top: Number of classes in an answer.
+        batch_size: Pictures at once. One at a time no answer depends on which other pictures there are; in batches
+            the last digits may.
+        read: Reads one of `paths` in a mode of Pillow.
+        report: Told of each file that cannot be read; by default the first one ends the work.
+        done: Called after each picture.
 
     Yields:
         `dict(file=, predictions=[dict(index=, label=, probability=), ...])`, the most probable class first. A class
@@ -34,13 +45,25 @@ def predict(model: nn.Module, paths: Iterable[str | Path], top: int = 5) -> Iter
     if not num_classes_of(model):
         raise InputError('the model has no classes: it computes features only')
     transform, cfg, parameter = make_transform(model), cfg_of(model), next(model.parameters())
-    for path in paths:
-        picture = transform(read_picture(path, mode))  # (C, H, W)
-        logits = model(picture[None].to(parameter.device, parameter.dtype))[0]  # (num_classes,)
-        best = logits.float().softmax(0).topk(min(top, len(logits)))
-        yield dict(file=str(path), predictions=[
-            dict(index=i, **_named(cfg, i), probability=p)
-            for p, i in zip(best.values.tolist(), best.indices.tolist())])
+
+    def pictures() -> Iterator[tuple[str | Path, torch.Tensor]]:
+        for path in paths:
+            try:
+                yield path, transform(read(path, mode))  # (C, H, W)
+            except InputError as error:
+                if report is None:
+                    raise
+                report(error)
+            done()
+
+    found = pictures()
+    while batch := list(itertools.islice(found, batch_size)):
+        images = torch.stack([picture for _, picture in batch]).to(parameter.device, parameter.dtype)
+        for (path, _), logits in zip(batch, model(images)):  # (num_classes,)
+            best = logits.float().softmax(0).topk(min(top, len(logits)))
+            yield dict(file=str(path), predictions=[
+                dict(index=i, **_named(cfg, i), probability=p)
+                for p, i in zip(best.values.tolist(), best.indices.tolist())])
 
 
 def make_transform(model: nn.Module, **changes: Any) -> Callable[[Image.Image], torch.Tensor]:

@@ -8,6 +8,7 @@ from torch import nn
 
 from aa_models.data.pictures import picture_mode
 from aa_models.layers import GridAttention
+from aa_models.models.memory import check_pass
 
 from .maps import read_attention
 from .prediction import make_transform
@@ -29,7 +30,7 @@ def attention_from(
         For the name of each layer (num_heads, H, W), each head's weights summing to 1, on the CPU.
 
     Raises:
-        InputError: The model takes something else than pictures, or has no such layer.
+        InputError: The model takes something else than pictures, has no such layer, or would take too much memory.
     """
     channels, height, width = resolve_data_config(model=model)['input_size']
     area = img_size ** 2 if img_size else height * width
@@ -37,6 +38,9 @@ def attention_from(
     size = [max(1, round(side * scale)) for side in (picture.height, picture.width)]
     # `crop_mode='squash'` resizes to just this size and crops nothing
     transform = make_transform(model, input_size=(channels, *size), crop_pct=1., crop_mode='squash')
+    check_pass(
+        model, (1, channels, *size), f'attention over a picture of {size[0]} x {size[1]} pixels',
+        lambda model, x: read_attention(model, x, GridAttention.attention_map, layers))
     parameter = next(model.parameters())
     x = transform(picture.convert(picture_mode(channels)))[None].to(parameter.device, parameter.dtype)  # (1, C, H, W)
 

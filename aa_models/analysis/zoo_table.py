@@ -28,7 +28,7 @@ def _measure(name: str) -> ZooRow:
     cfg = registered_cfg(name)
     return ZooRow(name, sum(p.numel() for p in model.parameters()), 'x'.join(map(str, cfg.input_size)), cfg.num_classes,
                   gmacs=in_giga(count_macs(model)),
-                  weights='yes' if expected_sha256(cfg) else 'start' if cfg.has_weights else '-')
+                  weights='yes' if expected_sha256(cfg) else 'to fine-tune' if cfg.has_weights else '-')
 
 
 if __name__ == '__main__':

@@ -47,14 +47,30 @@ def trace_map_sizes(
         f'{prefix}.{name}'.lstrip('.'): tensor.to('meta') for prefix, module in model.named_modules()
         for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]}
     dtype = next((t.dtype for t in meta.values() if t.is_floating_point()), torch.get_default_dtype())
-    # two images, because batch norm refuses to train on a single value
-    image = torch.empty((2, in_chans, *img_size), device='meta', dtype=dtype)
     try:
+        # two images, because batch norm refuses to train on a single value
+        image = torch.empty((2, in_chans, *img_size), device='meta', dtype=dtype)
         functional_call(model, meta, (image,), tie_weights=False)
+    except RuntimeError as error:
+        if 'overflow' not in str(error):  # torch's word for more bytes than it can count
+            raise
+        raise InputError(f'img_size = {img_size} is larger than any memory') from error
     finally:
         for hook in hooks:
             hook.remove()
     return sizes
+
+
+def image_size(img_size: Any) -> tuple[int, int]:
+    """Height and width in pixels; `img_size` is one number for both, or a pair.
+
+    Raises:
+        InputError: It is neither.
+    """
+    size = to_2tuple(img_size)
+    if len(size) != 2 or not all(is_int(n) and n > 0 for n in size):
+        raise InputError(f'img_size must be an int or a pair of them, pixels, got {img_size!r}')
+    return int(size[0]), int(size[1])  # of any library's integers
 
 
 @names_attention_args
@@ -105,9 +121,7 @@ def augment(
     chosen = select(model, where)
     if img_size is None:
         img_size = (getattr(model, 'pretrained_cfg', None) or {}).get('input_size', (224, 224))[-2:]
-    size = to_2tuple(img_size)
-    if len(size) != 2 or not all(is_int(n) and n > 0 for n in size):
-        raise InputError(f'img_size must be an int or a pair of them, pixels, got {img_size!r}')
+    size = image_size(img_size)
     in_chans = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
     batches = [] if calibrate is None else read_images(calibrate, in_chans)
     sizes = trace_map_sizes(model, chosen, in_chans, size)

@@ -32,6 +32,8 @@ def select(model: nn.Module, where: Where) -> dict[str, Mapping[str, Any]]:
         chosen = {name: settings[pattern] for pattern in reversed(list(settings)) for name in found[pattern]}
         chosen = {name: chosen[name] for name in convs if name in chosen}
         missed = [pattern for pattern in settings if not found[pattern]]
+    if '' in convs:
+        raise InputError('model must be a network with a convolution in it, not a convolution: nothing holds its place')
     if missed or not chosen:
         raise InputError(
             f'where={(missed or where)!r} chooses none of the {len(convs)} convolutions of {type(model).__name__}: '

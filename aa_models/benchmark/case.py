@@ -1,6 +1,7 @@
 """What is measured: a module with its inputs, run forward or through a training step."""
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -9,6 +10,7 @@ from torch import nn
 
 from aa_models.device import autocast, find_device
 from aa_models.errors import InputError
+from aa_models.models.memory import check_memory, check_pass
 
 BENCH = {'inference': ['infer'], 'train': ['train'], 'both': ['infer', 'train']}  # timm's words, and its columns'
 DTYPES = ('float32', 'bfloat16', 'float16')
@@ -74,6 +76,19 @@ class Case:
     def module(self, device: torch.device | str) -> nn.Module:
         """Make the module; on 'meta' that costs nothing."""
         return self.make(size=self.size, device=device, dtype=self._dtype)
+
+    def check_memory(self) -> None:
+        """Refuse what would take more than the memory allowed.
+
+        Raises:
+            InputError: The forward pass would.
+        """
+        shape = (self.settings.batch_size, self.channels, *self.size)
+        what = f'{self.name} at {self.size[0]} x {self.size[1]} with batch_size = {self.settings.batch_size}'
+        if self.depths:
+            check_memory(math.prod(shape) * sum(self.depths) * self._dtype.itemsize, what)
+        else:
+            check_pass(self.module('meta'), shape, what)
 
     @property
     def _dtype(self) -> torch.dtype:

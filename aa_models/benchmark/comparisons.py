@@ -84,9 +84,11 @@ def benchmark_attention(
     if dv % num_heads:
         raise InputError(f'dv = {dv} must be a multiple of num_heads = {num_heads}')
     depths = dim_head, dim_head, dv // num_heads
-    return measure_groups([[
-        Case(name, partial(make_attention, name, 1, dk, dv, num_heads), size, num_heads, settings, depths)
-        for name in ('sdpa', 'aa')]])
+    cases = [Case(name, partial(make_attention, name, 1, dk, dv, num_heads), size, num_heads, settings, depths)
+             for name in ('sdpa', 'aa')]
+    for case in cases:
+        case.check_memory()
+    return measure_groups([cases])
 
 
 def benchmark_model(
@@ -132,6 +134,9 @@ def _compare_layers(
         names = [name for name in dict.fromkeys([OURS, *rivals])
                  if _FULL_LOGITS.get(name, 0) * logits <= 1e9 * max_memory]
         groups.append([Case(name, partial(make_layer, name, *depths), size, channels, settings) for name in names])
+        for case in groups[-1]:
+            if max_memory == math.inf or case.name == OURS:  # others are left out where they need too much
+                case.check_memory()
     return measure_groups(groups, max_memory)
 
 
@@ -153,6 +158,7 @@ def _models(names: Sequence[str], img_size: int | None, settings: Settings) -> l
     cases = [Case(name, partial(_make_model, name, num_classes_of(rival)), (size, size), 3, settings, network=True)
              for name in dict.fromkeys(names)]
     for case in cases:
+        case.check_memory()
         check_image_size(case.module('meta'), (3, size, size))
     return cases
 

@@ -1,8 +1,9 @@
 """Show what a network looks at: attention maps over a picture.
 
 Without --layer an overview: one panel for each attention layer, the mean over its heads. With --layer one panel for
-each head of that layer. A panel shows how much the query, the marked pixel, attends to each part of the picture; its
-brightest colour is the largest weight, which stands above it, and black is zero.
+each head of that layer. A panel shows how much the query, the marked pixel, attends to each part of the picture, and
+above it stands the largest weight. The bar beside the panels is the scale of all of them: 1 is a map's average weight,
+what each part would get if attention made no difference between them.
 
 The network gets the whole picture in its own proportions, resized to about as many pixels as the model was trained at
 (`predict` crops the middle). So the query can be any pixel of the picture: it is counted from the top left corner of
@@ -11,7 +12,7 @@ panel.
 
 Examples:
   aa-models attention cat.jpg
-  aa-models attention cat.jpg --query 120,80 --layer layer3.0.conv1.attn -o cat_attention.png
+  aa-models attention cat.jpg --query 120,80 --layer layer3.0.conv1 -o cat_attention.png
   aa-models attention cat.jpg --model local-dir:output/my_model --img-size 320
 """
 import argparse
@@ -19,22 +20,27 @@ from typing import TYPE_CHECKING
 
 from aa_models.errors import InputError
 
-from .options import add_device, add_model
+from .options import add_device, add_model, path_text
 
 if TYPE_CHECKING:
     from torch import nn
 
 
+ATTENTION = '.attn'  # what the attention of an augmented convolution is called in it
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('image', metavar='IMAGE', help='picture')
+    parser.add_argument('image', type=path_text, metavar='IMAGE', help='picture')
     add_model(parser)
-    parser.add_argument('--layer', metavar='NAME', help='show the heads of this layer (default: an overview of all)')
+    parser.add_argument('--layer', metavar='NAME', help='show the heads of this layer, which has its name above its '
+                        'panel of the overview (default: the overview of all)')
     parser.add_argument(
         '--query', metavar='X,Y', help='column and row of the query pixel, 0,0 at the top left (default: centre)')
     parser.add_argument('--img-size', type=int, metavar='PX', help='the picture is resized to about as many pixels as '
                         "a square of this side has (default: the model's)")
     parser.add_argument(
-        '-o', '--output', default='attention.png', metavar='FILE', help='the picture to write (default: %(default)s)')
+        '-o', '--output', type=path_text, default='attention.png', metavar='FILE',
+        help='the picture to write (default: %(default)s)')
     add_device(parser)
 
 
@@ -59,9 +65,11 @@ def run(args: argparse.Namespace) -> int:
     layer = None if args.layer is None else _one_layer(model, args.layer)
     weights = attention_from(model, picture, query, layer or '*', args.img_size)
     panels = {f'head {i}': head for i, head in enumerate(weights[layer])} if layer else {
-        name: heads.mean(0) for name, heads in weights.items()}
+        f'{i}. {name.removesuffix(ATTENTION)}': heads.mean(0)
+        for i, (name, heads) in enumerate(weights.items(), start=1)}
     from aa_models.analysis.figures import draw
-    title = f'{args.model}{f", {layer}" if layer else ", mean over the heads"}, query {query[0]},{query[1]}'
+    shown = layer.removesuffix(ATTENTION) if layer else 'mean over the heads of each layer'
+    title = f'{args.model}, {shown}, query {query[0]},{query[1]}'
     save_plot(draw(picture, query, panels, title), args.output)
     for name, heads in weights.items():
         num_heads, H, W = heads.shape
@@ -87,7 +95,8 @@ def _parse_query(text: str | None, size: tuple[int, int]) -> tuple[int, int]:
 def _one_layer(model: 'nn.Module', pattern: str) -> str:
     from aa_models.analysis.maps import attention_layers
     try:
-        names = list(attention_layers(model, pattern))
+        known = attention_layers(model)
+        names = [name] if (name := pattern + ATTENTION) in known else list(attention_layers(model, pattern))
     except InputError as error:
         raise InputError(f'--layer: {error}') from None
     if len(names) > 1:

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from aa_models.errors import InputError
 
+from .options import path_text
+
 if TYPE_CHECKING:
     import torch
 
@@ -96,11 +98,13 @@ OPTIONS: list[tuple[str, str, dict[str, Any]]] = [
         type=float, default=4., metavar='GB',
         help='leave a layer out from the size on where a step would need more (default: %(default)g)')),
     ('growth', '-o --output', dict(
-        metavar='PICTURE', help='draw time and memory into this file (.png, .svg, .pdf; needs matplotlib)')),
+        type=path_text, metavar='PICTURE',
+        help='draw time and memory into this file (.png, .svg, .pdf; needs matplotlib)')),
     ('', '--batch-size', dict(type=int, default=16, metavar='N', help='inputs in a batch (default: %(default)s)')),
     ('', '--bench', dict(default='both', choices=('inference', 'train', 'both'),
                          help='forward passes, training steps (forward and backward) or both (default: both)')),
-    ('', '--dtype', dict(default='float32', choices=('float32', 'bfloat16', 'float16'), help='(default: float32)')),
+    ('', '--dtype', dict(default='float32', choices=('float32', 'bfloat16', 'float16'),
+                         help='kind of numbers (default: float32)')),
     ('', '--channels-last', dict(action='store_true', help='keep inputs and weights in channels_last order')),
     ('', '--compile', dict(action='store_true', help='run through torch.compile')),
     ('', '--device', dict(metavar='NAME', help='cpu, cuda or cuda:N (default: cuda where there is one)')),
@@ -108,7 +112,8 @@ OPTIONS: list[tuple[str, str, dict[str, Any]]] = [
     ('', '--warmup', dict(type=int, default=2, metavar='N', help='turns before those that count (default: 2)')),
     ('', '--no-memory', dict(dest='memory', action='store_false',
                              help='do not measure memory, which on the CPU starts a process for each contestant')),
-    ('', '--results-file', dict(metavar='CSV', help="write the results in timm's columns, and some of ours")),
+    ('', '--results-file', dict(
+        type=path_text, metavar='CSV', help="write the results in timm's columns, and some of ours")),
 ]
 # The figures that the table shows, in its order
 HEADS = {

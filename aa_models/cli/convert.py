@@ -10,23 +10,24 @@ Examples:
   aa-models convert resnet50 --augment 'layer4.*.conv2' --model-kwargs dv=0.25 --images pictures/ --output new
 """
 import argparse
-from pathlib import Path
 
-from .options import add_device, key_value
+from .options import add_device, key_value, model_name, path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('base', metavar='BASE', help='model with weights, local-dir:FOLDER or hf-hub:OWNER/NAME')
+    parser.add_argument('base', type=model_name, metavar='BASE',
+                        help='model with weights, local-dir:FOLDER or hf-hub:OWNER/NAME')
     parser.add_argument('--augment', nargs='+', required=True, metavar='PATTERN',
-                        help='names of the convolutions, as in a shell')
+                        help="patterns of the convolutions' names, with * ? [ ] as in a shell")
     parser.add_argument('--model-kwargs', nargs='*', type=key_value, default=[], metavar='KEY=VALUE',
-                        help='arguments of the attention: dk, dv, num_heads, …')
-    parser.add_argument('--images', type=Path, metavar='FOLDER', help='pictures to calibrate with')
+                        help='arguments of the attention: dk and dv, how many channels, or which share of them, '
+                        'keys and values have; num_heads; …')
+    parser.add_argument('--images', type=path, metavar='FOLDER', help='pictures to calibrate with')
     parser.add_argument('--num-images', type=int, default=300, metavar='N',
                         help='pictures to calibrate with, and others to compare with, at most (default: %(default)s)')
     parser.add_argument('--img-size', type=int, nargs=2, metavar=('H', 'W'),
                         help="size in pixels to make tables of relative positions for (default: the model's)")
-    parser.add_argument('--output', type=Path, required=True, metavar='DIR', help='the folder to write')
+    parser.add_argument('--output', type=path, required=True, metavar='DIR', help='the folder to write')
     add_device(parser)
 
 

@@ -4,15 +4,14 @@ All models see the same pictures. Printed are the top-1 without corruption and t
 table has each of them. The package that makes them comes with `pip install 'aa-models[corruptions]'`.
 
 Example:
-  aa-models corruptions resnet18.mine aa_resnet18.cifar100 --dataset torch/cifar100 --data-dir data -o corruptions.csv
+  aa-models corruptions simplecnn.cifar100 aa_simplecnn.cifar100 --dataset torch/cifar100 --data-dir data -o table.csv
 """
 import argparse
 import logging
-from pathlib import Path
 
 from aa_models.errors import InputError
 
-from .options import add_device
+from .options import add_device, path
 from .recipe_options import add_data, add_recipe_options, recipe_values
 
 
@@ -25,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--images', type=int, default=0, metavar='N',
                         help='number of pictures, the same of all classes (default: all)')
     add_recipe_options(parser, ('dataset', 'batch_size', 'amp', 'amp_dtype', 'channels_last'))
-    parser.add_argument('-o', '--output', type=Path, required=True, metavar='CSV', help='the table')
+    parser.add_argument('-o', '--output', type=path, required=True, metavar='CSV', help='the table')
     add_device(parser)
 
 

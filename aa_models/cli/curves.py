@@ -7,12 +7,14 @@ Example:
   aa-models curves weights/*.cifar100 weights/logs-cifar100/*.csv -o curves.svg
 """
 import argparse
-from pathlib import Path
+
+from .options import path, path_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='a log, or a folder that holds log.csv')
-    parser.add_argument('-o', '--output', required=True, metavar='FILE', help='the picture (.png, .svg, .pdf)')
+    parser.add_argument('runs', nargs='+', type=path, metavar='RUN', help='a log, or a folder that holds log.csv')
+    parser.add_argument('-o', '--output', type=path_text, required=True, metavar='FILE',
+                        help='the picture (.png, .svg, .pdf)')
     parser.add_argument('--title', default='', help='printed above')
 
 

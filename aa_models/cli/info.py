@@ -16,14 +16,16 @@ import argparse
 
 from aa_models.errors import InputError
 
-from .options import key_value
+from .options import key_value, model_name
 from .tables import print_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('name', metavar='NAME', help='model of this package or of timm, with or without a tag')
+    parser.add_argument('name', type=model_name, metavar='NAME',
+                        help='model of this package or of timm, with or without a tag')
     parser.add_argument('--model-kwargs', type=key_value, nargs='*', default=(), metavar='KEY=VALUE',
-                        help='further arguments of the model')
+                        help='further arguments of the model: of augmented ones dk and dv, how many channels, or which '
+                        'share of them, keys and values have; num_heads; pos_embed; …')
     parser.add_argument('--img-size', type=int, nargs='+', metavar=('H', 'W'),
                         help="size of the image, pixels, one number for both; this package's models get their relative "
                         "tables made for it, too (default: the model's input size)")

@@ -1,13 +1,16 @@
 """The command `aa-models`."""
 import argparse
+import contextlib
 import importlib
 import inspect
-import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from aa_models import __version__
 from aa_models.errors import UserError, WorkError
+
+from .terminal import Output, harmless, leave, log_harmlessly, open_closed_streams
 
 COMMANDS = (  # each a module of this package
     'attention', 'benchmark', 'convert', 'corruptions', 'curves', 'export', 'info', 'list', 'pack', 'predict',
@@ -24,24 +27,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status: 0; 1 where the work failed; 2 for a request that cannot be met, as argparse has it for a wrong
         option; 130 when interrupted. An exception that is none of these is a fault of this package and is passed on.
     """
-    args = _parser().parse_args(argv)
+    open_closed_streams()
+    log_harmlessly()
+    what = 'aa-models'
     try:
-        status = args.run(args)
-        sys.stdout.flush()
+        with contextlib.redirect_stdout(Output(sys.stdout)):
+            args = _parser().parse_args(argv)
+            what = f'aa-models {args.command}'
+            status = args.run(args)
+            sys.stdout.flush()
         return status
     except BrokenPipeError:  # `aa-models list | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        leave(sys.stdout)
         return 0
     except KeyboardInterrupt:
         return 130
     except (UserError, WorkError) as error:
-        print(f'aa-models {args.command}: error: {error}', file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+        print(harmless(f'{what}: error: {error}'), file=sys.stderr)
+        return 1 if isinstance(error, WorkError) else 2
+
+
+_EPILOG = """`aa-models COMMAND --help` explains a command and shows examples.
+
+Two variables of the environment are read:
+  AA_MODELS_WEIGHTS  a folder of checkpoints, the first to be searched
+  AA_MODELS_MAX_GB   memory in GB above which a request is refused (default: 16)"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(harmless(message))  # it may name files that the shell found for a pattern
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog='aa-models', epilog='`aa-models COMMAND --help` explains a command and shows examples.',
+    parser = _Parser(
+        prog='aa-models', formatter_class=argparse.RawDescriptionHelpFormatter, epilog=_EPILOG,
         description='Attention-augmented convolutional networks: look at them, use them, train them.')
     parser.add_argument('--version', action='version', version=f'aa-models {__version__}')
     commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)

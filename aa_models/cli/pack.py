@@ -9,16 +9,17 @@ Examples:
   aa-models pack output/mine --tag birds --to weights
 """
 import argparse
-from pathlib import Path
+
+from .options import path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        'run_dir', type=Path, metavar='RUN_DIR', help='the output directory of a finished `aa-models train`')
+        'run_dir', type=path, metavar='RUN_DIR', help='the output directory of a finished `aa-models train`')
     parser.add_argument(
         '--tag', help="second half of the folder's name MODEL.TAG (default: the dataset's name; for a folder of "
         "pictures, RUN_DIR's name)")
-    parser.add_argument('--to', type=Path, metavar='DIR', help='where the folder is made (default: in RUN_DIR)')
+    parser.add_argument('--to', type=path, metavar='DIR', help='where the folder is made (default: in RUN_DIR)')
     parser.add_argument('--repo', metavar='OWNER/NAME', help='its repository on the Hub, named in the card')
     parser.add_argument('--machine', metavar='TEXT', help='hardware of the run (default: what the run noted)')
 

@@ -11,7 +11,8 @@ Examples:
   aa-models publish output/mine/aa_resnet18.mine --repo-id me/aa_resnet18.mine --private
 """
 import argparse
-from pathlib import Path
+
+from .options import path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--repo-id', required=True, metavar='OWNER/NAME', help='repository on the Hub')
     parser.add_argument('--private', action='store_true', help='make the repository private if it is created')
     parser.add_argument('--create-pr', action='store_true', help='open a pull request instead of a commit')
-    parser.add_argument('--results-file', type=Path, metavar='CSV',
+    parser.add_argument('--results-file', type=path, metavar='CSV',
                         help='table with the accuracy of the card (default: results-TAG.csv beside the folder)')
     parser.add_argument('--dry-run', action='store_true', help='check, and show what would go')
 

@@ -3,12 +3,17 @@ import argparse
 from collections.abc import Collection
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from .options import key_value
+from .options import key_value, path_text
+
+GROUPS = {  # heading over the options from this field on
+    'model': 'model', 'dataset': 'data', 'img_size': 'input', 'crop_padding': 'changes of the training pictures',
+    'teacher': 'learning from a teacher', 'batch_size': 'batches and optimiser', 'sched': 'epochs and learning rate',
+    'ema': 'averaging, precision, speed', 'workers': 'order of the run'}
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Declare where the images are."""
-    parser.add_argument('--data-dir', metavar='DIR', help='where the dataset is')
+    parser.add_argument('--data-dir', type=path_text, metavar='DIR', help='where the dataset is')
     parser.add_argument('--dataset-download', action='store_true', help='fetch the dataset if it is not there')
 
 
@@ -16,13 +21,16 @@ def add_recipe_options(parser: argparse._ActionsContainer, names: Collection[str
     """Give the parser an option for each field of `Recipe`; only those that are used end in the namespace.
 
     Args:
-        names: The fields, all by default.
+        names: The fields, all by default, which then stand in groups.
     """
     from aa_models.schema import may_be_none
     from aa_models.training.recipe import recipe_fields
+    group = parser
     for name, field in recipe_fields().items():
         if names is not None and name not in names:
             continue
+        if names is None and name in GROUPS:
+            group = parser.add_argument_group(GROUPS[name])
         kind: Any = get_args(field.annotation)[0] if may_be_none(field.annotation) else field.annotation
         how: dict[str, Any] = dict(metavar=_metavar(kind))
         if kind is bool:
@@ -32,10 +40,10 @@ def add_recipe_options(parser: argparse._ActionsContainer, names: Collection[str
         elif get_origin(kind) is tuple:
             how = dict(nargs='+', metavar=_metavar(get_args(kind)[0]))
         default = field.get_default(call_default_factory=True)
-        shown = ' '.join(f'{v:.4g}' for v in default) if isinstance(default, tuple) else default
-        note = '' if shown in (None, '', {}) else f' (default: {shown})'
-        parser.add_argument(f'--{name.replace("_", "-")}', default=argparse.SUPPRESS,
-                            help=f'{field.description}{note}'.replace('%', '%%'), **how)
+        shown = _shown(default)
+        note = f' (default: {shown})' if shown else ''
+        group.add_argument(f'--{name.replace("_", "-")}', default=argparse.SUPPRESS,
+                           help=f'{field.description}{note}'.replace('%', '%%'), **how)
 
 
 def recipe_values(args: argparse.Namespace) -> dict[str, Any]:
@@ -43,6 +51,15 @@ def recipe_values(args: argparse.Namespace) -> dict[str, Any]:
     from aa_models.training.recipe import recipe_fields
     values = {name: getattr(args, name) for name in recipe_fields() if hasattr(args, name)}
     return {name: dict(value) if name.endswith('_kwargs') else value for name, value in values.items()}
+
+
+def _shown(value: Any) -> str:
+    """A default as the help has it, '' for none."""
+    if isinstance(value, bool):
+        return 'yes' if value else 'no'
+    if isinstance(value, tuple):
+        return ' '.join(f'{number:.4g}' for number in value)
+    return '' if value in (None, {}) else f'{value:g}' if isinstance(value, float) else str(value)
 
 
 def _metavar(kind: Any) -> str:

@@ -15,18 +15,17 @@ Example:
 """
 import argparse
 import logging
-from pathlib import Path
 
-from .options import add_device
+from .options import add_device, path
 from .recipe_options import add_data
 from .train import start_logging
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('sweep', type=Path, metavar='SWEEP', help='the YAML file')
-    parser.add_argument('--output', type=Path, required=True, metavar='DIR',
+    parser.add_argument('sweep', type=path, metavar='SWEEP', help='the YAML file')
+    parser.add_argument('--output', type=path, required=True, metavar='DIR',
                         help='where runs have their folders while they last')
-    parser.add_argument('--results-file', type=Path, required=True, metavar='CSV', help='table that rows are added to')
+    parser.add_argument('--results-file', type=path, required=True, metavar='CSV', help='table that rows are added to')
     add_data(parser)
     add_device(parser)
     parser.add_argument('--log-seconds', type=float, default=30.0, metavar='S',

@@ -1,10 +1,11 @@
 """Train a model by a recipe, and go on where an interrupted run stopped.
 
-RECIPE is a YAML file or the name of one that comes with the package; options replace its values. Checkpoints, log.csv
-and the recipe go to the output directory. The same command with the same directory goes on with an interrupted run and
-ends with the very figures of an unbroken one. SIGTERM and Ctrl-C complete the checkpoint that is being written, if
-any, and stop the run; the epoch they cut short is made again. Then MODEL.TAG in that directory is a folder ready for
-`--model local-dir:…` and for the Hub: the weights after the last epoch, config, model card, recipe and log.
+RECIPE is a YAML file or the name of one that comes with the package; the options below, from the heading `model` on,
+replace its values. Checkpoints, log.csv and the recipe go to the output directory. The same command with the same
+directory goes on with an interrupted run and ends with the very figures of an unbroken one. SIGTERM and Ctrl-C complete
+the checkpoint that is being written, if any, and stop the run; the epoch they cut short is made again. After the last
+epoch MODEL.TAG in that directory is a folder ready for `--model local-dir:…` and for the Hub: weights, config, model
+card, recipe and log.
 
 Examples:
   aa-models train cifar100_resnet --data-dir data --dataset-download --output runs/cifar100
@@ -15,10 +16,10 @@ Examples:
 """
 import argparse
 import logging
-from pathlib import Path
 
-from .options import add_device
+from .options import add_device, path
 from .recipe_options import add_data, add_recipe_options, recipe_values
+from .terminal import log_harmlessly
 
 _logger = logging.getLogger(__name__)
 USAGE = '%(prog)s RECIPE --output DIR [options]'  # argparse would print every value of a recipe
@@ -27,9 +28,11 @@ USAGE = '%(prog)s RECIPE --output DIR [options]'  # argparse would print every v
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from aa_models.training.recipe import recipe_names
     parser.add_argument(
-        'recipe', help=f'a YAML file or the name of a packaged recipe: {", ".join(recipe_names())}')
-    parser.add_argument('--output', required=True, metavar='DIR', help='where checkpoints, log and recipe go; '
-                        'the same command with the same directory goes on with an interrupted run')
+        'recipe', metavar='RECIPE',
+        help=f'a YAML file or the name of a packaged recipe: {", ".join(recipe_names())}')
+    parser.add_argument('--output', type=path, required=True, metavar='DIR',
+                        help='where checkpoints, log and recipe go; the same command with the same directory goes on '
+                        'with an interrupted run')
     add_data(parser)
     parser.add_argument('--overwrite', action='store_true', help='start again, losing the run that is in the directory')
     add_device(parser)
@@ -37,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='time between lines of the log where there is no terminal (default: 30)')
     parser.add_argument('--tag', help='second half of the name MODEL.TAG of the exported folder (default: the '
                         "dataset's name; for a folder of pictures, the output directory's name)")
-    add_recipe_options(parser.add_argument_group('recipe', 'values that replace those of the recipe'))
+    add_recipe_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     from aa_models.training.run import train
     from aa_models.training.stopping import Stopped
 
-    output = Path(args.output)
+    output = args.output
     recipe = load_recipe(args.recipe, **recipe_values(args))
     tag = checked_tag(args.tag, recipe, output)
     start_logging()
@@ -55,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         train(
             recipe, output, data_dir=args.data_dir, download=args.dataset_download, overwrite=args.overwrite,
             device=args.device, log_seconds=args.log_seconds, finish=lambda: _logger.info(
-                f'the weights after the last epoch are in {pack_run(output, tag, reuse=True)}'))
+                f'done: aa-models predict PICTURE --model local-dir:{pack_run(output, tag, reuse=True)}'))
     except Stopped as stopped:
         _logger.warning(str(stopped))
         return stopped.status
@@ -69,4 +72,5 @@ def start_logging() -> None:
 
     if not logging.root.handlers:
         setup_default_logging(logging.INFO if world_info_from_env()[1] == 0 else logging.ERROR)
-    logging.getLogger('timm.utils.checkpoint_saver').setLevel(logging.WARNING)  # lists its files at every epoch
+        log_harmlessly()
+    logging.getLogger('timm').setLevel(logging.WARNING)  # tells of its internals: keys of weights, files it keeps

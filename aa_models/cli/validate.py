@@ -1,6 +1,8 @@
 """Measure top-1 and top-5 of a model on a dataset.
 
 Size, crop, filter and colour statistics are those that the model was trained with, unless an option says otherwise.
+Classes are matched by their names. Pictures of only some of the model's classes are measured among all answers that it
+can give; a class that it does not have is an error, and so is a picture that cannot be read.
 Several processes, started by torchrun, share the images; the first one prints and writes the result.
 
 Examples:
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from aa_models.errors import InputError
 
-from .options import add_device
+from .options import add_device, model_name, path, path_text
 from .recipe_options import add_data, add_recipe_options, recipe_values
 
 if TYPE_CHECKING:
@@ -26,9 +28,9 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--model', default=argparse.SUPPRESS, metavar='NAME',
+    parser.add_argument('--model', type=model_name, default=argparse.SUPPRESS, metavar='NAME',
                         help='model with its weights: a name, hf-hub:… or local-dir:…')
-    parser.add_argument('--checkpoint', type=Path, metavar='FILE', help='a training checkpoint, instead of pretrained '
+    parser.add_argument('--checkpoint', type=path, metavar='FILE', help='a training checkpoint, instead of pretrained '
                         'weights; its model, classes and input are the default of the options below')
     parser.add_argument('--use-ema', action='store_true', help='take the averaged weights of the checkpoint')
     add_data(parser)
@@ -36,12 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='split of the dataset (default: %(default)s)')
     add_recipe_options(parser, (
         'model_kwargs', 'num_classes', 'dataset', 'img_size', 'input_size', 'interpolation', 'crop_pct', 'batch_size',
-        'amp', 'amp_dtype', 'channels_last'))
+        'amp', 'amp_dtype', 'channels_last', 'skip_broken'))
     parser.add_argument('--workers', default=2, metavar='INT', help='processes that load images (default: %(default)s)')
     add_device(parser)
     parser.add_argument('--card', action='store_true',
                         help='write the result into the model card of the folder that --model local-dir:… names')
-    parser.add_argument('--results-file', metavar='CSV',
+    parser.add_argument('--results-file', type=path_text, metavar='CSV',
                         help="put the result into a table in timm's columns, replacing the model's row")
 
 
@@ -68,7 +70,10 @@ def run(args: argparse.Namespace) -> int:
                       download=args.dataset_download, device=args.device)
     if result.process.rank != 0:
         return 0
-    print(f'{recipe.model}: top-1 {result.top1:.3f} % top-5 {result.top5:.3f} % of {result.images} images '
+    for fault in result.left_out:
+        print(fault)
+    left_out = f' ({len(result.left_out)} broken ones left out)' if result.left_out else ''
+    print(f'{recipe.model}: top-1 {result.top1:.3f} % top-5 {result.top5:.3f} % of {result.images} images{left_out} '
           f'in {result.seconds:.1f} s')
     if args.results_file:
         update_results(args.results_file, _row(recipe.model, result))
@@ -94,9 +99,9 @@ def _write_card(folder: Path, recipe: 'Recipe', result: 'Validation') -> None:
 def _row(name: str, result: 'Validation') -> dict[str, Any]:
     """A row of the results table. A folder is named in it by its last part alone, `<model>.<tag>`."""
     from timm.models import parse_model_name
-    source, path = parse_model_name(name)
+    source, folder = parse_model_name(name)
     return dict(
-        model=Path(path).resolve().name if source == 'local-dir' else name,
+        model=Path(folder).resolve().name if source == 'local-dir' else name,
         top1=round(result.top1, 4), top1_err=round(100 - result.top1, 4),
         top5=round(result.top5, 4), top5_err=round(100 - result.top5, 4),
         param_count=round(sum(p.numel() for p in result.model.parameters()) / 1e6, 2),

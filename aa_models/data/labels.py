@@ -3,7 +3,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from timm.data import ImageNetInfo, infer_imagenet_subset
+
+from aa_models.errors import InputError
+
 from .imagenet import describe
+
+_SYNSET = re.compile(r'n\d{8}')  # an identifier of WordNet
+_SHOWN = 5  # names in a message
 
 
 def class_name(cfg: Mapping[str, Any], index: int) -> str:
@@ -28,9 +35,54 @@ def class_description(cfg: Mapping[str, Any], index: int) -> str | None:
 
 def describe_synsets(names: Sequence[str]) -> dict[str, str] | None:
     """The meanings of classes that are all named by WordNet identifiers, like the folders of ImageNet; else None."""
-    if not names or not all(re.fullmatch(r'n\d{8}', name) for name in names):
+    if not names or not all(_SYNSET.fullmatch(name) for name in names):
         return None
     try:
         return {name: describe(name) for name in names}
     except KeyError:
         return None
+
+
+def outputs_of(names: Sequence[str] | None, cfg: Mapping[str, Any], num_classes: int) -> list[int] | None:
+    """Match the classes of a dataset with a model's by their names.
+
+    Args:
+        names: Of the dataset's classes in the order of their labels, where it has names.
+        cfg: The model's `pretrained_cfg`.
+        num_classes: The number of its outputs.
+
+    Returns:
+        The model's output for each label; None where there is nothing to match, and label and output are the same.
+
+    Raises:
+        InputError: The model has no class of that name, or it does not say what its classes are and has not as many.
+    """
+    if not names:
+        return None
+    known = _names_of(cfg, num_classes, names)
+    if known is None:
+        if len(names) != num_classes:
+            raise InputError(
+                f'num_classes = {num_classes}, whose names the model does not say, but the images have {len(names)} '
+                'classes: which are which cannot be told')
+        return None
+    foreign = [name for name in names if name not in known]
+    if foreign:
+        raise InputError(
+            f'the model has no class {_shown(foreign)}, which the images have; its {num_classes} classes are '
+            f'{_shown(list(known))}')
+    return [known[name] for name in names]
+
+
+def _names_of(cfg: Mapping[str, Any], num_classes: int, wanted: Sequence[str]) -> dict[str, int] | None:
+    """The output of each class by its name, if every class has one of its own."""
+    names = cfg.get('label_names') or ()
+    if not names and all(map(_SYNSET.fullmatch, wanted)) and (subset := infer_imagenet_subset(dict(cfg))):
+        names = ImageNetInfo(subset).label_names()  # timm's models of ImageNet have its order and no names
+    found = {class_name({'label_names': names}, i): i for i in range(num_classes)} if len(names) == num_classes else {}
+    return found if len(found) == num_classes else None
+
+
+def _shown(names: Sequence[str]) -> str:
+    more = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
+    return ', '.join(map(repr, names[:_SHOWN])) + more

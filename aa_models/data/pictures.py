@@ -1,10 +1,17 @@
 """Find picture files and read any of them as the plain RGB or grey picture that a network expects."""
+import functools
+import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from aa_models.errors import InputError, NoSuchFileError
+
+# what Pillow raises for files that are no pictures, cut or broken ones, and for sizes that are an attack
+BROKEN = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
 def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
@@ -14,10 +21,14 @@ def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
 
     Raises:
         NoSuchFileError: A path does not exist.
-        InputError: A folder holds no picture.
+        InputError: A folder holds no picture, or a path is an address on the web.
     """
     found = []
     for path in map(Path, paths):
+        if re.match(r'https?:/', str(path)):
+            raise InputError(
+                f'{path} is an address, and pictures are read from files only: `curl -s ADDRESS | aa-models '
+                'predict -` fetches one')
         if not path.exists():
             raise NoSuchFileError(f'{path} does not exist')
         pictures = sorted(filter(_looks_like_picture, path.rglob('*'))) if path.is_dir() else [path]
@@ -27,12 +38,13 @@ def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
     return found
 
 
-def read_picture(path: str | Path, mode: str = 'RGB') -> Image.Image:
+def read_picture(path: str | Path | BinaryIO, mode: str = 'RGB', name: str | None = None) -> Image.Image:
     """Read a picture the way a viewer shows it: upright, on white where it is transparent, its first frame.
 
     Args:
-        path: File in any format that Pillow reads.
+        path: File in any format that Pillow reads, or an open one.
         mode: Pillow's mode of the result, `'RGB'` or `'L'` (grey).
+        name: Of an open file, for the error.
 
     Raises:
         InputError: The file is not a picture, or an incomplete one.
@@ -43,9 +55,9 @@ def read_picture(path: str | Path, mode: str = 'RGB') -> Image.Image:
             picture = ImageOps.exif_transpose(picture)
             return _plain(picture).convert(mode)
     except Image.UnidentifiedImageError:
-        raise InputError(f'{path} is not a picture in a format that can be read') from None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise InputError(f'{path} cannot be read as a picture: {error}') from error
+        raise InputError(f'{name or path} is not a picture in a format that can be read') from None
+    except BROKEN as error:
+        raise InputError(f'{name or path} cannot be read as a picture: {error}') from error
 
 
 def picture_mode(channels: int) -> str:
@@ -59,18 +71,44 @@ def picture_mode(channels: int) -> str:
     return 'RGB' if channels == 3 else 'L'
 
 
+@functools.cache
+def picture_suffixes() -> frozenset[str]:
+    """The suffixes, in small letters, of the formats of pictures that can be read."""
+    return frozenset(
+        suffix for suffix, format in Image.registered_extensions().items()
+        if format in Image.OPEN and Image.MIME.get(format, '').startswith('image/'))
+
+
+def grey_of_rare_mode(picture: Image.Image) -> Image.Image:
+    """Bring grey values of 16 or 32 bits and those in floating point to 8 bits; other pictures come back as they are.
+
+    `convert` alone would cut what is above 255 to white, and show values from 0 to 1 as black.
+
+    Raises:
+        ValueError: The range of the values does not tell what black and white are.
+    """
+    if not picture.mode.startswith(('I', 'F')):
+        return picture
+    whole = picture.mode.startswith('I')
+    values = picture.convert('I' if whole else 'F')
+    low, high = (float(bound(np.asarray(values))) for bound in (np.min, np.max))  # one nan makes both nan
+    # two ranges are known for each kind, and in the wider one the picture must show that it is that one
+    sixteen_bits = whole and (picture.mode.startswith('I;16') or picture.format == 'PNG' or high > 255)
+    white = 65535 if sixteen_bits else 255 if whole or high > 1 else 1
+    if not 0 <= low <= high <= white:
+        possible = '0 to 255 or 65535' if whole else '0 to 1 or 255'
+        raise ValueError(f'its grey values go from {low:g} to {high:g}, and only those from {possible} are known')
+    return values.point(lambda value: value * (255 / white) + (0.5 if white != 255 else 0)).convert('L')
+
+
 def _plain(picture: Image.Image) -> Image.Image:
     """Change rare modes to common ones, where `convert` alone would lose the picture."""
-    if picture.mode.startswith('I'):  # 16-bit grey: `convert` would cut everything above 255 to white
-        return picture.convert('I').point(lambda value: value * (1 / 257) + 0.5).convert('L')
     if picture.has_transparency_data:  # `convert` would show whatever colour lies under the transparent pixels
         picture = picture.convert('RGBA')
         return Image.alpha_composite(Image.new('RGBA', picture.size, 'white'), picture)
-    return picture
+    return grey_of_rare_mode(picture)
 
 
 def _looks_like_picture(path: Path) -> bool:
-    """Whether the suffix belongs to a picture format that Pillow can open and the file is not hidden."""
-    format = Image.registered_extensions().get(path.suffix.lower())
-    is_picture = format in Image.OPEN and Image.MIME.get(format, '').startswith('image/')
-    return is_picture and path.is_file() and not path.name.startswith('.')
+    """Whether the suffix belongs to a picture format that can be read and the file is not hidden."""
+    return path.suffix.lower() in picture_suffixes() and path.is_file() and not path.name.startswith('.')

@@ -1,16 +1,29 @@
 """The model that a user names, with errors that say what is possible."""
 import difflib
-import json
+import re
 from pathlib import Path
 from typing import Any, cast
 
 import timm
 import torch
-from timm.models import load_model_config_from_hf, parse_model_name, split_model_name_tag
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from timm.models import parse_model_name, split_model_name_tag
 from torch import nn
 
-from aa_models.errors import HubError, InputError, NoSuchFileError, UserError, WeightsError, WorkError
+from aa_models.errors import HubError, HubWeightsError, InputError, NoSuchFileError, UserError, WeightsError, WorkError
 from aa_models.zoo import own_models
+
+from .config import read_architecture
+from .hub import check_weights_reached, fetch
+from .memory import check_arguments, check_build
+from .pretrained import check_finite, is_final
+
+CONFIG = 'config.json'
+_NO_SIZES = ('pretrained', 'device', 'exportable', 'cache_dir')
+_PYTHONS_WORDS = re.compile(
+    "object (is|has|cannot|does)|not supported between|unsupported operand|must be strings|indices must be|unpack|"
+    "unhashable|invalid combination of arguments|argument '.*' must be|argument must be|invalid literal|concatenate")
+_OF_THE_HUB = (HfHubHTTPError, LocalEntryNotFoundError)
 
 
 def build_model(name: str, /, **options: Any) -> nn.Module:
@@ -24,11 +37,20 @@ def build_model(name: str, /, **options: Any) -> nn.Module:
         InputError: No such model or tag, or arguments that it does not take.
         NoSuchFileError: The folder or its config does not exist.
         WeightsError: With `pretrained=True`, there are no weights that can be loaded.
-        HubError: The config of a repository on the Hub cannot be read.
+        HubError: The config of a repository on the Hub cannot be read, or the Hub is not reached.
     """
     architecture = check_name(name)
     try:
-        return timm.create_model(name, **options)
+        if options.get('pretrained') and ':' not in name:
+            check_weights_reached(name, options.get('cache_dir'))
+        sizes = {key: value for key, value in options.items() if value is not None and key not in _NO_SIZES}
+        check_arguments(sizes)
+        if sizes or ':' in name:  # arguments, which a config has, too
+            check_build(lambda: timm.create_model(name, **sizes), 'its weights')
+        model = timm.create_model(name, **options)
+        if options.get('pretrained'):
+            check_finite(model.state_dict(), f'model {name!r}')
+        return model
     except (WeightsError, WorkError):
         raise
     except Exception as error:  # what timm and torch raise for wrong arguments and files has no class in common
@@ -38,9 +60,11 @@ def build_model(name: str, /, **options: Any) -> nn.Module:
         from_outside = ':' in name or architecture not in own_models() or isinstance(error, (OSError, UserError))
         if not from_outside and (weights_only or not given):
             raise  # a fault of this package
-        kind = WeightsError if weights_only else InputError
+        kind: type[UserError] = WeightsError if weights_only else InputError
+        if weights_only and isinstance(error, (ConnectionError, TimeoutError, *_OF_THE_HUB)) and not is_final(error):
+            kind = HubWeightsError
         arguments = ', '.join(f'{key}={value!r}' for key, value in given.items())
-        reason = str(error) if isinstance(error, UserError) else f'{type(error).__name__}: {error}'
+        reason = str(error) if isinstance(error, UserError) else _in_words(error)
         raise kind(f'model {name!r} cannot be made{arguments and f" with {arguments}"}: {reason}') from error
 
 
@@ -107,16 +131,31 @@ def num_classes_of(model: nn.Module) -> int:
     return cast(int, model.num_classes)
 
 
+def _in_words(error: Exception) -> str:
+    """What an error of timm or torch says, where it says something that is no matter between Python and its code."""
+    text = ' '.join(str(error).split())
+    if unknown := re.search(r"unexpected keyword argument '(.*?)'", text):
+        return f'it has no argument {unknown[1]!r}'
+    if not text or _PYTHONS_WORDS.search(text):
+        return 'an argument is not of the kind that it takes'
+    return f'{type(error).__name__}: {text}'
+
+
 def _architecture_of(name: str, source: str, model_id: str) -> str:
     """The model that the config in a folder or a repository names."""
-    config = Path(model_id, 'config.json')
-    if source == 'local-dir' and not config.is_file():
-        raise NoSuchFileError(f'model = {name!r}: {config} does not exist')
-    try:
-        if source == 'hf-hub':
-            return str(load_model_config_from_hf(model_id)[1])
-        return str(json.loads(config.read_text(encoding='utf-8'))['architecture'])
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
-        raise InputError(f'model = {name!r}: its config cannot be used: {type(error).__name__}: {error}') from error
-    except Exception as error:  # the client's HTTP library has changed before, its errors have no base in common
-        raise HubError(f'model = {name!r}: its config cannot be read: {type(error).__name__}: {error}') from error
+    file = Path(model_id, CONFIG)
+    if source == 'hf-hub':
+        repository, _, revision = model_id.partition('@')
+        if '@' in revision:
+            raise InputError(f'model = {name!r} must have one revision after an @')
+        try:
+            file = fetch(repository, CONFIG, revision=revision or None)
+        except HFValidationError as error:
+            raise InputError(f'model = {name!r}: {error}') from error
+        except HubError as error:
+            raise HubError(f'model = {name!r}: {error}') from error
+        except Exception as error:  # the client's HTTP library has changed before, its errors have no base in common
+            raise HubError(f'model = {name!r}: its config cannot be read: {type(error).__name__}: {error}') from error
+    elif not file.is_file():
+        raise NoSuchFileError(f'model = {name!r}: {file} does not exist')
+    return read_architecture(file, name)

@@ -1,7 +1,8 @@
 """Find the weights of a model, and build every model of this package.
 
 timm knows one file and one Hub repository for a tag and takes the first that is set. Here the weights of a tag may lie
-in the folder `$AA_MODELS_WEIGHTS`, in the checkout's `weights/`, inside the installed package or on the Hub. `build`
+in the folder `$AA_MODELS_WEIGHTS`, in `weights/` of the current folder or of the checkout that this package is imported
+from, inside the installed package or on the Hub. `build`
 searches in that order and hands timm the file found, so that the loading itself (another classifier, other input
 channels, `features_only`) stays timm's. Wherever a file is, the SHA-256 in the cfg decides whether it is the right one.
 """
@@ -12,13 +13,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from huggingface_hub import hf_hub_download
+import torch
+from huggingface_hub.errors import OfflineModeIsEnabled, RemoteEntryNotFoundError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 from timm.models import PretrainedCfg, build_model_with_cfg, resolve_pretrained_cfg
 from torch import Tensor, nn
 
-from aa_models.errors import WeightsError
+from aa_models.augmentation.conversion import image_size
+from aa_models.errors import HubWeightsError, WeightsError
 from aa_models.zoo import HUB_ORGANISATION, WEIGHTS_FILE, expected_sha256, own_models
+
+from .hub import fetch
 
 WEIGHTS_VARIABLE = 'AA_MODELS_WEIGHTS'
 _LFS_POINTER = b'version https://git-lfs'
@@ -57,9 +62,9 @@ def locate(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Path:
             _logger.warning('%s is passed over: %s', file, fault)
     for past_the_cache in (False, True):  # the cache may hold a file that an earlier transfer damaged
         try:
-            file = Path(hf_hub_download(
+            file = fetch(
                 cfg.hf_hub_id or '', cfg.hf_hub_filename or WEIGHTS_FILE, cache_dir=cache_dir, library_name='aa_models',
-                force_download=past_the_cache))
+                force_download=past_the_cache)
         except Exception as error:  # the client's HTTP library has changed before, its errors have no base in common
             # the client often hides the cause one level down
             words = [f'{type(e).__name__}: {" ".join(str(e).split())}' for e in (error, error.__cause__) if e]
@@ -70,10 +75,16 @@ def locate(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Path:
             return file
         tried.append(f'Hub: {cfg.hf_hub_id}, {"fetched again" if past_the_cache else "kept"} as {file}: {fault}')
     places = '\n'.join(f'  {place}' for place in tried)
-    raise WeightsError(
+    raise (HubWeightsError if cause and not is_final(cause) else WeightsError)(
         f'the weights of {name_tag} were not found. Tried, in this order:\n{places}\n'
         f'Either let this machine reach the Hub once, or copy the folder {name_tag}/ with its {WEIGHTS_FILE} into a '
         f'folder that {WEIGHTS_VARIABLE} names, or use pretrained=False.') from cause
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether the Hub has answered, or is not to be asked, so that another try would end as this one did."""
+    answers = (RepositoryNotFoundError, RemoteEntryNotFoundError, OfflineModeIsEnabled)
+    return any(isinstance(e, answers) for e in (error, error.__cause__))  # the client often hides it one level down
 
 
 def build(
@@ -105,7 +116,7 @@ def build(
     # timm takes a tag and a `PretrainedCfg` in both places, whatever it says
     named = cast(Any, pretrained_cfg)
     cfg = resolve_pretrained_cfg(variant, named, pretrained_cfg_overlay)
-    kwargs.setdefault('img_size', tuple(cfg.input_size[1:]))
+    kwargs['img_size'] = image_size(kwargs.get('img_size', cfg.input_size[1:]))
     if pretrained:
         if _has_own_weights(cfg):
             pretrained_cfg_overlay = dict(pretrained_cfg_overlay or {}, file=str(locate(cfg, cache_dir)))
@@ -172,12 +183,28 @@ def _checked(
             and not (name.endswith('num_batches_tracked') and name not in found)  # torch starts these at 0 by itself
             and not (name.endswith('.q_const') and (name in found) != (name in wanted))  # as the file
         ]
+        faults += [
+            f'{name}: the file has {found[name][0]} classes, the config says {cfg.num_classes}'
+            for name in (f'{classifier}.weight' for classifier in classifiers)
+            if name in left_to_timm and name in found and found[name][0] != cfg.num_classes]
         if faults:
             more = f'; and {len(faults) - 5} more' if len(faults) > 5 else ''
             raise WeightsError(f'the weights do not fit {cfg.architecture} as asked for: {"; ".join(faults[:5])}{more}')
+        check_finite(state_dict, f'the weights of {cfg.architecture}')
         return state_dict
 
     return checked
+
+
+def check_finite(tensors: StateDict, source: str) -> None:
+    """Refuse weights with which every answer would be wrong.
+
+    Raises:
+        WeightsError: A tensor holds an infinite number or something that is none.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.is_meta and not torch.isfinite(tensor).all():
+            raise WeightsError(f'{source}: {name} is infinite or not a number')
 
 
 def local_folders() -> dict[str, Path | None]:
@@ -186,6 +213,7 @@ def local_folders() -> dict[str, Path | None]:
     checkout = _PACKAGE.parent
     return {
         f'${WEIGHTS_VARIABLE}': Path(chosen).expanduser() if chosen else None,
+        'current folder': here if (here := Path('weights').absolute()).is_dir() else None,
         'checkout': checkout / 'weights' if (checkout / 'pyproject.toml').is_file() else None,
         'installed package': _PACKAGE / 'weights',
     }

@@ -1,5 +1,6 @@
 """A trained network with attention put into it, as a folder that timm loads: weights, config, card."""
 import copy
+import math
 import random
 import sys
 import time
@@ -23,6 +24,7 @@ from aa_models.data.pictures import find_pictures, picture_mode, read_picture
 from aa_models.errors import InputError
 from aa_models.layers import AttentionArgs, AugmentedConv2d
 from aa_models.models.create import build_model, cfg_of, check_name, num_classes_of
+from aa_models.models.memory import check_memory
 from aa_models.zoo import WEIGHTS_FILE
 
 from .card import CARD
@@ -73,6 +75,8 @@ def convert(
     some, others = ([], []) if images is None else _divide(images, num_images)
     model = build_model(base, pretrained=True).to(device).eval()
     names = list(select(model, where))
+    size = resolve_data_config(model=model)['input_size']
+    check_memory(4 * math.prod(size) * (len(some) + len(others)), f'{len(some) + len(others)} pictures of {size}')
     batches, unseen = _read(model, some), _read(model, others)
     plain = copy.deepcopy(model) if others else None
     fits: list[Calibrated] = []

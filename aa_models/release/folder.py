@@ -15,9 +15,11 @@ from torch import nn
 
 from aa_models.data.known_datasets import known_dataset
 from aa_models.data.labels import describe_synsets
+from aa_models.durable import flush, flush_tree
 from aa_models.errors import DivergenceError, InputError
 from aa_models.models.create import build_model, cfg_of, num_classes_of
 from aa_models.training import checkpoints
+from aa_models.training.facts import facts_of
 from aa_models.training.loaders import data_config_of
 from aa_models.training.recipe import Recipe, load_recipe
 from aa_models.zoo import WEIGHTS_FILE
@@ -96,9 +98,11 @@ def replacing(folder: Path) -> Iterator[Path]:
     try:
         part.mkdir(parents=True)
         yield part
+        flush_tree(part)
         if folder.exists():
             folder.rename(old)
         part.rename(folder)
+        flush(folder.absolute().parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -108,7 +112,7 @@ def _fill(
         part: Path, name: str, model: nn.Module, recipe: Recipe, directory: Path, repo: str | None, machine: str | None,
 ) -> None:
     """Write all files of a folder that is to be called `name`. The model is in float16 afterwards."""
-    facts = checkpoints.facts_of(directory)
+    facts = facts_of(directory)
     dataset = known_dataset(recipe.dataset, facts.get('classes'))
     known = list(facts.get('classes') or dataset.labels)
     labels = known if len(known) == num_classes_of(model) else None

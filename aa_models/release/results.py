@@ -4,8 +4,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from aa_models.durable import replace_text
 from aa_models.errors import InputError
-from aa_models.training.recipe import replace_text
 
 COLUMNS = ('model', 'top1', 'top1_err', 'top5', 'top5_err', 'param_count', 'img_size', 'crop_pct', 'interpolation')
 

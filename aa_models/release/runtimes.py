@@ -1,17 +1,20 @@
 """Files of a model that need none of this package: ONNX, and programs of torch.export."""
 import importlib.util
+import io
 import os
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from timm.data import resolve_data_config
 from torch import nn
 
-from aa_models.errors import InputError
+from aa_models.durable import flush
+from aa_models.errors import InputError, WriteError
 from aa_models.models.create import build_model, check_image_size
+from aa_models.models.memory import check_pass
 
 SUFFIXES = {'onnx': '.onnx', 'torch-export': '.pt2'}
 
@@ -21,6 +24,7 @@ Shape = tuple[int, int, int, int]
 def export_pretrained(
         name: str, format: str, output: Path | None = None, *, batch_size: int = 1,
         img_size: Sequence[int] | None = None, dynamic: bool = False,
+        report: Callable[[str], object] = lambda step: None,
 ) -> tuple[Path, Shape]:
     """Export a model with its weights, all arguments being checked before any work.
 
@@ -31,12 +35,14 @@ def export_pretrained(
         batch_size: Images in a batch.
         img_size: Height and width of the images, by default the model's.
         dynamic: Leave batch, height and width free.
+        report: Told of what is done, before it is done.
 
     Returns:
         The file, and batch, channels, height and width of what it was exported with.
 
     Raises:
         InputError: An argument or model that cannot be used, or a package that is missing.
+        WriteError: The file cannot be written. There is none then.
     """
     if format not in SUFFIXES:
         raise InputError(f'format = {format!r} must be one of {", ".join(SUFFIXES)}')
@@ -57,8 +63,13 @@ def export_pretrained(
     channels, *own_size = resolve_data_config(model=model)['input_size']
     height, width = img_size or own_size
     shape = (batch_size, channels, height, width)
+    check_pass(model, shape, f'a batch of {batch_size} with {height} x {width} pixels')
     check_image_size(model, shape[1:])  # the exporters' own errors would bury the reason
-    export_model(model, shape, output, format, dynamic)
+    report(f'tracing it with {"x".join(map(str, shape))} and writing {output}, which may take a minute')
+    try:
+        export_model(model, shape, output, format, dynamic)
+    except OSError as error:
+        raise WriteError(f'output = {str(output)!r} cannot be written: {error}') from error
     return output, shape
 
 
@@ -95,5 +106,8 @@ def export_model(
                 program, (x,), part, dynamo=True, dynamic_shapes=free, external_data=False, verbose=False,
                 input_names=['input'], output_names=['logits'])
         else:
-            torch.export.save(program, part)
+            buffer = io.BytesIO()  # where a file cannot be written, torch's own writer ends the whole process
+            torch.export.save(program, buffer)
+            part.write_bytes(buffer.getvalue())
+        flush(part)
         os.replace(part, output)

@@ -1,6 +1,5 @@
 """The output directory of a run: its files, which of its checkpoints are whole, and how to go on from one."""
 import contextlib
-import json
 import logging
 import os
 import shutil
@@ -13,23 +12,25 @@ from safetensors import SafetensorError
 from timm.task import load_task_ema_checkpoint, resume_task_checkpoint
 from timm.utils import CheckpointSaver, load_checkpoint_metadata, trim_summary
 
+from aa_models.durable import flush
 from aa_models.errors import InputError, WriteError
 from aa_models.schema import checked
 
+from .facts import write_facts
 from .loop import Trainer
-from .recipe import Recipe, load_recipe, replace_text
+from .recipe import Recipe, load_recipe
 
 _logger = logging.getLogger(__name__)
 
 TORCH_WRITER = 'inline_container.cc'  # named in every error of the C++ code by which torch.save writes
-RECIPE, LOG, LAST, PART, FACTS = 'recipe.yaml', 'log.csv', 'last.pth.tar', 'tmp.pth.tar', 'run.json'
+RECIPE, LOG, LAST, PART = 'recipe.yaml', 'log.csv', 'last.pth.tar', 'tmp.pth.tar'
 
 
 def prepare(directory: Path, recipe: Recipe, overwrite: bool, facts: dict[str, Any]) -> Path | None:
     """Check and prepare the directory for a run of this recipe and find the checkpoint to go on from.
 
     Args:
-        directory, recipe: The output directory, and what is to be run in it.
+        directory, recipe: The output directory, which this process is alone in, and what is to be run in it.
         overwrite: Start again, whatever is there.
         facts: What else is known of the run, for the folder that is made of it: names of the classes, machine.
 
@@ -40,10 +41,6 @@ def prepare(directory: Path, recipe: Recipe, overwrite: bool, facts: dict[str, A
         InputError: The directory or its checkpoint is of another or an unknown recipe, or a folder is named like one.
         WriteError: The directory cannot be written to.
     """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f'output = {str(directory)!r} cannot be made a directory: {error}') from error
     for path in directory.glob('*.pth.tar'):
         if not path.is_file():
             raise InputError(f'{str(path)!r} has the name of a checkpoint and is no file: move it away')
@@ -60,7 +57,7 @@ def prepare(directory: Path, recipe: Recipe, overwrite: bool, facts: dict[str, A
         _same_recipe(checked(Recipe, stored, f'recipe in {checkpoint}'), recipe, f'{str(checkpoint)!r} is a checkpoint')
     with writing(directory):
         recipe.save(directory / RECIPE)
-        replace_text(directory / FACTS, json.dumps(facts))
+        write_facts(directory, facts)
     if checkpoint is not None and checkpoint.name == PART:  # whole, but the run ended before it got its name
         checkpoint = checkpoint.rename(directory / LAST)
     return checkpoint
@@ -108,12 +105,6 @@ def newest_whole(directory: Path) -> Path | None:
     return max(found.values())[2] if found else None
 
 
-def facts_of(directory: Path) -> dict[str, Any]:
-    """The `facts` that `prepare` stored with the run, if any."""
-    path = directory / FACTS
-    return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
-
-
 def epoch_of(path: Path) -> int:
     """The epoch, counted from 0, after which a checkpoint was saved."""
     return int(load_checkpoint_metadata(path)['epoch'])
@@ -148,6 +139,15 @@ def resume(checkpoint: Path, trainer: Trainer, saver: CheckpointSaver | None) ->
     return epoch
 
 
+class DurableSaver(CheckpointSaver):
+    """timm's saver, but a checkpoint is on the disk before it takes the name of an older one."""
+
+    def _replace(self, src: str, dst: str) -> None:
+        flush(src)
+        super()._replace(src, dst)
+        flush(self.checkpoint_dir)
+
+
 def trim_log(path: Path, epochs: int) -> None:
     """Drop the rows of epochs that will be run again. The file is replaced in one step: a kill here loses nothing."""
     if path.is_file():
@@ -155,4 +155,5 @@ def trim_log(path: Path, epochs: int) -> None:
         content = path.read_bytes()
         part.write_bytes(content[:content.rfind(b'\n') + 1])  # a full disk may have cut the last line or the header
         trim_summary(part, epochs)
+        flush(part)
         os.replace(part, path)

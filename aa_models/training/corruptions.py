@@ -18,12 +18,12 @@ from torch.utils.data import Dataset
 from torchvision.transforms import Compose, Normalize
 
 from aa_models.device import process_on
+from aa_models.durable import replace_text
 from aa_models.errors import InputError
-from aa_models.models.create import num_classes_of
 
-from .loaders import check_labels, choose_evenly, data_config_of, labels_of, make_eval_loader, open_dataset
-from .recipe import Recipe, replace_text
-from .validation import evaluate, load_model
+from .loaders import choose_evenly, data_config_of, labels_of, make_eval_loader, open_dataset
+from .recipe import Recipe
+from .validation import evaluate, load_model, match_classes
 
 STRENGTHS = (1, 2, 3, 4, 5)
 COLUMNS = ('model', 'corruption', 'strength', 'top1', 'images')
@@ -93,8 +93,7 @@ def measure_corruptions(
         configs = [data_config_of(model, recipe) for model, recipe in zip(models, recipes)]
         crop = _crop_of(configs)
         dataset = open_dataset(recipes[0].dataset, data_dir, recipes[0].val_split, download=download)
-        for model in models:
-            check_labels(dataset, num_classes_of(model))
+        outputs = [match_classes(dataset, model) for model in models]
         indices = list(range(len(dataset)))
         if images and images < len(indices):
             indices = choose_evenly(indices, labels_of(dataset), images, seed=0)
@@ -103,10 +102,11 @@ def measure_corruptions(
         for name, strength in [('none', 0), *product(names, STRENGTHS)]:
             pictures = whole if not strength else [
                 corrupt_picture(picture, name, strength, seed=i) for i, picture in zip(indices, whole)]
-            for recipe, model, config in zip(recipes, models, configs):
+            for recipe, model, config, own in zip(recipes, models, configs, outputs):
                 loader = make_eval_loader(
                     _Pictures(pictures, labels), recipe, {**config, 'crop_pct': 1.0}, process.device)
-                figures, count, _ = evaluate(model, loader, recipe, process, f'{recipe.model}, {name} {strength}')
+                figures, count, _ = evaluate(
+                    model, loader, recipe, process, f'{recipe.model}, {name} {strength}', outputs=own)
                 yield dict(model=recipe.model, corruption=name, strength=strength, top1=figures['top1'], images=count)
 
 

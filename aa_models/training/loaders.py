@@ -1,6 +1,8 @@
 """From a dataset's name to the loaders of training and validation, all of them timm's."""
 import copy
+import dataclasses
 import itertools
+import logging
 import os
 import random
 from collections import defaultdict
@@ -16,13 +18,18 @@ from torch import nn
 from torch.utils.data import IterableDataset, Subset
 from torchvision import transforms
 
+from aa_models.data.folders import folder_options, overlooked
+from aa_models.data.strict_images import leave_out_broken, strict
 from aa_models.errors import InputError
 
 from .recipe import Recipe
 
+_logger = logging.getLogger(__name__)
+
 # The datasets that timm opens have no common type: torch's datasets with a `transform`, most of them with a length.
 Images = Any
 Config = dict[str, Any]
+SHARE_HELD_OUT = 0.1
 DATA_KEYS = ('img_size', 'input_size', 'mean', 'std', 'interpolation', 'crop_pct')
 
 
@@ -76,13 +83,27 @@ def open_dataset(name: str, root: str | None, split: str, **options: Any) -> Ima
     if root is not None and not os.path.isdir(root) and not options.get('download') and '://' not in root:
         raise InputError(f'data_dir = {root!r} is no directory (--dataset-download fetches what torchvision can)')
     try:
-        dataset = create_dataset(name, root=root, split=split, **options)
+        dataset = create_dataset(name, root=root, split=split, **options, **folder_options(name, root))
         if not isinstance(dataset, IterableDataset) and len(dataset) == 0:
             raise ValueError('no images')
     except Exception as error:  # each kind of dataset raises its own, bare assertions among them
         raise InputError(f'dataset {name or "folder"!r}, split {split!r}, data_dir {root!r} cannot be read: '
                          f'{error or type(error).__name__}') from error
-    return dataset
+    return strict(dataset)
+
+
+def with_holdout(recipe: Recipe, root: str | None) -> Recipe:
+    """A recipe that validates on a tenth of the pictures where a folder of class folders has no splits of its own."""
+    if recipe.dataset or recipe.holdout or recipe.train_split == recipe.val_split:
+        return recipe
+    train, evaluation = (open_dataset('', root, split) for split in (recipe.train_split, recipe.val_split))
+    if _samples(train) != _samples(evaluation):
+        return recipe
+    count = max(len(class_names(train) or ()), round(SHARE_HELD_OUT * len(train)))
+    _logger.info(
+        f'{root} has no folders {recipe.train_split}/ and {recipe.val_split}/: {count} of its {len(train)} pictures '
+        'are held out to validate on (--holdout N chooses how many)')
+    return dataclasses.replace(recipe, holdout=count)
 
 
 def open_datasets(recipe: Recipe, root: str | None, download: bool) -> tuple[Images, Images]:
@@ -92,10 +113,13 @@ def open_datasets(recipe: Recipe, root: str | None, download: bool) -> tuple[Ima
     if isinstance(train, IterableDataset) and not recipe.workers:
         raise InputError('workers = 0, but must be at least 1: without worker processes the order of '
                          f'{recipe.dataset!r} cannot be repeated')
+    say_overlooked(train)
     names = class_names(train)
     if names and len(names) == 1 and not recipe.unlabelled:
         raise InputError(f'data_dir = {root!r} has one class only, {names[0]!r}: a folder {recipe.train_split}/CLASS/… '
                          'with the pictures directly in it is needed for each class')
+    if recipe.skip_broken:
+        _leave_out(train, recipe.train_split)
     indices: list[int] | None = None  # of the training images; all of them
     if recipe.holdout:
         held = _choose(train, None, recipe.holdout, 'holdout', recipe)
@@ -103,10 +127,27 @@ def open_datasets(recipe: Recipe, root: str | None, download: bool) -> tuple[Ima
         evaluation = _Part(copy.copy(train), held)  # a copy, because each has its own transform
     else:
         evaluation = open_dataset(recipe.dataset, root, recipe.val_split, **options)
+        say_overlooked(evaluation)
         _check_pair(train, evaluation, recipe, root)
+        if recipe.skip_broken:
+            _leave_out(evaluation, recipe.val_split)
     if recipe.train_images:
         indices = _choose(train, indices, recipe.train_images, 'train_images', recipe)
     return train if indices is None else _Part(train, indices), evaluation
+
+
+def say_overlooked(dataset: Images) -> None:
+    """Name what a folder holds beside pictures, so that nobody takes it for counted."""
+    for message in overlooked(dataset):
+        _logger.warning(message)
+
+
+def _leave_out(dataset: Images, split: str) -> None:
+    """Take the pictures that cannot be read out of a dataset, and name them."""
+    for fault in (faults := leave_out_broken(dataset)):
+        _logger.warning(fault)
+    if faults:
+        _logger.warning(f'{split}: {len(faults)} broken pictures are left out, {len(dataset)} are left')
 
 
 def _choose(dataset: Images, indices: list[int] | None, count: int, option: str, recipe: Recipe) -> list[int]:

@@ -1,34 +1,18 @@
 """A recipe: every number that decides what a training run computes, as a dataclass and as YAML."""
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, field_validator, model_validator
+from pydantic import ConfigDict, Field, TypeAdapter, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError
 
+from aa_models.durable import replace_text
 from aa_models.errors import InputError
-from aa_models.schema import checked, nearest
+from aa_models.schema import Count, Float, Int, OrNone, Positive, Size, checked, nearest, parsed_yaml
 
 RECIPE_DIR = Path(__file__).parents[1] / 'recipes'
-
-
-def _no_bool(value: Any) -> Any:
-    if isinstance(value, bool):  # pydantic would take true for 1
-        raise PydanticCustomError('number_type', 'Input should be a number')
-    return value
-
-
-T = TypeVar('T')
-# `none` is a word as it comes from a command line
-OrNone = Annotated[T | None, BeforeValidator(lambda value: None if value in ('none', ['none']) else value)]
-Int = Annotated[int, BeforeValidator(_no_bool)]
-Float = Annotated[float, BeforeValidator(_no_bool)]
-Size = Annotated[Int, Field(ge=1)]
-Count = Annotated[Int, Field(ge=0)]
-Positive = Annotated[Float, Field(gt=0)]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra='forbid', allow_inf_nan=False))
@@ -43,7 +27,7 @@ class Recipe:
     num_classes: OrNone[Int] = Field(
         None, ge=1, description="number of classes; none: in training the dataset's, else the model's own")
     drop: Float = Field(0.0, ge=0, lt=1, description='dropout before the classifier')
-    drop_path: Float = Field(0.0, ge=0, lt=1, description='stochastic depth')
+    drop_path: Float = Field(0.0, ge=0, lt=1, description='probability of leaving a block out (stochastic depth)')
     # data
     dataset: str = Field(
         '', description='dataset in timm\'s notation: torch/…, hfds/…, wds/…; "" is a folder of class folders')
@@ -51,6 +35,8 @@ class Recipe:
     val_split: str = Field('validation', description='split to validate on')
     holdout: Count = Field(0, description='validate on that many training images, class-balanced, instead of val_split')
     train_images: Count = Field(0, description='train on that many images only, class-balanced; 0: all')
+    skip_broken: bool = Field(False, description='leave pictures out that cannot be read, where otherwise the work '
+                              'stops; each picture is read once before')
     img_size: OrNone[Size] = Field(None, description="height and width of the network's input; none: the model's own")
     input_size: OrNone[tuple[Size, Size, Size]] = Field(
         None, description='channels, height and width of the input, where it is not square')
@@ -68,10 +54,11 @@ class Recipe:
         (3 / 4, 4 / 3), description="least and largest aspect ratio of the random crop, relative to the input's")
     hflip: Float = Field(0.5, ge=0, le=1, description='probability of a horizontal flip')
     color_jitter: Float = Field(0.4, ge=0, description='brightness, contrast and saturation jitter')
-    auto_augment: OrNone[str] = Field(None, description='rand-m9-mstd0.5, augmix-…, original, v0 or ta_wide')
-    re_prob: Float = Field(0.0, ge=0, le=1, description='probability of random erasing')
-    mixup: Float = Field(0.0, ge=0, description='alpha of mixup')
-    cutmix: Float = Field(0.0, ge=0, description='alpha of cutmix')
+    auto_augment: OrNone[str] = Field(
+        None, description='random changes by a policy of timm: rand-m9-mstd0.5, augmix-…, original, v0 or ta_wide')
+    re_prob: Float = Field(0.0, ge=0, le=1, description='probability of erasing a random rectangle')
+    mixup: Float = Field(0.0, ge=0, description='alpha of mixup, weighted means of two pictures; 0: none')
+    cutmix: Float = Field(0.0, ge=0, description='alpha of cutmix, a part of another picture put in; 0: none')
     mixup_prob: Float = Field(1.0, ge=0, le=1, description='probability of mixing a batch')
     mixup_off_epoch: Int = Field(0, ge=0, description='stop mixing at this epoch; 0: never')
     smoothing: Float = Field(0.1, ge=0, lt=1, description='label smoothing')
@@ -97,7 +84,8 @@ class Recipe:
     layer_decay: OrNone[Positive] = Field(None, description='factor on the learning rate for each layer below the head')
     lr: Float = Field(0.1, gt=0, description='largest learning rate, for the batch of all devices together')
     # all of these schedules are functions of the step alone, which exact resume needs
-    sched: Literal['cosine', 'step', 'wsd', 'constant'] = Field('cosine', description='schedule of the learning rate')
+    sched: Literal['cosine', 'step', 'wsd', 'constant'] = Field(
+        'cosine', description='schedule of the learning rate; wsd: warm-up, stable, decay')
     sched_on_updates: bool = Field(True, description='change the learning rate at every update, not every epoch')
     epochs: Int = Field(100, ge=1, description='epochs in all, warm-up included')
     warmup_epochs: Float = Field(5.0, ge=0, description='epochs of linear warm-up')
@@ -205,19 +193,12 @@ def recipe_fields() -> dict[str, FieldInfo]:
     return getattr(Recipe, '__pydantic_fields__')  # noqa: B009, unknown to type checkers
 
 
-def replace_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a file in one step: a reader, or a run that was killed here, finds the old one or the whole new one."""
-    part = Path(f'{path}.part')
-    part.write_text(text, encoding='utf-8')
-    os.replace(part, path)
-
-
 def load_recipe(source: str | os.PathLike[str], **overrides: Any) -> Recipe:
     """Read a recipe.
 
     Args:
         source: Path of a YAML file, or the name of a recipe that comes with the package.
-        **overrides: Values that replace those of the file.
+        **overrides: Values that replace those of the file. With `epochs` alone a warm-up that is as long shrinks, too.
 
     Raises:
         InputError: No such recipe, no YAML mapping, an unknown key, a wrong type or an impossible value.
@@ -226,13 +207,19 @@ def load_recipe(source: str | os.PathLike[str], **overrides: Any) -> Recipe:
     if not path.is_file():
         raise InputError(f'no recipe {str(source)!r}: it is neither a file nor one of the packaged ones '
                          f'({", ".join(recipe_names())})')
+    values = {**(stored := parsed_yaml(path)), **overrides}
+    if 'epochs' in overrides and 'warmup_epochs' not in overrides:
+        values['warmup_epochs'] = _shrunk_warmup(stored, overrides['epochs'])
+    return checked(Recipe, values, f'recipe {source}')
+
+
+def _shrunk_warmup(stored: dict[str, Any], epochs: Any) -> Any:
+    """The warm-up of a recipe for another number of epochs: in proportion, where its own would not leave any."""
+    warmup, of_all = (stored.get(key, recipe_fields()[key].default) for key in ('warmup_epochs', 'epochs'))
     try:
-        values = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f'{path} is not YAML: {error}') from error
-    if not isinstance(values, dict):
-        raise InputError(f'{path} must hold "key: value" lines, not a {type(values).__name__}')
-    return checked(Recipe, {**values, **overrides}, f'recipe {source}')
+        return warmup if float(warmup) < float(epochs) else float(warmup) / float(of_all) * float(epochs)
+    except (TypeError, ValueError, ArithmeticError):  # what is no number is an error of the recipe's
+        return warmup
 
 
 def recipe_names() -> list[str]:

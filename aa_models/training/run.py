@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ import torch
 from timm.utils import CheckpointSaver, random_seed, update_summary
 
 from aa_models.device import Process, machine_name, process_on
+from aa_models.durable import flush
 from aa_models.models.create import build_model, num_classes_of
+from aa_models.models.memory import check_pass
 
 from . import checkpoints
 from .distillation import Teacher, labels_of_teacher, make_task, make_teacher
@@ -25,8 +27,11 @@ from .loaders import (
     make_train_loader,
     open_datasets,
     size_text,
+    with_holdout,
 )
+from .lock import alone_in
 from .loop import Trainer, make_criterion
+from .plan import plan_of
 from .recipe import Recipe
 from .stopping import Stopped, StopSignals
 
@@ -51,7 +56,7 @@ def train(
             there. It is a part of the run: stopped like it, and called again when a stopped run goes on.
 
     Raises:
-        InputError: A recipe, model, dataset or directory that cannot be used.
+        InputError: A recipe, model, dataset or directory that cannot be used, or that another run is using.
         DivergenceError: The loss or a weight became infinite or not a number.
         WriteError: `output` cannot be written to. Its last checkpoint is kept.
         Stopped: By SIGTERM or SIGINT. The message says what is saved.
@@ -59,6 +64,7 @@ def train(
     with StopSignals() as stop, process_on(device) as process:
         try:
             with deterministic(recipe.deterministic, process.device):
+                recipe = with_holdout(recipe, data_dir)
                 with process.one_first(download):
                     datasets = open_datasets(recipe, data_dir, download)
                 teacher = make_teacher(recipe, process.device)
@@ -71,11 +77,14 @@ def train(
                     recipe = dataclasses.replace(recipe, num_classes=len(classes))
                 trainer = make_trainer(recipe, process, *datasets, log_seconds, teacher)
                 facts = dict(classes=classes, machine=machine_name(process))
-                # the first process prepares the directory and tells the others which checkpoint to go on from
-                found = [checkpoints.prepare(output, recipe, overwrite, facts) if process.rank == 0 else None]
-                if process.distributed:
-                    torch.distributed.broadcast_object_list(found, src=0)
-                _run(trainer, output, found[0], stop, finish)
+                for line in plan_of(trainer, teacher, classes, output):
+                    _logger.info(line)
+                with alone_in(output) if process.rank == 0 else contextlib.nullcontext():
+                    # the first process prepares the directory and tells the others which checkpoint to go on from
+                    found = [checkpoints.prepare(output, recipe, overwrite, facts) if process.rank == 0 else None]
+                    if process.distributed:
+                        torch.distributed.broadcast_object_list(found, src=0)
+                    _run(trainer, output, found[0], stop, finish)
         except (Stopped, Exception) as error:
             stop.only_note(for_good=process.distributed)
             if stop.raised is None:
@@ -118,16 +127,18 @@ def make_trainer(
     for dataset in () if recipe.unlabelled else (train_set, eval_set):
         check_labels(dataset, num_classes_of(model))
     config = data_config_of(model, recipe)
+    _check_memory(model, config['input_size'], recipe)
+    if teacher is not None:
+        _check_memory(teacher.model, teacher.input_size, recipe)
     train_loader = make_train_loader(train_set, recipe, config, process.device, process.distributed)
     eval_loader = make_eval_loader(eval_set, recipe, config, process.device, process.distributed)
-    _logger.info(
-        f'{recipe.model}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(train_set)} images to train, '
-        f'{len(eval_set)} to validate, {config}')
-    if teacher is not None:
-        _logger.info(f'teacher {recipe.teacher}: {sum(p.numel() for p in teacher.parameters()):,} parameters, '
-                     f'input {size_text(teacher.input_size)} px')
     task = make_task(model, teacher, make_criterion(recipe), recipe, config, process.device)
     return Trainer(recipe, model, task, process, train_loader, eval_loader, log_seconds)
+
+
+def _check_memory(model: torch.nn.Module, input_size: Sequence[int], recipe: Recipe) -> None:
+    what = f'batch_size = {recipe.batch_size} with {size_text(input_size)} px'
+    check_pass(model, (recipe.batch_size, *input_size), what)
 
 
 def _run(trainer: Trainer, output: Path, newest: Path | None, stop: StopSignals, finish: Callable[[], object]) -> None:
@@ -135,7 +146,7 @@ def _run(trainer: Trainer, output: Path, newest: Path | None, stop: StopSignals,
     recipe, saver, epoch = trainer.recipe, None, 0
     if trainer.process.rank == 0:
         # a namespace of plain values, which timm's loaders read without running code of this package
-        saver = CheckpointSaver(
+        saver = checkpoints.DurableSaver(
             trainer.model, trainer.optimizer, task=trainer.task, amp_scaler=trainer.scaler, checkpoint_dir=str(output),
             max_history=recipe.checkpoint_hist, args=argparse.Namespace(**dataclasses.asdict(recipe)))
     if newest is not None:
@@ -165,6 +176,7 @@ def _epoch(trainer: Trainer, epoch: int, output: Path, saver: CheckpointSaver | 
         return
     with stop.held(), checkpoints.writing(output):
         update_summary(epoch, OrderedDict(figures), OrderedDict(score), output / checkpoints.LOG, lr=lr)
+        flush(output / checkpoints.LOG)
         saver.save_checkpoint(epoch, metric=score['top1'] if measured else None)
     text = f'top-1 {score["top1"]:.3f} top-5 {score["top5"]:.3f}' if measured else 'not validated'
     _logger.info(f'epoch {epoch + 1}/{recipe.epochs}: loss {figures["loss"]:.4f} {text} '

@@ -1,6 +1,6 @@
 """A sweep: one recipe with several settings, each a run, each run a row of a table."""
+import contextlib
 import csv
-import fcntl
 import hashlib
 import json
 import os
@@ -12,21 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from aa_models.errors import InputError
 from aa_models.models.create import build_model
-from aa_models.schema import checked
+from aa_models.schema import checked, parsed_yaml
 
-from .checkpoints import LOG, RECIPE, facts_of
+from .checkpoints import LOG, RECIPE
+from .facts import facts_of
+from .lock import HeldError, alone_in
 from .recipe import Recipe, load_recipe
 from .run import train
 
 COLUMNS = (
     'model', 'settings', 'seed', 'params', 'epochs', 'top1', 'top5', 'loss', 'train_loss', 'curve', 'train_seconds',
     'machine')
+LOCK = '.sweep'  # for longer than the run in the folder has its own
 EACH = 'each'  # key of a run: for these keys every combination of the values listed
 
 
@@ -64,13 +66,7 @@ def read_sweep(path: Path) -> list[tuple[dict[str, Any], Recipe]]:
     Raises:
         InputError: No such file, a key that is unknown, a value that is impossible, or the same run twice.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f'sweep = {str(path)!r} cannot be read as YAML: {error}') from error
-    if not isinstance(content, dict):
-        raise InputError(f'sweep = {str(path)!r} must hold the keys recipe, values and runs')
-    sweep = checked(Sweep, {'values': {}, **content}, f'sweep {path}')
+    sweep = checked(Sweep, {'values': {}, **parsed_yaml(path)}, f'sweep {path}')
     runs = [(settings, load_recipe(sweep.recipe, **settings)) for settings in sweep.settings()]
     names = [_name(settings) for settings, _ in runs]
     for settings, _ in runs:
@@ -101,12 +97,7 @@ def run_sweep(
     _done(results)  # refused before the work
     for settings, recipe in runs:
         folder = output / _name(settings)
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / 'lock').open('w') as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
+        with contextlib.suppress(HeldError), alone_in(folder, LOCK):
             if (_text(settings), str(recipe.seed)) not in _done(results):
                 train(recipe, folder, data_dir=data_dir, download=download, device=device, log_seconds=log_seconds)
                 _add_row(results, _row(folder, settings))

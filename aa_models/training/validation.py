@@ -1,5 +1,5 @@
 """Top-1 and top-5 of a model on a dataset, by one process or by several that share the images."""
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,27 @@ from timm.task import ClassificationEvaluator, evaluation_sample_limit
 from timm.utils import load_checkpoint_metadata
 from torch import nn
 
+from aa_models.data.labels import outputs_of
+from aa_models.data.strict_images import leave_out_broken
 from aa_models.device import Process, autocast, process_on
 from aa_models.errors import InputError, NoSuchFileError
 from aa_models.models._augmented import checkpoint_filter_fn
-from aa_models.models.create import build_model, num_classes_of
+from aa_models.models.create import build_model, cfg_of, num_classes_of
+from aa_models.models.memory import check_pass
+from aa_models.models.pretrained import check_finite
 from aa_models.schema import checked
 
-from .loaders import DATA_KEYS, check_labels, class_names, data_config_of, make_eval_loader, open_dataset
+from .facts import facts_of
+from .loaders import (
+    DATA_KEYS,
+    check_labels,
+    class_names,
+    data_config_of,
+    make_eval_loader,
+    open_dataset,
+    say_overlooked,
+    size_text,
+)
 from .progress import Progress
 from .recipe import Recipe
 
@@ -32,6 +46,7 @@ class Validation:
     data_config: dict[str, Any]
     class_names: list[str] | None
     process: Process
+    left_out: list[str]  # what is wrong with each picture that was not counted
 
 
 def validation_recipe(checkpoint: Path | None = None, **values: Any) -> Recipe:
@@ -60,6 +75,9 @@ def validate(
 ) -> Validation:
     """Measure a model on the recipe's `val_split`.
 
+    Classes are matched by their names. Where the dataset has not all of the model's, its own ones are measured, among
+    all answers that the model can give.
+
     Args:
         recipe: Says which model, data, input, batches and precision, as `validation_recipe` makes it.
         checkpoint: Where the weights are from, by default the pretrained ones of the model.
@@ -67,7 +85,8 @@ def validate(
         data_dir, download, device: As `run.train` takes them.
 
     Raises:
-        InputError: A model, checkpoint or dataset that cannot be used.
+        InputError: A model, checkpoint or dataset that cannot be used, or classes that the model does not have.
+        BrokenPictureError: A picture cannot be read, and the recipe does not have `skip_broken`.
     """
     if use_ema and (checkpoint is None or 'state_dict_ema' not in _content_of(checkpoint)):
         what = f'checkpoint = {str(checkpoint)!r} holds no averaged weights (--use-ema)'
@@ -76,20 +95,43 @@ def validate(
         model = load_model(recipe, checkpoint, use_ema).to(process.device)
         model.to(memory_format=torch.channels_last if recipe.channels_last else torch.preserve_format)
         config = data_config_of(model, recipe)
+        check_pass(model, (recipe.batch_size, *config['input_size']), f'batch_size = {recipe.batch_size} with '
+                   f'{size_text(config["input_size"])} px')
         with process.one_first(download):
             dataset = open_dataset(
                 recipe.dataset, data_dir, recipe.val_split, download=download, batch_size=recipe.batch_size)
-        check_labels(dataset, num_classes_of(model))
+        if process.rank == 0:
+            say_overlooked(dataset)
+        outputs = match_classes(dataset, model, None if checkpoint is None else facts_of(checkpoint.parent))
+        left_out = leave_out_broken(dataset) if recipe.skip_broken else []
         loader = make_eval_loader(dataset, recipe, config, process.device, process.distributed)
-        figures, images, seconds = evaluate(model, loader, recipe, process)
+        figures, images, seconds = evaluate(model, loader, recipe, process, outputs=outputs)
         return Validation(
-            figures['top1'], figures['top5'], images, seconds, model, config, class_names(dataset), process)
+            figures['top1'], figures['top5'], images, seconds, model, config, class_names(dataset), process, left_out)
+
+
+def match_classes(dataset: Any, model: nn.Module, facts: Mapping[str, Any] | None = None) -> list[int] | None:
+    """The model's output for each label of a dataset, None where they are the same.
+
+    Args:
+        dataset: Has labels that the model has outputs for.
+        model: Made by timm.
+        facts: Of the run that trained the model, whose cfg then has the names of other classes.
+
+    Raises:
+        InputError: There are classes or labels that the model does not have.
+    """
+    cfg = cfg_of(model) if facts is None else {'label_names': facts.get('classes')}
+    outputs = outputs_of(class_names(dataset), cfg, num_classes_of(model))
+    if outputs is None:
+        check_labels(dataset, num_classes_of(model))
+    return outputs
 
 
 @torch.inference_mode()
 def evaluate(
         model: nn.Module, loader: Any, recipe: Recipe, process: Process, label: str = 'validation', every: float = 30.0,
-        labels_of: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        outputs: Sequence[int] | None = None, labels_of: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> tuple[dict[str, float], int, float]:
     """Measure a model in one pass over a validation set.
 
@@ -99,6 +141,7 @@ def evaluate(
         recipe: Says precision and memory format.
         process: One of those whose figures are summed.
         label, every: As `Progress` takes them.
+        outputs: The model's output for each label, where they are not the same.
         labels_of: Says the labels of images in place of the loader.
 
     Returns:
@@ -106,6 +149,7 @@ def evaluate(
     """
     model.eval()
     progress = Progress(label, len(loader), every=every, show=process.rank == 0)
+    index = None if outputs is None else torch.tensor(outputs, device=process.device)
     evaluator = ClassificationEvaluator(process.device, max_samples=evaluation_sample_limit(loader))
     for images, labels in loader:
         if recipe.channels_last:
@@ -113,7 +157,7 @@ def evaluate(
         with autocast(process.device, recipe.amp, recipe.amp_dtype):
             logits = model(images)
             labels = labels if labels_of is None else labels_of(images)
-        evaluator.update(logits, labels)
+        evaluator.update(logits, labels if index is None else index[labels])
         progress.step(len(images))
     count = evaluator.counts[0].clone()
     if process.distributed:
@@ -143,4 +187,5 @@ def load_model(recipe: Recipe, checkpoint: Path | None = None, use_ema: bool = F
             load_checkpoint(model, str(checkpoint), use_ema=use_ema, filter_fn=checkpoint_filter_fn)
         except RuntimeError as error:  # torch's word for weights of other names or shapes
             raise InputError(f'checkpoint = {str(checkpoint)!r} does not fit {recipe.model!r}: {error}') from error
+        check_finite(model.state_dict(), f'checkpoint = {str(checkpoint)!r}')
     return model

@@ -1,4 +1,5 @@
 """Attention maps of whole networks and over pictures: numbers and places."""
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import ClassVar
 
@@ -118,6 +119,36 @@ def test_compiled_model():
     torch.testing.assert_close([*attention_maps(compiled, x).values()], [*attention_maps(model, x).values()])
 
 
+@pytest.mark.parametrize('compiled', ['whole', 'in place', 'a part'])
+def test_compiled_in_other_ways(compiled):
+    model, x = timm.create_model('aa_simplecnn').eval(), torch.randn(1, 3, 16, 16)
+    expected = list(attention_maps(model, x).values())
+    if compiled == 'a part':
+        model.stages[0] = torch.compile(model.stages[0], backend='eager')
+    elif compiled == 'in place':
+        model.compile(backend='eager')
+    else:
+        model = torch.compile(model, backend='eager')
+    with torch.no_grad():
+        model(x)
+    torch.testing.assert_close(list(attention_maps(model, x).values()), expected)
+
+
+def test_threads(monkeypatch):
+    """Each gets the maps of its own input, whatever else runs the model; nothing of the process is changed."""
+    monkeypatch.setattr(torch.compiler, 'set_stance', lambda *_: pytest.fail('all threads would run eagerly'))
+    model = timm.create_model('aa_simplecnn').train()
+    inputs = [torch.randn(1, 3, 16, 16) for _ in range(8)]
+    expected = [attention_maps(model, x) for x in inputs]
+    model.eval()  # so that running it changes no statistics
+    with ThreadPoolExecutor(8) as pool:
+        others = [pool.submit(model, torch.randn(1, 3, 24, 24)) for _ in range(8)]
+        for maps, wanted in zip(pool.map(lambda x: attention_maps(model, x), inputs), expected, strict=True):
+            torch.testing.assert_close(maps, wanted, rtol=0, atol=0)
+        assert all(torch.isfinite(other.result()).all() for other in others)
+    assert not model.training and not any(module._forward_hooks for module in model.modules())
+
+
 @pytest.mark.parametrize('layers, error, words', [
     ('layer9.*', ValueError, ['layer9', *RESNET_LAYERS]), (['layer3.*', 'x'], ValueError, ["['x']"]),
     ([], ValueError, ['[]', *RESNET_LAYERS]), (3, TypeError, ['layers', '3']), ([3], TypeError, ['layers', '3']),
@@ -126,6 +157,15 @@ def test_wrong_layers(layers, error, words):
     with pytest.raises(error) as info:
         attention_maps(timm.create_model('aa_resnet18'), torch.zeros(1, 3, 32, 32), layers)
     assert all(word in str(info.value) for word in words)
+
+
+@pytest.mark.parametrize('model, x, words', [
+    (None, torch.zeros(1, 3, 32, 32), 'model must be a torch.nn.Module, got None'),
+    (timm.create_model('aa_simplecnn'), None, 'x must be a tensor.* got NoneType'),
+])
+def test_wrong_model_or_input(model, x, words):
+    with pytest.raises(TypeError, match=words):
+        attention_maps(model, x)
 
 
 def test_model_without_attention():
@@ -206,7 +246,7 @@ def test_drawn_where_it_is(red, green):
     picture, query = red_and_green(red, green, cell=10), (10 * red[1] + 7, 10 * red[0] + 2)
     seen = attention_from(FromRedToGreen(), picture, query)['conv.attn']
     figure = draw(picture, query, {'looks': seen[0], 'even': seen[1]}, 'title')
-    assert [axes.get_title().split('\n')[0] for axes in figure.axes] == ['picture', 'looks', 'even']
+    assert [axes.get_title().split('\n')[0] for axes in figure.axes] == ['picture', 'looks', 'even', '']
     figure.set_dpi(200)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -218,10 +258,38 @@ def test_drawn_where_it_is(red, green):
             """The colour of a point of the panel, in cells of the map."""
             return pixels[int(len(pixels) - box.y1 + row * box.height / 12), int(box.x0 + column * box.width / 16)]
 
-        # in the middle of each cell, where neither frame nor cross is
-        green_light = [[colour(row + 0.5, column + 0.5)[1] for column in range(16)] for row in range(12)]
+        # beside the middle of each cell, where neither frame nor cross is
+        green_light = [[colour(row + 0.75, column + 0.25)[1] for column in range(16)] for row in range(12)]
         assert divmod(int(numpy.argmax(green_light)), 16) == green or not show_object
-        red_light, *other_light = colour(red[0] + 0.25, red[1] + 0.75)
-        assert red_light < 50 and min(other_light) > 200  # the cross is cyan
+        where = (red[0] + 0.25, red[1] + 0.75) if axes is figure.axes[0] else (red[0] + 0.5, red[1] + 0.5)
+        red_light, *other_light = colour(*where)
+        assert red_light < 50 and min(other_light) > 200  # the cross is cyan, in a map on its cell
     frame, = figure.axes[1].patches
     assert frame.get_bbox().bounds == pytest.approx((10 * red[1] - 0.5, 10 * red[0] - 0.5, 10, 10))
+
+
+def scales(figure):
+    """Range of the colours of each panel with a map, and the colour bar's."""
+    return [axes.images[1].get_clim() for axes in figure.axes[1:-1]], figure.axes[-1].get_ylim()
+
+
+def test_maps_that_are_compared_have_one_scale():
+    """In multiples of the average weight, which maps of different sizes have in common."""
+    picture = Image.new('RGB', (40, 30))
+    one, even, fine = torch.zeros(3, 4), torch.full((3, 4), 1 / 12), torch.full((6, 8), 1 / 48)
+    one[1, 2] = 1.
+    figure = draw(picture, (0, 0), {'one': one, 'even': even, 'fine': fine}, 'title')
+    assert scales(figure) == (3 * [(0, 12)], pytest.approx((0, 12)))
+    assert [axes.get_title().split('\n')[1] for axes in figure.axes[1:-1]] == [
+        'up to 12 × average', 'up to 1 × average', 'up to 1 × average']
+    assert 'multiples of the average' in figure.axes[-1].get_ylabel()
+
+
+@pytest.mark.parametrize('size', [(1000, 1), (1, 1000), (3, 2), (2000, 90)])
+@pytest.mark.parametrize('count', [1, 5])
+def test_no_empty_panel_for_an_odd_shape(size, count):
+    panels = dict.fromkeys('abcde'[:count], torch.full((2, 3), 1 / 6))
+    figure = draw(Image.new('RGB', size, 'white'), (0, 0), panels, '')
+    FigureCanvasAgg(figure).draw()
+    for axes in figure.axes[:-1]:
+        assert min(axes.get_window_extent().size) > 0.3 * figure.dpi  # inches

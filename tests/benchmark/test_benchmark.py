@@ -207,6 +207,12 @@ def test_rivals_that_are_not_named():
     (['growth', '-o', 'growth.doc'], "output = 'growth.doc' must end in"),
     (['growth', '--max-memory', '0'], 'max_memory'),
     (['layer', '--device', 'cuda:99'], 'device'),
+    (['layer', '--size', '100000'], 'would take at least'),
+    (['layer', '--size', '96', '--rivals', 'naive'], 'naive at 96 x 96'),
+    (['layer', '--size', '96', '--rivals', 'bottleneck'], 'bottleneck at 96 x 96'),
+    (['growth', '--sizes', '100000', '--rivals', 'conv'], 'AA_MODELS_MAX_GB'),
+    (['attention', '--size', '100000'], 'AA_MODELS_MAX_GB'),
+    (['model', 'aa_resnet18', '--img-size', '100000'], 'AA_MODELS_MAX_GB'),
 ])
 def test_errors_come_before_any_work(capsys, monkeypatch, arguments, message):
     monkeypatch.setattr(measure, '_measure', lambda *_: pytest.fail('measured before the check'))

@@ -1,7 +1,10 @@
 """The command line: its answers, its errors and their exit statuses."""
+import csv
 import io
 import json
+import logging
 import math
+import subprocess
 import sys
 from subprocess import PIPE, Popen
 from unittest import mock
@@ -14,8 +17,8 @@ from PIL import Image
 from aa_models import errors
 from aa_models.analysis.prediction import predict
 from aa_models.analysis.zoo_table import measure_zoo
-from aa_models.data.cifar100 import CIFAR100_LABELS
-from aa_models.data.pictures import find_pictures, read_picture
+from aa_models.cli import main as cli
+from aa_models.data.pictures import find_pictures
 from aa_models.zoo import own_models, read_zoo
 from command import answered, refused, run_command
 from fake_weights import LABELS, NAME, NAME_TAG, NUM_CLASSES, registered, save_checkpoint
@@ -46,7 +49,8 @@ def test_wrong_usage(arguments, capsys):
 
 @pytest.mark.parametrize('error, status', [
     (errors.InputError, 2), (errors.InputTypeError, 2), (errors.NoSuchFileError, 2), (errors.WeightsError, 2),
-    (errors.WriteError, 1), (errors.HubError, 1), (errors.DivergenceError, 1), (KeyboardInterrupt, 130),
+    (errors.WriteError, 1), (errors.HubError, 1), (errors.HubWeightsError, 1), (errors.DivergenceError, 1),
+    (KeyboardInterrupt, 130),
 ])
 def test_exit_status(error, status, capsys, monkeypatch):
     monkeypatch.setattr('aa_models.cli.list.run', mock.Mock(side_effect=error('x')))
@@ -67,13 +71,58 @@ def test_reader_that_leaves():
     assert process.stderr.read() == b'' and process.wait() == 0
 
 
+@pytest.mark.parametrize('redirection, status, said', [
+    ('>&-', 0, ''), ('>&- 2>&-', 0, ''), ('2>&-', 0, NAME),
+    ('>/dev/full', 1, 'aa-models list: error: standard output cannot be written: No space left on device\n'),
+])
+def test_streams_that_cannot_be_written(redirection, status, said):
+    command = f'exec {sys.executable} -m aa_models list {NAME} {redirection}'
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.returncode == status and said in done.stdout + done.stderr and 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize('encoding, word', [('ascii', r'\u4e2d'), ('latin-1', r'\u4e2d'), ('utf-8', '中')])
+def test_output_in_any_encoding_and_nothing_that_a_terminal_obeys(encoding, word, capsys, monkeypatch):
+    bytes_ = io.BytesIO()
+    monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(bytes_, encoding))
+    monkeypatch.setattr('aa_models.cli.list.run', lambda args: print('中 \x1b[31mred\x07\t\u202e') or 0)
+    assert cli.main(['list']) == 0
+    assert bytes_.getvalue().decode(encoding) == f'{word} \\x1b[31mred\\x07\t\\u202e\n'
+    monkeypatch.setattr('aa_models.cli.list.run', mock.Mock(side_effect=errors.InputError('\x1b]0;title\x07')))
+    assert cli.main(['list']) == 2 and r'error: \x1b]0;title\x07' in capsys.readouterr().err
+
+
+def test_nothing_that_a_terminal_obeys_in_errors_and_the_log(tmp_path, capsys, caplog, monkeypatch):
+    log = logging.getLogger('aa_models')
+    monkeypatch.setattr('aa_models.cli.list.run', lambda args: log.warning('class %s', '\x1b[31m') or 0)
+    assert cli.main(['list']) == 0 and caplog.messages == [r'class \x1b[31m']
+    logging.lastResort.handle(logging.makeLogRecord(dict(levelno=logging.ERROR, msg='\x07')))  # where nobody set up one
+    assert capsys.readouterr().err == '\\x07\n'
+    assert r'\x1b[31m' in refused(capsys, 'list', '--\x1b[31m')
+
+
+def test_interrupted_while_it_starts(monkeypatch):
+    monkeypatch.setattr('aa_models.cli.main._parser', mock.Mock(side_effect=KeyboardInterrupt))
+    assert cli.main(['list']) == 130
+
+
+@pytest.mark.parametrize('words', [
+    ['predict', ''], ['attention', ''], ['validate', '--model', NAME, '--data-dir', ''], ['curves', '', '-o', 'a.png'],
+    ['train', 'finetune', '--output', ''], ['pack', ''], ['export', NAME, '--format', 'onnx', '-o', ''],
+    ['convert', NAME, '--augment', '*', '--output', ''], ['predict', 'a\0b'],
+])
+def test_word_that_is_no_path(words, no_model, capsys):
+    """The empty one would be the current folder."""
+    assert 'is no path' in refused(capsys, *words)
+
+
 def test_list(capsys):
     header, *rows = [line.split() for line in answered(capsys, 'list').splitlines()]
     assert header == ['model', 'params', 'input', 'classes', 'weights']
-    assert [(row[0], *row[3:]) for row in rows] == [
+    assert [(row[0], *row[3:5], ' '.join(row[5:])) for row in rows] == [
         (row.name, row.input_size, str(row.num_classes), row.weights) for row in read_zoo()]
-    for first, last in (('aa_resnet50', '-'), ('aa_resnet50.from_a1_in1k', 'start')):
-        assert [first, '25.81', 'M', '3x224x224', '1000', last] in rows
+    for first, *last in (('aa_resnet50', '-'), ('aa_resnet50.from_a1_in1k', 'to', 'fine-tune')):
+        assert [first, '25.81', 'M', '3x224x224', '1000', *last] in rows
     pretrained = answered(capsys, 'list', '--pretrained').splitlines()[1:]
     assert [row.split()[0] for row in pretrained] == own_models(pretrained=True)
 
@@ -109,8 +158,42 @@ def test_predict_text(folder, capsys):
     assert all(line.split()[0].endswith('%') and line.split()[1] in LABELS for line in lines[1:6])
 
 
+@pytest.mark.parametrize('batch_size', [1, 2])
+def test_predict_goes_on_past_what_is_broken(batch_size, folder, tmp_path, capsys):
+    for number, content in enumerate([*BROKEN, LION.read_bytes()]):
+        (tmp_path / f'{number}.png').write_bytes(content)
+    words = ['predict', tmp_path, LION, '--model', NAME, '--batch-size', batch_size]
+    status, out, err = run_command(capsys, *words, '--json')
+    assert status == 1 and [answer['file'] for answer in json.loads(out)] == [str(tmp_path / '3.png'), str(LION)]
+    assert [str(tmp_path / f'{number}.png') in line for number, line in enumerate(err.splitlines())] == 3 * [True]
+    status, out, _ = run_command(capsys, 'predict', tmp_path / '0.png', '--model', NAME, '--json')
+    assert status == 1 and json.loads(out) == []
+
+
+def test_predict_csv_and_threshold(folder, tmp_path, capsys):
+    words = ['predict', PICTURES, '--model', NAME]
+    expected = json.loads(answered(capsys, *words, '--json'))
+    probabilities = sorted(guess['probability'] for answer in expected for guess in answer['predictions'])
+    threshold = probabilities[len(probabilities) // 2]
+    assert answered(capsys, *words, '--csv', '--threshold', threshold, '--output', tmp_path / 'a.csv') == ''
+    with (tmp_path / 'a.csv').open(newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert [(row['file'], row['label'], float(row['probability'])) for row in rows] == [
+        (answer['file'], guess['label'], guess['probability'])
+        for answer in expected for guess in answer['predictions'] if guess['probability'] >= threshold]
+    assert [path.name for path in tmp_path.iterdir()] == ['a.csv'] and 0 < len(rows) < len(probabilities)
+    assert answered(capsys, *words, '--threshold', 1).count('no class is that probable') == len(expected)
+
+
+def test_predict_from_standard_input(folder, monkeypatch, capsys):
+    for content, status in ((LION.read_bytes(), 0), (b'<html>', 1)):
+        monkeypatch.setattr(sys, 'stdin', mock.Mock(buffer=io.BytesIO(content)))
+        done, out, err = run_command(capsys, 'predict', '-', '--model', NAME)
+        assert done == status and (out.startswith('-\n') if status == 0 else 'standard input is not a picture' in err)
+
+
 def test_predict_is_the_same_for_every_source(folder, capsys):
-    sources = [NAME, NAME_TAG, f'local-dir:{folder}']
+    sources = [NAME, NAME_TAG, f'local-dir:{folder}', str(folder)]
     assert len({answered(capsys, 'predict', PICTURES, '--model', source, '--json') for source in sources}) == 1
 
 
@@ -124,6 +207,9 @@ def test_model_without_class_names_and_with_one_channel(tmp_path):
 @pytest.mark.parametrize('words, said', [
     (['list', 'vgg'], ["'vgg'"]),
     (['predict', PICTURES, '--top', '0'], ['--top', '0']),
+    (['predict', PICTURES, '--threshold', '1.1'], ['--threshold', '1.1']),
+    (['predict', PICTURES, '--output', 'nowhere/a.csv'], ['nowhere', 'does not exist']),
+    (['predict', 'https://example.org/cat.jpg'], ['address', 'curl']),
     (['predict', PICTURES, '--device', 'toaster'], ['--device', 'toaster']),
     (['predict', PICTURES, '--model', 'aa_resnet19'], ['aa_resnet19', 'did you mean', 'aa_resnet18']),
     (['predict', PICTURES, '--model', f'{NAME}.nothing'], ['nothing', NAME_TAG]),
@@ -136,8 +222,11 @@ def test_what_cannot_be_done(words, said, folder, no_model, capsys):
     assert all(word in err for word in said)
 
 
-@pytest.mark.parametrize('command', [['predict', LION], ['attention']])
-@pytest.mark.parametrize('content', [b'', b'not a picture', LION.read_bytes()[:-500], None])
+BROKEN = [b'', b'not a picture', LION.read_bytes()[:-500]]
+
+
+@pytest.mark.parametrize('command, content', [
+    (['predict', LION], None), (['attention'], None), *((['attention'], content) for content in BROKEN)])
 def test_file_that_is_no_picture_or_not_there(command, content, no_model, tmp_path, capsys):
     bad = tmp_path / 'bad.png'
     if content is not None:
@@ -170,6 +259,8 @@ def test_attention(options, lines, attention, capsys):
 @pytest.mark.parametrize('options, said', [
     (['--query', '32,0'], ['--query 32,0', '32 x 32']),
     (['--query=-1,0'], ['--query -1,0', '32 x 32']),
+    (['--img-size', '100000'], ['pixels would take at least', 'AA_MODELS_MAX_GB']),
+    (['--img-size', '1000000000'], ['would take at least', 'AA_MODELS_MAX_GB']),
     (['--query', '3'], ["X,Y", "'3'"]),
     (['--query', '3,4.5'], ["X,Y", "'3,4.5'"]),
     (['--img-size', '0'], ['--img-size', '0']),
@@ -186,6 +277,12 @@ def test_attention_wrong_options(options, said, attention, tmp_path, capsys):
     assert all(word in err for word in said) and len(err.splitlines()) == 1 and not list(tmp_path.iterdir())
 
 
+def test_limit_of_memory_can_be_moved(attention, monkeypatch, capsys):
+    for limit, status in (('0.0001', 2), ('1', 0), ('much', 2)):
+        monkeypatch.setenv('AA_MODELS_MAX_GB', limit)
+        assert run_command(capsys, *attention, '--device', 'cpu')[0] == status
+
+
 def test_without_matplotlib(attention, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
     assert "pip install 'aa-models[plot]'" in refused(capsys, *attention)
@@ -195,54 +292,3 @@ def test_a_full_disk(attention, monkeypatch, capsys):
     monkeypatch.setattr(Figure, 'savefig', mock.Mock(side_effect=OSError(28, 'No space left on device')))
     status, out, err = run_command(capsys, *attention)
     assert status == 1 and not out and 'seen.png' in err and 'No space left' in err
-
-
-# --- reading pictures
-
-
-def test_folder_takes_only_pictures_and_looks_below(tmp_path):
-    (tmp_path / 'below').mkdir()
-    with pytest.raises(errors.InputError, match=f'{tmp_path} contains no picture'):
-        find_pictures([tmp_path])
-    for name in ['b.JPG', 'a.png', 'below/c.webp', '.hidden.png', 'notes.txt', 'film.mpg']:
-        (tmp_path / name).touch()
-    assert [p.relative_to(tmp_path).as_posix() for p in find_pictures([tmp_path])] == ['a.png', 'b.JPG', 'below/c.webp']
-
-
-def pixel(picture, format='PNG', **options):
-    """The first pixel of a picture after it has been stored and read."""
-    stored = io.BytesIO()
-    picture.save(stored, format, **options)
-    return read_picture(stored).getpixel((0, 0))
-
-
-def test_modes():
-    size = (4, 2)
-    assert pixel(Image.new('RGB', size, (10, 20, 30))) == (10, 20, 30)
-    assert pixel(Image.new('L', size, 77)) == (77, 77, 77)
-    assert pixel(Image.new('1', size, 1)) == (255, 255, 255)
-    assert pixel(Image.new('RGB', size, (10, 20, 30)).quantize(2)) == (10, 20, 30)
-    assert pixel(Image.new('RGBA', size, (10, 20, 30, 0))) == (255, 255, 255)
-    assert pixel(Image.new('RGBA', size, (10, 20, 30, 255))) == (10, 20, 30)
-    assert pixel(Image.new('LA', size, (10, 0))) == (255, 255, 255)
-    assert pixel(Image.new('RGB', size, (10, 20, 30)), transparency=(10, 20, 30)) == (255, 255, 255)
-    assert pixel(Image.new('I;16', size, 257 * 128)) == (128, 128, 128)
-    assert pixel(Image.new('I;16', size, 65535), 'TIFF') == (255, 255, 255)
-    assert pixel(Image.new('CMYK', size, (0, 0, 0, 255)), 'TIFF') == (0, 0, 0)
-    assert pixel(Image.new('RGB', size, (10, 20, 30)), 'BMP') == (10, 20, 30)
-    assert pixel(Image.new('RGB', size, (10, 20, 30)), 'WEBP', lossless=True) == (10, 20, 30)
-    assert pixel(Image.new('L', size, 9), 'GIF', save_all=True, append_images=[Image.new('L', size, 99)]) == (9, 9, 9)
-
-
-def test_turned_picture():
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
-    stored = io.BytesIO()
-    Image.new('RGB', (4, 2)).save(stored, 'JPEG', exif=exif)
-    assert read_picture(stored).size == (2, 4)
-
-
-def test_class_names_and_pictures():
-    assert len(CIFAR100_LABELS) == len(set(CIFAR100_LABELS)) == 100 and list(CIFAR100_LABELS) == sorted(CIFAR100_LABELS)
-    pictures = find_pictures([PICTURES])
-    assert len(pictures) >= 6 and all(p.stem in CIFAR100_LABELS and p.stat().st_size < 5000 for p in pictures)

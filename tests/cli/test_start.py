@@ -10,6 +10,7 @@ import pytest
 import aa_models.cli
 from aa_models import __version__
 from aa_models.cli.main import COMMANDS
+from aa_models.cli.recipe_options import GROUPS
 from repository import ROOT
 
 ENTRY_POINT = 'import sys\nfrom aa_models.cli.main import main\nsys.exit(main())\n'  # as installers write it
@@ -31,6 +32,7 @@ SAID = {  # in answer to the words
 for name in COMMANDS:
     purpose, _, _ = importlib.import_module(f'aa_models.cli.{name}').__doc__.partition('\n')
     SAID[f'{name} --help'] = [f'usage: aa-models {name} ', purpose]
+SAID['train --help'] += [f'\n\n{heading}:\n  --{field.replace("_", "-")}' for field, heading in GROUPS.items()]
 
 
 @pytest.mark.parametrize('words', SAID)

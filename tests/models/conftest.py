@@ -35,14 +35,16 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.fixture
 def places(hub, tmp_path, monkeypatch):
-    """The four places, empty: local folders and our organisation's on the Hub."""
+    """The five places, empty: local folders and our organisation's on the Hub."""
     folders = {place: tmp_path / folder for place, folder in dict(
-        variable='variable', checkout='checkout/weights', package='checkout/aa_models/weights', hub='hub/aa-models',
+        variable='variable', current='current/weights', checkout='checkout/weights',
+        package='checkout/aa_models/weights', hub='hub/aa-models',
     ).items()}
     for folder in folders.values():
         folder.mkdir(parents=True)
     (tmp_path / 'checkout' / 'pyproject.toml').touch()
     monkeypatch.setattr(pretrained, '_PACKAGE', folders['package'].parent)
+    monkeypatch.chdir(folders['current'].parent)
     monkeypatch.setenv('AA_MODELS_WEIGHTS', str(folders['variable']))
     return folders
 

@@ -1,11 +1,15 @@
 """Models as a user names them: what is wrong with a name, a folder or an argument is said; faults of ours come out."""
 import json
+import math
+import resource
 
+import numpy as np
 import pytest
 import timm
+import torch
 
 from aa_models.analysis.prediction import make_transform
-from aa_models.errors import HubError, InputError, NoSuchFileError, UserError, WeightsError
+from aa_models.errors import HubError, HubWeightsError, InputError, NoSuchFileError, UserError, WeightsError
 from aa_models.models.create import build_model, check_name, is_own
 from fake_weights import NAME, save_checkpoint
 
@@ -25,7 +29,7 @@ def test_names(folder):
 @pytest.mark.parametrize('name, words', [
     ('aa_resnet19', ['did you mean', 'aa_resnet18']), ('', ["''"]), ('a/b', ['hf-hub:a/b', 'local-dir:a/b']),
     ('aa_resnet18.best', ['aa_resnet18.cifar100']), ('disk:x', ['disk', 'local-dir']), ('hf-hub:a b', ['a b']),
-    ('hf-hub:a@b@c', ['@']),
+    ('hf-hub:a@b@c', ['@']), ('local-dir:', ['local-dir:']), ('hf-hub:', ['hf-hub:']),
 ])
 def test_wrong_names(name, words):
     for function in (check_name, build_model):
@@ -38,13 +42,16 @@ def test_hub_that_is_not_reached(monkeypatch):
     def fail(*_, **__):
         raise ConnectionError('no network')
 
-    monkeypatch.setattr('aa_models.models.create.load_model_config_from_hf', fail)
+    monkeypatch.setattr('aa_models.models.hub.get_hf_file_metadata', fail)
     with pytest.raises(HubError, match='hf-hub:me/mine.*no network'):
         build_model('hf-hub:me/mine')
     # a plain network's weights, which only the Hub has
     monkeypatch.setattr(timm, 'create_model', fail)
-    with pytest.raises(WeightsError, match='from_a1_in1k.*no network'):
-        build_model('aa_resnet50.from_a1_in1k', pretrained=True)
+    for reached in (False, True):
+        if reached:
+            monkeypatch.setattr('aa_models.models.hub.get_hf_file_metadata', lambda url: None)
+        with pytest.raises(HubWeightsError, match='from_a1_in1k.*no network'):
+            build_model('aa_resnet50.from_a1_in1k', pretrained=True)
 
 
 @pytest.mark.parametrize('content, word', [('{', 'JSON'), ('[]', 'config'), ('{}', 'architecture'), (b'\xff', 'codec')])
@@ -58,7 +65,14 @@ def test_folders_without_a_config(content, word, folder):
 
 
 @pytest.mark.parametrize('values, word', [
-    (dict(architecture='aa_nothing'), 'aa_nothing'), (dict(architecture=3), "'3'"), (dict(pretrained_cfg=3), 'update'),
+    (dict(architecture='aa_nothing'), 'aa_nothing'), (dict(architecture=3), 'architecture = 3 must be'),
+    (dict(pretrained_cfg=3), 'pretrained_cfg = 3 must be a valid dictionary$'),
+    (dict(pretrained_cfg=dict(input_size=5)), r'pretrained_cfg.input_size = 5 must be a valid list'),
+    (dict(pretrained_cfg=dict(mean=[0, 'x', 0])), r"pretrained_cfg.mean\[1\] = 'x' must be a valid number"),
+    (dict(model_args=[1]), r'model_args = \[1\] must be a valid dictionary'), (dict(label_names=5), 'label_names'),
+    (dict(num_classes=3), 'num_classes = 3 and model_args.num_classes = 7 must be the same number'),
+    (dict(num_classes=-1), 'num_classes = -1 must be greater'), (dict(num_classes='7'), "num_classes = '7' must be"),
+    (dict(num_classes=3, model_args=dict(num_classes=3, img_size=[24, 32])), r'head.fc.weight: the file has \(7,'),
     (dict(model_args=dict(depth=3)), 'depth'), (dict(model_args=dict(dk=7)), 'dk=7'),
     (dict(architecture='resnet18', model_args={}), 'ResNet'),
 ])
@@ -67,6 +81,26 @@ def test_folders_with_a_wrong_config(values, word, folder):
     config.write_text(json.dumps({**json.loads(config.read_text()), **values}))
     with pytest.raises(UserError, match=word):
         build_model(f'local-dir:{folder}', pretrained=True)
+
+
+@pytest.mark.parametrize('name', [NAME, 'test_resnet'])
+@pytest.mark.parametrize('value', [math.nan, math.inf])
+def test_weights_that_are_no_numbers(name, value, tmp_path):
+    """Of this package's networks and of timm's; the tensor is named."""
+    model = timm.create_model(name, num_classes=2)
+    tensor, weight = list(model.named_parameters())[-1]
+    weight.data[0] = value
+    timm.models.save_for_hf(model, tmp_path / 'spoiled', safe_serialization=True)
+    with pytest.raises(WeightsError, match=f'{tensor} is infinite or not a number'):
+        build_model(f'local-dir:{tmp_path / "spoiled"}', pretrained=True)
+
+
+def test_head_is_never_drawn_where_weights_were_to_be_loaded(folder):
+    """By timm's own function: its config of 3 classes over weights of 7 would give a random classifier."""
+    config = folder / 'config.json'
+    config.write_text(json.dumps({**json.loads(config.read_text()), 'num_classes': 3}))
+    with pytest.raises(WeightsError, match='head.fc.weight: the file has 7 classes, the config says 3'):
+        timm.create_model(f'local-dir:{folder}', pretrained=True)
 
 
 def test_folder_without_weights(folder):
@@ -91,11 +125,52 @@ def test_wrong_arguments(name, options, words):
         build_model(name, device='meta', **options)
 
 
+@pytest.mark.parametrize('name, options, words', [
+    ('resnet50', dict(num_classes=10 ** 7), 'its weights would take at least .* GB, more than the 16 GB allowed'),
+    (NAME, dict(channels=5 * [10 ** 6]), 'its weights would take at least'),
+    (NAME, dict(dk=10 ** 8 // 8), 'its weights would take'), ('resnet18', dict(in_chans=10 ** 7), 'weights would take'),
+    ('augmented', dict(base='resnet18', where='layer4.*.conv2', num_classes=10 ** 7), 'its weights would take'),
+    ('convnext_atto', dict(depths=(10 ** 5, 1, 1, 1)), 'more than 4000 tensors, 250 for each GB allowed'),
+    ('convnext_atto', dict(depths=(10 ** 9, 1, 1, 1)), r'depths = \(1000000000, 1, 1, 1\) has a number above 16000000'),
+    (NAME, dict(num_classes=10 ** 18), 'num_classes = 1'), ('aa_resnet18', dict(img_size=10 ** 12), 'img_size = 1'),
+])
+def test_arguments_that_nothing_can_hold(name, options, words, monkeypatch):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match=words):
+        build_model(name, **options)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 5e5  # kB
+
+
+def test_config_that_nothing_can_hold(folder):
+    config = json.loads((folder / 'config.json').read_text())
+    for number, words in ((10 ** 6, 'its weights would take at least'), (10 ** 9, 'has a number above 16000000')):
+        config['model_args']['channels'] = 5 * [number]
+        (folder / 'config.json').write_text(json.dumps(config))
+        with pytest.raises(InputError, match=words):
+            build_model(f'local-dir:{folder}')
+
+
+def test_the_bound_on_weights_changes_nothing(monkeypatch):
+    torch.manual_seed(0)
+    expected = timm.create_model(NAME, num_classes=5).state_dict()
+    torch.manual_seed(0)
+    torch.testing.assert_close(build_model(NAME, num_classes=5).state_dict(), expected, rtol=0, atol=0)
+    monkeypatch.setenv('AA_MODELS_MAX_GB', '0.001')
+    with pytest.raises(InputError, match='AA_MODELS_MAX_GB'):
+        build_model(NAME, num_classes=5)
+
+
+def test_size_of_another_librarys_integers():
+    for size in (np.int64(64), np.array([64, 64])):
+        assert build_model('aa_resnet18', img_size=size, device='meta').layer4[0].conv1.attn.rel_h.shape[0] == 3
+
+
 @pytest.mark.parametrize('options', [{}, dict(pretrained=True), dict(device='meta', pretrained=True, num_classes=None)])
 def test_faults_of_ours_come_out(options, monkeypatch):
     def fail(*_, **__):
         raise KeyError('ours')
 
+    monkeypatch.setattr('aa_models.models.create.check_weights_reached', lambda *_: None)
     monkeypatch.setattr(timm, 'create_model', fail)
     with pytest.raises(KeyError, match='ours'):
         build_model(NAME, **options)

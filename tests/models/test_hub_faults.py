@@ -16,7 +16,8 @@ import pytest
 import timm
 import torch
 
-from aa_models.errors import WeightsError
+from aa_models.errors import HubError, HubWeightsError, WeightsError, WorkError
+from aa_models.models.create import build_model
 from aa_models.models.pretrained import locate
 from aa_models.zoo import expected_sha256
 from fake_weights import NAME, NAME_TAG, logits, put
@@ -130,6 +131,7 @@ FAULTS = {  # what the server does, and words of the message; without them the w
     'another page': (lambda handler, file: answer(
         handler, 200, b'<html>Log in to the network</html>', Content_Type='text/html'), 'Hub'),
 }
+FINAL = ('401', '403', '404', 'wrong SHA-256')
 
 
 @pytest.mark.parametrize('fault, words', FAULTS.values(), ids=FAULTS)
@@ -139,6 +141,7 @@ def test_one_message_and_the_next_try_works(fault, words, hub, expected):
         with pytest.raises(WeightsError) as error:
             timm.create_model(NAME, pretrained=True)
         message = str(error.value)
+        assert isinstance(error.value, WorkError) == (words not in FINAL)  # the exit status: 1 for what may be mended
         assert words in message and f'aa-models/{NAME_TAG}' in message
         assert 'AA_MODELS_WEIGHTS' in message and 'pretrained=False' in message  # what was tried, what to do
         hub.fault, _ = FAULTS['as it should']
@@ -151,8 +154,12 @@ def test_refused_connection(hub, expected, monkeypatch):
         unused.bind(('127.0.0.1', 0))  # a port that nobody listens at
         closed = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(hub.url, f'http://127.0.0.1:{unused.getsockname()[1]}')
         patch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE', closed)
-        with pytest.raises(WeightsError, match='Hub: aa-models/'):
+        with pytest.raises(HubWeightsError, match='Hub: aa-models/.*the Hub was not reached'):
             timm.create_model(NAME, pretrained=True)
+        for name in ('resnet18.a1_in1k', 'aa_resnet18.from_a1_in1k', 'hf-hub:me/mine'):  # a config, what timm fetches
+            with pytest.raises(HubError, match='is not on this machine, and the Hub was not reached'):
+                build_model(name, pretrained=True)
+    assert not hub.pauses  # nobody waits for nothing
     assert torch.equal(logits(timm.create_model(NAME, pretrained=True)), expected)
 
 

@@ -19,7 +19,7 @@ from repository import ROOT
 # --- places
 
 
-@pytest.mark.parametrize('place', ['variable', 'checkout', 'package', 'hub'])
+@pytest.mark.parametrize('place', ['variable', 'current', 'checkout', 'package', 'hub'])
 def test_weights_are_found_in_every_place(place, places, checkpoint, expected):
     put(checkpoint, places[place])
     assert torch.equal(logits(timm.create_model(NAME, pretrained=True)), expected)
@@ -36,7 +36,7 @@ def test_ways_to_name_the_tag(arguments, found, expected):
 def test_places_are_searched_in_order(places, checkpoint):
     files = {place: put(checkpoint, folder) for place, folder in places.items()}
     cfg = timm.get_pretrained_cfg(NAME)
-    for place in ['variable', 'checkout', 'package']:
+    for place in ['variable', 'current', 'checkout', 'package']:
         assert locate(cfg) == files[place]
         files[place].unlink()
     assert 'cache' in locate(cfg).parts
@@ -44,7 +44,7 @@ def test_places_are_searched_in_order(places, checkpoint):
 
 def test_local_weights_need_no_network(places, checkpoint, monkeypatch):
     put(checkpoint, places['package'])
-    monkeypatch.setattr(_pretrained, 'hf_hub_download', lambda *_, **__: pytest.fail('the Hub was asked'))
+    monkeypatch.setattr(_pretrained, 'fetch', lambda *_, **__: pytest.fail('the Hub was asked'))
     timm.create_model(NAME, pretrained=True)
 
 

@@ -64,8 +64,8 @@ def test_nothing_found_offline(places, checkpoint, offline, monkeypatch):
         timm.create_model(NAME, pretrained=True)
     lines = str(error.value).splitlines()
     assert [line.split(':')[0].strip() for line in lines[1:-1]] == [
-        '$AA_MODELS_WEIGHTS', 'checkout', 'installed package', 'Hub']
-    assert 'offline' in lines[4] and 'pretrained=False' in lines[-1]
+        '$AA_MODELS_WEIGHTS', 'current folder', 'checkout', 'installed package', 'Hub']
+    assert 'offline' in lines[5] and 'pretrained=False' in lines[-1]
 
 
 def test_nothing_on_the_hub(places, checkpoint):

@@ -1,13 +1,18 @@
 """`aa-models export`: other runtimes give the model's numbers, at other batches and sizes too."""
+import os
+import subprocess
+import sys
+
 import onnxruntime
 import pytest
 import timm
 import torch
 
-from aa_models.release.runtimes import export_model
+from aa_models.release.runtimes import SUFFIXES, export_model
 from command import answered, refused
 from daily import daily
 from fake_weights import INPUT_SIZE, save_checkpoint
+from repository import ROOT
 from torch_faults import skip_where_pooling_has_one_size
 
 # a small form of each family
@@ -73,6 +78,7 @@ def empty_folder(tmp_path, monkeypatch):
 @torch.no_grad()
 def test_command(format, name, checkpoint, tmp_path, capsys):
     out = answered(capsys, 'export', f'local-dir:{checkpoint}', '--format', format, '--batch-size', '2')
+    assert [line.split()[0] for line in out.splitlines()] == ['tracing', 'wrote']
     assert out.splitlines()[-1].startswith(f'wrote {name} (') and 'input 2x3x24x32' in out
     assert [path.name for path in tmp_path.iterdir()] == [name]
     model, x = timm.create_model(f'local-dir:{checkpoint}', pretrained=True).eval(), torch.randn(2, *INPUT_SIZE)
@@ -121,8 +127,27 @@ def test_a_missing_package_is_named(monkeypatch, capsys):
     assert "pip install 'aa-models[export]'" in refused(capsys, 'export', 'aa_resnet18', '--format', 'onnx')
 
 
+@pytest.mark.parametrize('format', ['onnx', 'torch-export'])
+def test_no_room_for_the_file(format, checkpoint, tmp_path):
+    """Writers in C++ may end the process; here one line says what happened, and nothing is left."""
+    words = ['export', f'local-dir:{checkpoint}', '--format', format, '-o', 'model' + SUFFIXES[format]]
+    code = ('import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n'
+            'resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n'
+            f'from aa_models.cli.main import main; sys.exit(main({words!r}))')
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    done = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and 'cannot be written: ' in done.stderr.splitlines()[-1], done.stderr
+    assert 'Traceback' not in done.stderr and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('words', [['--batch-size', '10000000'], ['--img-size', '3000000', '3000000']])
+def test_more_than_the_memory(words, checkpoint, tmp_path, capsys):
+    err = refused(capsys, 'export', f'local-dir:{checkpoint}', '--format', 'onnx', *words)
+    assert 'would take at least' in err and 'AA_MODELS_MAX_GB' in err and not list(tmp_path.iterdir())
+
+
 def test_nothing_half_written_is_left(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.export, 'save', lambda program, path: (path.write_bytes(b'half'), 1 / 0))
+    monkeypatch.setattr(torch.export, 'save', lambda program, file: (file.write(b'half'), 1 / 0))
     with pytest.raises(ZeroDivisionError):
         export_model(timm.create_model('simplecnn').eval(), (1, 3, 32, 32), tmp_path / 'model.pt2')
     assert not list(tmp_path.iterdir())

@@ -1,16 +1,27 @@
 """Accuracy under corruptions: the pictures, the table, and what is refused."""
 import csv
+import shutil
 import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from aa_models.data.cifar100 import CIFAR100_LABELS
 from aa_models.training import corruptions
 from aa_models.training.validation import validate, validation_recipe
 from command import answered, refused
 
 MODELS = ['simplecnn.cifar100', 'aa_simplecnn.cifar100']
+
+
+@pytest.fixture
+def data(data, tmp_path_factory):
+    """Pictures under names of classes that the models have."""
+    folder = shutil.copytree(data, tmp_path_factory.mktemp('named') / 'data')
+    for path in list(folder.glob('*/class*')):
+        path.rename(path.with_name(CIFAR100_LABELS[int(path.name[-1])]))
+    return folder
 
 
 @pytest.fixture

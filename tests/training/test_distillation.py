@@ -144,6 +144,17 @@ def test_pictures_without_labels(unlabelled, tmp_path, teacher):
     assert float(log[-1]['eval_top1']) == pytest.approx(agreement, abs=0.01)
 
 
+def test_folder_without_labels_and_splits_trains_as_it_is(unlabelled, tmp_path, teacher, caplog):
+    """A part is held out of it, by itself; the plan says who says what the pictures show."""
+    caplog.set_level('INFO')
+    run_training(tmp_path / 'out', unlabelled, teacher=f'local-dir:{teacher}', task_loss_weight=0., epochs=1)
+    plan = [line for line in caplog.messages if line.startswith(('teacher', 'data', 'classes'))]
+    assert plan == [
+        f'teacher: local-dir:{teacher}, {sum(p.numel() for p in build_model(f"local-dir:{teacher}").parameters()):,} '
+        'parameters, at 20 × 28 px, which alone says what a picture shows',
+        'data: 22 images to train, 2 to validate, at 16 px', 'classes: 3 (red, green, blue)']
+
+
 def paths_of(part):
     """The files of a part of a folder."""
     samples = part.dataset.reader.samples

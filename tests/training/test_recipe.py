@@ -35,7 +35,12 @@ from aa_models.training.recipe import load_recipe, recipe_fields, recipe_names
     (dict(epochs=5, warmup_epochs=5), 'warmup_epochs = 5 must be less than epochs = 5'),
     (dict(mixup=0.2, batch_size=7), 'batch_size = 7 must be even'),
     ('- a', 'not a list'),
+    ('3', 'not a number'),
     ('a: [', 'is not YAML'),
+    ('lr: 1\nseed: 2\nlr: 2', "key 'lr' is there twice"),
+    ('opt_kwargs: {a: 1, a: 2}', "key 'a' is there twice"),
+    ('? [1]\n: 2', 'is not YAML: .*unhashable'),
+    ('auto_augment: foo', "auto_augment = 'foo' is no policy"),
 ])
 def test_recipe_names_what_is_wrong(tmp_path, values, message):
     path = tmp_path / 'recipe.yaml'
@@ -65,6 +70,14 @@ def test_options_replace_values():
     recipe = load_recipe('cifar100_resnet', **values)
     assert (recipe.lr, recipe.mean, recipe.img_size, recipe.amp) == (5e-3, (0.1, 0.2, 0.3), None, False)
     assert (recipe.model_kwargs, recipe.clip_grad, recipe.batch_size) == (dict(dk=0.5), 1.0, 128)
+
+
+@pytest.mark.parametrize('epochs, warmup', [('1', 0.05), ('20', 1), ('3', 1)])
+def test_warmup_shrinks_with_few_epochs(epochs, warmup):
+    recipe = load_recipe('finetune', epochs=epochs)
+    assert (recipe.epochs, recipe.warmup_epochs) == (int(epochs), warmup)
+    with pytest.raises(ValueError, match='warmup_epochs = 1 must be less than epochs = 1'):
+        load_recipe('finetune', epochs=1, warmup_epochs=1)
 
 
 def test_every_key_is_an_option():

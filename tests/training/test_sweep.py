@@ -1,6 +1,5 @@
 """Sweeps: which runs they make, what the table says of them, and what is refused."""
 import csv
-import fcntl
 import json
 
 import pytest
@@ -9,6 +8,7 @@ import yaml
 from aa_models.cli import sweep as command
 from aa_models.models.create import build_model
 from aa_models.training import sweep
+from aa_models.training.lock import alone_in
 from training_runs import RECIPE, log_of, run, run_training
 
 RUNS = [
@@ -57,10 +57,7 @@ def test_a_row_for_each_run(tmp_path, data):
 def test_runs_of_another_process_are_left_to_it(tmp_path, data):
     path = write_sweep(tmp_path, [dict(each=dict(seed=[3, 4]))])
     (settings, _), _ = sweep.read_sweep(path)
-    folder = tmp_path / 'runs' / sweep._name(settings)
-    folder.mkdir(parents=True)
-    with (folder / 'lock').open('w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone_in(tmp_path / 'runs' / sweep._name(settings), sweep.LOCK):
         assert [row['seed'] for row in sweep_all(path, data)] == ['4']
 
 
@@ -83,7 +80,7 @@ def test_foreign_files_are_refused(tmp_path, data):
     with pytest.raises(ValueError, match=r"no table of a sweep: its columns are \['a', 'b'\]"):
         sweep_all(path, data)
     for text, message in (
-            ('[1]', 'must hold the keys'), ('{', 'cannot be read as YAML'), ('runs: []', 'recipe is missing')):
+            ('[1]', 'must hold keys with values'), ('{', 'is not YAML'), ('runs: []', 'recipe is missing')):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             sweep_all(path, data)

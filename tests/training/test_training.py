@@ -1,5 +1,6 @@
 """What a training run computes, and what it refuses."""
 import json
+import re
 import shutil
 import tarfile
 
@@ -40,13 +41,11 @@ def test_impossible_runs_are_refused(tmp_path, data, values, message):
 
 
 def test_folders_that_mislead_are_refused(tmp_path, data):
-    make_pictures(tmp_path / 'flat', splits=('',))
     make_pictures(tmp_path / 'shifted', splits=('train',))
     make_pictures(tmp_path / 'shifted', classes=2, splits=('validation',))
     for path in data.glob('*/*'):  # as Tiny-ImageNet comes
         shutil.copytree(path, tmp_path / 'archive' / path.relative_to(data) / 'images')
     for name, holdout, message in (
-            ('flat', 0, 'validated on the training images.*--holdout'),
             ('shifted', 0, 'differ in their classes: class2'),
             ('archive', 0, "one class only, 'images': a folder train/CLASS/"),
             ('archive', 6, "one class only, 'images': a folder train/CLASS/"),
@@ -63,6 +62,34 @@ def test_directory_belongs_to_its_recipe(tmp_path, data):
     (output / 'recipe.yaml').unlink()
     with pytest.raises(ValueError, match='holds checkpoints but no recipe.yaml'):
         run_training(output, data, epochs=1, lr=0.1)
+
+
+def test_a_run_says_its_plan_and_what_to_do_with_the_result(tmp_path, data, caplog):
+    words = ['--model', 'test_resnet', '--img-size', 32]
+    with caplog.at_level('INFO'):
+        output = run_training(tmp_path / 'out', data, *words, epochs=1, model_kwargs={})
+    said = [(record.name.partition('.')[0], record.getMessage()) for record in caplog.records]
+    assert {name for name, _ in said} == {'aa_models'}
+    plan, rest = [message for _, message in said[:5]], [message for _, message in said[5:]]
+    assert re.match(r'model: test_resnet, [\d,]+ parameters, from random weights', plan[0])
+    assert plan[1:4] == [
+        'data: 24 images to train, 24 to validate, at 32 px', 'classes: 3 (class0, class1, class2)',
+        'updates: 3 an epoch of 1, 3 in all, sgd with learning rates up to 0.05']
+    assert plan[4].endswith(f'saved in {str(output)!r}')
+    assert rest[-1] == f'done: aa-models predict PICTURE --model local-dir:{output / "test_resnet.out"}'
+
+
+def test_folder_of_class_folders(tmp_path, caplog):
+    """A tenth is held out, and at least one picture of each class; the card's recipe says how many."""
+    flat = make_pictures(tmp_path / 'flat', splits=('',))
+    with caplog.at_level('INFO'):
+        output = run_training(tmp_path / 'out', flat, epochs=1)
+    assert '3 of its 24 pictures are held out to validate on (--holdout N chooses how many)' in caplog.text
+    recipe = load_recipe(output / 'recipe.yaml')
+    train, held_out = open_datasets(recipe, str(flat), download=False)
+    assert recipe.holdout == len(held_out) == 3 and len(train) == 21
+    assert sorted(label for _, label in held_out) == [0, 1, 2]
+    run_training(output, flat, epochs=1)  # and goes on as the same run
 
 
 # what is computed

@@ -21,6 +21,7 @@ from aa_models.errors import WorkError
 from aa_models.release import folder as export
 from aa_models.training import checkpoints, loop
 from aa_models.training import run as train
+from aa_models.training.lock import LOCK, alone_in
 from command import run_command
 from interruptions import after, lose_epochs, save_half, torch_save
 from training_runs import assert_goes_on, assert_same_run, checkpoint_of, log_of, run_training, train_words
@@ -66,7 +67,7 @@ def half_weights(model, folder, *args, **kwargs):
     (torch, 'save', save_half(no_room), 1, 1),
     (train, 'update_summary', half_line, 0, 0),
     (train, 'update_summary', half_line, 1, 1),
-    (train.checkpoints, 'replace_text', no_room, 0, 0),
+    (train.checkpoints, 'write_facts', no_room, 0, 0),
     (export, 'save_for_hf', half_weights, 0, 2),
 ])
 def test_disk_full(tmp_path, data, unbroken, monkeypatch, capsys, owner, name, failing, calls, epochs):
@@ -106,6 +107,46 @@ def test_error_of_another_kind_is_not_called_a_full_disk(tmp_path, data, monkeyp
     with pytest.raises(RuntimeError, match='a fault of the program') as raised:
         run_training(tmp_path / 'out', data)
     assert not isinstance(raised.value, WorkError)
+
+
+# power
+
+def test_power_lost_at_any_moment(tmp_path, data, monkeypatch):
+    """Between any two operations on names there is a checkpoint whose content is on the disk."""
+    output, flushed, moments = tmp_path / 'out', set(), []
+
+    def recorded(name):
+        function = getattr(os, name)
+
+        def record(*args, **kwargs):
+            moments.append((name, args, sum(path.stat().st_ino in flushed for path in output.glob('*.pth.tar'))))
+            if name == 'fsync':
+                flushed.add(os.fstat(args[0]).st_ino)
+            return function(*args, **kwargs)
+        monkeypatch.setattr(os, name, record)
+    for name in ('fsync', 'replace', 'rename', 'link', 'unlink'):
+        recorded(name)
+    run_training(output, data, '--tag', 'noise', epochs=3, checkpoint_hist=1)
+    first = next(i for i, (name, args, _) in enumerate(moments) if name == 'replace' and 'last.pth' in str(args[1]))
+    assert all(there for _, _, there in moments[first:]) and len(moments[first:]) > 10
+    assert all(path.stat().st_ino in flushed for path in (output / 'aa_simplecnn.noise').iterdir())
+    assert {(output / name).stat().st_ino for name in ('log.csv', 'recipe.yaml', 'run.json')} <= flushed
+
+
+# two runs in one directory
+
+def test_directory_in_use_is_refused(tmp_path, data, unbroken, capsys):
+    """The second run is told who has it, before it touches anything; a lock that a killed run left holds nobody up."""
+    output = tmp_path / 'out'
+    with alone_in(output):
+        before = {path.name: path.read_bytes() for path in output.iterdir()}
+        for words in ([], ['--overwrite']):
+            status, _, text = run_command(capsys, 'train', *train_words(output, data), *words)
+            assert status == 2 and f'{str(output)!r} is in use by process {os.getpid()} on' in text, text
+        assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+    assert not list(output.iterdir())
+    (output / LOCK).write_text('process 1 on a machine that lost its power')
+    assert_goes_on(output, data, unbroken)
 
 
 # signals

@@ -1,0 +1,31 @@
+"""What is written survives the loss of power: content goes to the disk before it gets its name.
+
+A system may write names and contents in any order; without this a new file may come out empty and the old one gone.
+"""
+import os
+from pathlib import Path
+
+
+def flush(path: str | os.PathLike[str]) -> None:
+    """Have the system write a file, or the names in a folder, to the disk now."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def flush_tree(folder: Path) -> None:
+    """Flush every file in a folder, and the folder."""
+    for path in folder.iterdir():
+        flush(path)
+    flush(folder)
+
+
+def replace_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a file in one step: a reader, or a run that was killed here, finds the old one or the whole new one."""
+    part = Path(f'{path}.part')
+    part.write_text(text, encoding='utf-8')
+    flush(part)
+    os.replace(part, path)
+    flush(part.absolute().parent)
