@@ -13,7 +13,9 @@ import aa_models
 from repository import ROOT
 
 NAME = f'aa_models-{aa_models.__version__}'
-CHECKPOINTS = ['aa_resnet18.tiny_in', 'aa_simplecnn.cifar100', 'laa_simplecnn.cifar100', 'simplecnn.cifar100']
+CHECKPOINTS = [
+    'aa_efficientnet_lite0.in1k', 'aa_resnet18.tiny_in', 'aa_simplecnn.cifar100', 'laa_simplecnn.cifar100',
+    'simplecnn.cifar100']
 
 
 def built(folder, hook, target):
@@ -59,7 +61,7 @@ def test_wheel_holds_what_a_user_needs(wheel, sdist):
     info = {f'{NAME}.dist-info/{name}' for name in (
         'METADATA', 'WHEEL', 'RECORD', 'entry_points.txt', 'licenses/LICENSE')}
     assert {'aa_models/py.typed', 'aa_models/recipes/finetune.yaml'} < source
-    default = 'aa_models/weights/aa_resnet18.tiny_in'
+    default = 'aa_models/weights/aa_efficientnet_lite0.in1k'
     assert {f'{default}/{name}' for name in ('config.json', 'model.safetensors', 'README.md')} < weights
     assert set(wheel.namelist()) == source | weights | info  # no test, no log of another run, nothing else
 

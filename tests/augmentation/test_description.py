@@ -146,7 +146,7 @@ def test_commands_take_its_folder(tmp_path, capsys):
 
 
 @pytest.mark.parametrize('change, message', [
-    (dict(registers=4), "unexpected keyword argument 'registers'"),  # of a newer version
+    (dict(registers=4), "has no argument 'registers'"),  # of a newer version
     (dict(where={'layer9.0.conv1': {}}), 'chooses none of the'),
     (dict(where={'layer4.0.conv2': dict(heads=3)}), "unexpected argument 'heads'"),
     (dict(base='resnet1010'), "'resnet1010' is unknown"),
