@@ -1,7 +1,9 @@
 """What goes to users: an sdist that holds the whole repository, and the wheel that is built from it."""
 import email
+import os
 import shutil
 import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -41,6 +43,22 @@ def wheel(sdist, tmp_path_factory):
         yield archive
 
 
+@pytest.fixture(scope='module')
+def installed(wheel, tmp_path_factory):
+    """Runs a command of the installed package in the folder of the repository, as after README's `pip install .`."""
+    folder = tmp_path_factory.mktemp('installed')
+    wheel.extractall(folder / 'site')
+    start = folder / 'aa-models'  # its folder is the first that Python imports from, where `-m` would take the current
+    start.write_text(f'import sys\nimport aa_models\nassert aa_models.__file__.startswith({str(folder)!r})\n'
+                     'from aa_models.cli.main import main\nsys.exit(main())\n')
+
+    def run(*words):
+        return subprocess.run(
+            [sys.executable, start, *map(str, words)], cwd=ROOT, env={**os.environ, 'PYTHONPATH': str(folder / 'site')},
+            capture_output=True, text=True, timeout=300)
+    return run
+
+
 def test_sdist_is_the_repository(sdist):
     if not shutil.which('git') or not (ROOT / '.git').exists():
         pytest.skip('needs a git checkout')
@@ -75,3 +93,23 @@ def test_metadata(wheel):
     assert 'aa-models = aa_models.cli.main:main' in scripts
     # an upper bound would break whoever installs this beside other packages
     assert not [line for line in metadata.get_all('Requires-Dist') if '<' in line or '==' in line.partition(';')[0]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('words, said', [
+    ('list', 'aa_resnet18.cifar100'),
+    ('predict tests/photographs/espresso.jpg', 'espresso'),
+    ('info aa_resnet18.cifar100 --img-size 640', 'layer2.0.conv1'),
+    ('attention tests/photographs/uniform.jpg --model aa_resnet18.cifar100 -o {tmp}/map.png', 'map.png'),
+    ('validate --model aa_simplecnn.cifar100 --data-dir {tmp}', '100.000 %'),
+    ('publish weights/aa_resnet18.cifar100 --repo-id aa-models/aa_resnet18.cifar100 --dry-run', 'aa_resnet18.cifar100'),
+    ('export aa_resnet18.cifar100 --format torch-export -o {tmp}/net.pt2', 'net.pt2'),
+    ('curves weights/aa_resnet18.cifar100 -o {tmp}/curves.svg', ''),
+])
+def test_installed_package_in_a_clone(installed, tmp_path, words, said):
+    """Commands as README has them find the clone's checkpoints, which the wheel does not hold."""
+    picture = tmp_path / 'validation' / 'orange' / 'orange.png'
+    picture.parent.mkdir(parents=True)
+    shutil.copy(ROOT / 'tests' / 'pictures' / 'orange.png', picture)
+    done = installed(*words.format(tmp=tmp_path).split())
+    assert done.returncode == 0 and said in done.stdout + done.stderr, done.stderr
