@@ -14,6 +14,17 @@ from aa_models.errors import InputError
 
 _logger = logging.getLogger(__name__)
 LOCK = '.lock'
+_held: set[int] = set()  # descriptors of files that this process has locked
+
+
+def _leave_to_parent() -> None:
+    """Close the locked files in a forked child: one that reads pictures would hold the lock of a killed parent."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 class HeldError(InputError):
@@ -44,10 +55,13 @@ def alone_in(folder: Path, name: str = LOCK) -> Iterator[None]:
     except OSError as error:
         raise InputError(f'output = {str(folder)!r} cannot be made a directory to write in: {error}') from error
     with file:
+        _held.add(file.fileno())
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)  # before the lock goes: afterwards the file may be another process's
+            if file.fileno() in _held:  # not in a forked child
+                path.unlink(missing_ok=True)  # before the lock goes: afterwards the file may be another process's
+                _held.remove(file.fileno())
 
 
 def _locked(path: Path) -> TextIO:

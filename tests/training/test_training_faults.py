@@ -1,5 +1,6 @@
 """What befalls a training run: a full disk, signals, numbers that are none, files that are no checkpoints."""
 import argparse
+import contextlib
 import errno
 import logging
 import os
@@ -147,6 +148,21 @@ def test_directory_in_use_is_refused(tmp_path, data, unbroken, capsys):
     assert not list(output.iterdir())
     (output / LOCK).write_text('process 1 on a machine that lost its power')
     assert_goes_on(output, data, unbroken)
+
+
+def test_forked_readers_do_not_hold_the_lock(tmp_path):
+    """Those of a killed run live on for a moment, and the run that goes on must not be told that they are the run."""
+    with alone_in(tmp_path):
+        inode = (tmp_path / LOCK).stat().st_ino
+        if not (child := os.fork()):
+            opened = [os.fstat(n).st_ino for n in range(3, 1000) if _is_open(n)]
+            os._exit(inode in opened)
+        assert os.waitpid(child, 0)[1] == 0
+
+
+def _is_open(number):
+    with contextlib.suppress(OSError):
+        return bool(os.fstat(number))
 
 
 # signals
