@@ -1,6 +1,5 @@
 """What befalls a training run: a full disk, signals, numbers that are none, files that are no checkpoints."""
 import argparse
-import contextlib
 import errno
 import logging
 import os
@@ -22,7 +21,6 @@ from aa_models.errors import WorkError
 from aa_models.release import folder as export
 from aa_models.training import checkpoints, loop
 from aa_models.training import run as train
-from aa_models.training.lock import LOCK, alone_in
 from command import run_command
 from interruptions import after, lose_epochs, save_half, torch_save
 from training_runs import assert_goes_on, assert_same_run, checkpoint_of, log_of, run_training, train_words
@@ -132,37 +130,6 @@ def test_power_lost_at_any_moment(tmp_path, data, monkeypatch):
     assert all(there for _, _, there in moments[first:]) and len(moments[first:]) > 10
     assert all(path.stat().st_ino in flushed for path in (output / 'aa_simplecnn.noise').iterdir())
     assert {(output / name).stat().st_ino for name in ('log.csv', 'recipe.yaml', 'run.json')} <= flushed
-
-
-# two runs in one directory
-
-def test_directory_in_use_is_refused(tmp_path, data, unbroken, capsys):
-    """The second run is told who has it, before it touches anything; a lock that a killed run left holds nobody up."""
-    output = tmp_path / 'out'
-    with alone_in(output):
-        before = {path.name: path.read_bytes() for path in output.iterdir()}
-        for words in ([], ['--overwrite']):
-            status, _, text = run_command(capsys, 'train', *train_words(output, data), *words)
-            assert status == 2 and f'{str(output)!r} is in use by process {os.getpid()} on' in text, text
-        assert {path.name: path.read_bytes() for path in output.iterdir()} == before
-    assert not list(output.iterdir())
-    (output / LOCK).write_text('process 1 on a machine that lost its power')
-    assert_goes_on(output, data, unbroken)
-
-
-def test_forked_readers_do_not_hold_the_lock(tmp_path):
-    """Those of a killed run live on for a moment, and the run that goes on must not be told that they are the run."""
-    with alone_in(tmp_path):
-        inode = (tmp_path / LOCK).stat().st_ino
-        if not (child := os.fork()):
-            opened = [os.fstat(n).st_ino for n in range(3, 1000) if _is_open(n)]
-            os._exit(inode in opened)
-        assert os.waitpid(child, 0)[1] == 0
-
-
-def _is_open(number):
-    with contextlib.suppress(OSError):
-        return bool(os.fstat(number))
 
 
 # signals
