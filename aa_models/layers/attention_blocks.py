@@ -8,6 +8,8 @@ from typing import cast
 
 import torch
 
+from aa_models.cpu import multiplies
+
 # Logits of a block for each thread: 2 MiB of float32, which caches keep from one step to the next
 _BLOCK = 2 ** 19
 
@@ -47,9 +49,11 @@ class AttentionBlocks:
         self._logits = q.new_empty(self.heads * self.rows * self.columns * N)
         self._weights = torch.empty_like(self._logits)
         # CPUs with bfloat16 instructions multiply it 2 to 3 times as fast as float32; so weights are rounded to it
-        # before they are multiplied, as in fused kernels. Few CPUs have such instructions for float16.
-        self.factor_dtype = torch.bfloat16 if dtype == torch.bfloat16 else q.dtype
-        self._factor = torch.empty_like(self._logits, dtype=torch.bfloat16) if dtype == torch.bfloat16 else None
+        # before they are multiplied, as in fused kernels. Without, it takes 16 times as long, and everything stays in
+        # float32. So does float16, which ends at 65504 and for which few CPUs have instructions.
+        short = dtype == torch.bfloat16 and multiplies(dtype)
+        self.factor_dtype = dtype if short else q.dtype
+        self._factor = torch.empty_like(self._logits, dtype=dtype) if short else None
 
     def as_factor(self, block: torch.Tensor) -> torch.Tensor:
         """A block in the dtype of a matrix product's factors."""

@@ -62,6 +62,20 @@ def test_other_dtypes_and_strides(dtype, tolerance, channels_last):
         torch.testing.assert_close(a.double() / scale, b / scale, rtol=0, atol=tolerance)
 
 
+def test_bfloat16_is_multiplied_only_where_the_cpu_can(monkeypatch):
+    """Elsewhere the results are those of the same numbers in float32, rounded once."""
+    tensors = [t.to(torch.bfloat16).detach().requires_grad_() for t in inputs((2, 2, 6, 5, 8, 4))]
+    grad = torch.randn(2, 2, 6, 5, 4).to(torch.bfloat16)
+    monkeypatch.setattr(attention_blocks, 'multiplies', lambda dtype: False)
+    found = with_gradients(blockwise_attention, tensors, 0.35, False, grad=grad)
+    floats = [t.detach().float().requires_grad_() for t in tensors]
+    expected = with_gradients(blockwise_attention, floats, 0.35, False, grad=grad)
+    assert all(torch.equal(a, b.to(torch.bfloat16)) for a, b in zip(found, expected))
+    monkeypatch.setattr(attention_blocks, 'multiplies', lambda dtype: True)
+    rounded = with_gradients(blockwise_attention, tensors, 0.35, False, grad=grad)
+    assert not torch.equal(rounded[2], found[2])
+
+
 def test_is_an_operator_by_torchs_own_checks():
     for shape, tables, causal in (((2, 2, 3, 4, 4, 3), (True, True), False), ((1, 2, 1, 5, 4, 4), (False, True), True)):
         tensors = inputs(shape, *tables, dtype=torch.float32)
