@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from timm.utils.distributed import init_distributed_device_so, is_distributed_env, world_info_from_env
 
+from .cpu import multiplies
 from .errors import InputError, UserError
 
 
@@ -99,6 +100,11 @@ def machine_name(process: Process) -> str:
     if process.device.type == 'cuda':
         return f'{process.world_size} × {torch.cuda.get_device_name(process.device)}'
     return f'{os.cpu_count()} CPU cores'
+
+
+def is_fast(device: torch.device, dtype: str) -> bool:
+    """Whether mixed precision in that dtype is known to be faster than float32 on a device."""
+    return device.type == 'cuda' or (device.type == 'cpu' and multiplies(getattr(torch, dtype)))
 
 
 def autocast(device: torch.device, enabled: bool, dtype: str) -> torch.autocast:

@@ -3,7 +3,7 @@ import difflib
 import json
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
@@ -18,9 +18,17 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
+def _bool_or_auto(value: Any) -> Any:
+    try:
+        return value if value == 'auto' else TypeAdapter(bool).validate_python(value)
+    except ValidationError as error:  # a union's own would name each of its kinds
+        raise PydanticCustomError('auto_type', 'Input should be auto, true or false') from error
+
+
 T = TypeVar('T')
 # `none` is a word as it comes from a command line
 OrNone = Annotated[T | None, BeforeValidator(lambda value: None if value in ('none', ['none']) else value)]
+BoolOrAuto = Annotated[bool | Literal['auto'], BeforeValidator(_bool_or_auto)]
 Int = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[float, BeforeValidator(_no_bool)]
 Size = Annotated[Int, Field(ge=1)]

@@ -10,6 +10,7 @@ from typing import NoReturn
 from aa_models import __version__
 from aa_models.errors import UserError, WorkError
 
+from .recipe_options import spelled_out
 from .terminal import Output, harmless, leave, log_harmlessly, open_closed_streams
 
 COMMANDS = (  # each a module of this package
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     what = 'aa-models'
     try:
         with contextlib.redirect_stdout(Output(sys.stdout)):
-            args = _parser().parse_args(argv)
+            args = _parser().parse_args(spelled_out(sys.argv[1:] if argv is None else argv))
             what = f'aa-models {args.command}'
             status = args.run(args)
             sys.stdout.flush()

@@ -1,6 +1,6 @@
 """Command line options for the fields of a recipe."""
 import argparse
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from .options import key_value, path_text
@@ -35,6 +35,8 @@ def add_recipe_options(parser: argparse._ActionsContainer, names: Collection[str
         how: dict[str, Any] = dict(metavar=_metavar(kind))
         if kind is bool:
             how = dict(action=argparse.BooleanOptionalAction)
+        elif bool in get_args(kind):  # or 'auto'
+            how = dict(nargs='?', const='true', metavar='{auto,true,false}')
         elif get_origin(kind) is dict:  # those called …_kwargs
             how = dict(type=key_value, nargs='*', metavar='KEY=VALUE')
         elif get_origin(kind) is tuple:
@@ -42,8 +44,19 @@ def add_recipe_options(parser: argparse._ActionsContainer, names: Collection[str
         default = field.get_default(call_default_factory=True)
         shown = _shown(default)
         note = f' (default: {shown})' if shown else ''
-        group.add_argument(f'--{name.replace("_", "-")}', default=argparse.SUPPRESS,
+        option = name.replace('_', '-')
+        group.add_argument(f'--{option}', default=argparse.SUPPRESS,
                            help=f'{field.description}{note}'.replace('%', '%%'), **how)
+        if how.get('const'):
+            group.add_argument(f'--no-{option}', dest=name, action='store_const', const='false',
+                               default=argparse.SUPPRESS, help=f'the same as --{option} false')
+
+
+def spelled_out(words: Sequence[str]) -> list[str]:
+    """Say `--amp=true` for an `--amp` without a value, where argparse would take the next argument for one."""
+    following = [*words[1:], '']
+    return ['--amp=true' if word == '--amp' and after not in ('auto', 'true', 'false') else word
+            for word, after in zip(words, following)]
 
 
 def recipe_values(args: argparse.Namespace) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         print(fault)
     left_out = f' ({len(result.left_out)} broken ones left out)' if result.left_out else ''
     print(f'{recipe.model}: top-1 {result.top1:.3f} % top-5 {result.top5:.3f} % of {result.images} images{left_out} '
-          f'in {result.seconds:.1f} s')
+          f'in {result.seconds:.1f} s, {result.precision}')
     if args.results_file:
         update_results(args.results_file, _row(recipe.model, result))
     if args.card:
@@ -87,11 +87,10 @@ def _write_card(folder: Path, recipe: 'Recipe', result: 'Validation') -> None:
     from aa_models.device import machine_name
     from aa_models.release.card import write_accuracy
     from aa_models.training.loaders import size_text
-    precision = f'{recipe.amp_dtype} autocast' if recipe.amp else 'float32'
     write_accuracy(
         folder, dict(top1=result.top1, top5=result.top5), result.images,
         known_dataset(recipe.dataset, result.class_names), recipe.dataset, recipe.val_split,
-        f'{precision} on {result.process.device.type}, input {size_text(result.data_config["input_size"])} px, '
+        f'{result.precision} on {result.process.device.type}, input {size_text(result.data_config["input_size"])} px, '
         f'crop {result.data_config["crop_pct"]:g}',
         f'{result.images / result.seconds:.0f} images a second on {machine_name(result.process)}, loading included')
 

@@ -21,6 +21,7 @@ from aa_models.layers.linear_attention import LinearAttention
 from aa_models.layers.softmax_attention import SoftmaxAttention
 from aa_models.models.create import cfg_of, num_classes_of
 from aa_models.training.loaders import size_text
+from aa_models.training.precision import precision_of
 from aa_models.training.recipe import Recipe
 from aa_models.zoo import own_models
 
@@ -174,4 +175,5 @@ def _training(recipe: Recipe, title: str, log: Path) -> dict[str, Any]:
         images=f'{recipe.train_images} images of {title}' if recipe.train_images else title,
         accumulation=f', gradients of {recipe.grad_accum_steps} batches added for an update' if accumulated else '',
         averaged=', as their moving average' if recipe.ema else '', hours=f'{seconds / 3600:.1f}',
+        precision=precision_of(recipe),
         epochs=recipe.epochs, batch_size=recipe.batch_size, opt=recipe.opt, lr=f'{recipe.lr:g}')

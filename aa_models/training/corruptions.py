@@ -4,6 +4,7 @@ Benchmarking Neural Network Robustness to Common Corruptions and Perturbations (
 `imagecorruptions-imaug` makes them.
 """
 import csv
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from io import StringIO
 from itertools import product
@@ -22,6 +23,7 @@ from aa_models.durable import replace_text
 from aa_models.errors import InputError
 
 from .loaders import choose_evenly, data_config_of, labels_of, make_eval_loader, open_dataset
+from .precision import with_precision
 from .recipe import Recipe
 from .validation import evaluate, load_model, match_classes
 
@@ -89,6 +91,8 @@ def measure_corruptions(
     """
     names = corruption_names()
     with process_on(device) as process:
+        decided = with_precision(recipes[0], process).amp  # of one command, so they have it in common
+        recipes = [dataclasses.replace(recipe, amp=decided) for recipe in recipes]
         models = [load_model(recipe).to(process.device) for recipe in recipes]
         configs = [data_config_of(model, recipe) for model, recipe in zip(models, recipes)]
         crop = _crop_of(configs)

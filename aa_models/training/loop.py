@@ -74,7 +74,7 @@ class Trainer:
     """A training task with its optimiser, schedule and loaders.
 
     Args:
-        recipe: How to train.
+        recipe: How to train, its `amp` decided.
         model: On its device and in its memory format.
         task: What is minimised, of this model.
         process: What `start_device` found.
@@ -89,7 +89,7 @@ class Trainer:
         self.recipe, self.model, self.task, self.process, self.log_seconds = recipe, model, task, process, log_seconds
         self.train_loader, self.eval_loader = train_loader, eval_loader
         self.updates_per_epoch = math.ceil(len(train_loader) / recipe.grad_accum_steps)
-        self.autocast = autocast(process.device, recipe.amp, recipe.amp_dtype)
+        self.autocast = autocast(process.device, recipe.amp is True, recipe.amp_dtype)
         half = recipe.amp and recipe.amp_dtype == 'float16'
         self.scaler = NativeScaler(device=process.device.type) if half else None  # bfloat16 has float32's range
         self.optimizer = _make_optimizer(cast(nn.Module, task.get_trainable_module()), recipe)

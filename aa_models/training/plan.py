@@ -7,6 +7,7 @@ from aa_models.device import machine_name
 from .distillation import Teacher
 from .loaders import data_config_of, size_text
 from .loop import Trainer
+from .precision import precision_of
 
 _SHOWN = 5  # names of classes
 
@@ -36,4 +37,4 @@ def plan_of(trainer: Trainer, teacher: Teacher | None, classes: Sequence[str] | 
         f'classes: {model.num_classes} ({shown})',
         f'updates: {updates} an epoch of {recipe.epochs}, {updates * recipe.epochs} in all, {recipe.opt} with '
         f'learning rates up to {recipe.lr:g}',
-        f'on {machine_name(trainer.process)}, saved in {str(output)!r}']
+        f'on {machine_name(trainer.process)} in {precision_of(recipe)}, saved in {str(output)!r}']

@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 
 from aa_models.durable import replace_text
 from aa_models.errors import InputError
-from aa_models.schema import Count, Float, Int, OrNone, Positive, Size, checked, nearest, parsed_yaml
+from aa_models.schema import BoolOrAuto, Count, Float, Int, OrNone, Positive, Size, checked, nearest, parsed_yaml
 
 RECIPE_DIR = Path(__file__).parents[1] / 'recipes'
 
@@ -100,7 +100,8 @@ class Recipe:
     ema: bool = Field(False, description='keep a moving average of the weights and validate that')
     ema_decay: Float = Field(0.9998, ge=0, lt=1, description='decay of the average at each update')
     ema_warmup: bool = Field(False, description='average over fewer updates at first')
-    amp: bool = Field(False, description='automatic mixed precision')
+    amp: BoolOrAuto = Field(False, description='automatic mixed precision; auto: on CUDA, and on a CPU that '
+                                       'has instructions for amp_dtype; a run goes on as it began')
     amp_dtype: Literal['bfloat16', 'float16'] = Field('bfloat16', description='low precision of amp')
     channels_last: bool = Field(False, description='keep images and weights in channels_last order')
     compile: bool = Field(False, description='torch.compile the model')

@@ -32,6 +32,7 @@ from .loaders import (
 from .lock import alone_in
 from .loop import Trainer, make_criterion
 from .plan import plan_of
+from .precision import with_precision
 from .recipe import Recipe
 from .stopping import Stopped, StopSignals
 
@@ -64,6 +65,8 @@ def train(
     with StopSignals() as stop, process_on(device) as process:
         try:
             with deterministic(recipe.deterministic, process.device):
+                begun = None if overwrite else output / checkpoints.RECIPE
+                recipe = with_precision(recipe, process, begun)
                 recipe = with_holdout(recipe, data_dir)
                 with process.one_first(download):
                     datasets = open_datasets(recipe, data_dir, download)

@@ -31,6 +31,7 @@ from .loaders import (
     say_overlooked,
     size_text,
 )
+from .precision import precision_of, with_precision
 from .progress import Progress
 from .recipe import Recipe
 
@@ -47,6 +48,7 @@ class Validation:
     class_names: list[str] | None
     process: Process
     left_out: list[str]  # what is wrong with each picture that was not counted
+    precision: str
 
 
 def validation_recipe(checkpoint: Path | None = None, **values: Any) -> Recipe:
@@ -92,6 +94,7 @@ def validate(
         what = f'checkpoint = {str(checkpoint)!r} holds no averaged weights (--use-ema)'
         raise InputError(what if checkpoint else '--use-ema needs a --checkpoint')
     with process_on(device) as process:
+        recipe = with_precision(recipe, process)
         model = load_model(recipe, checkpoint, use_ema).to(process.device)
         model.to(memory_format=torch.channels_last if recipe.channels_last else torch.preserve_format)
         config = data_config_of(model, recipe)
@@ -107,7 +110,8 @@ def validate(
         loader = make_eval_loader(dataset, recipe, config, process.device, process.distributed)
         figures, images, seconds = evaluate(model, loader, recipe, process, outputs=outputs)
         return Validation(
-            figures['top1'], figures['top5'], images, seconds, model, config, class_names(dataset), process, left_out)
+            figures['top1'], figures['top5'], images, seconds, model, config, class_names(dataset), process, left_out,
+            precision_of(recipe))
 
 
 def match_classes(dataset: Any, model: nn.Module, facts: Mapping[str, Any] | None = None) -> list[int] | None:
@@ -154,7 +158,7 @@ def evaluate(
     for images, labels in loader:
         if recipe.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        with autocast(process.device, recipe.amp, recipe.amp_dtype):
+        with autocast(process.device, recipe.amp is True, recipe.amp_dtype):
             logits = model(images)
             labels = labels if labels_of is None else labels_of(images)
         evaluator.update(logits, labels if index is None else index[labels])

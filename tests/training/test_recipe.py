@@ -5,7 +5,7 @@ import re
 import pytest
 import yaml
 
-from aa_models.cli.recipe_options import add_recipe_options, recipe_values
+from aa_models.cli.recipe_options import add_recipe_options, recipe_values, spelled_out
 from aa_models.training.recipe import load_recipe, recipe_fields, recipe_names
 
 
@@ -30,7 +30,7 @@ from aa_models.training.recipe import load_recipe, recipe_fields, recipe_names
     (dict(amp_dtype='half'), "amp_dtype = 'half' must be 'bfloat16' or 'float16'"),
     (dict(opt='adamm'), "opt = 'adamm' is no optimiser of timm; did you mean 'adam"),
     (dict(img_size='large'), "img_size = 'large' must be a valid integer.*, or none"),
-    (dict(amp='perhaps', seed=-1), "amp = 'perhaps' must be a valid boolean.*; seed = -1 must be greater than"),
+    (dict(amp='perhaps', seed=-1), "amp = 'perhaps' must be auto, true or false; seed = -1 must be greater than"),
     (dict(auto_augment='randm9'), "auto_augment = 'randm9' is no policy that timm knows"),
     (dict(epochs=5, warmup_epochs=5), 'warmup_epochs = 5 must be less than epochs = 5'),
     (dict(mixup=0.2, batch_size=7), 'batch_size = 7 must be even'),
@@ -62,6 +62,18 @@ def test_packaged_recipes_survive_saving(tmp_path, name):
 
 parser = argparse.ArgumentParser()
 add_recipe_options(parser)
+
+
+@pytest.mark.parametrize('words, value', [
+    ('', 'auto'), ('--amp', True), ('--no-amp', False), ('--amp true', True), ('--amp false', False),
+    ('--amp auto', 'auto'), ('--amp --no-amp', False)])
+def test_amp_has_three_values(words, value):
+    assert load_recipe('cifar100_resnet', **recipe_values(parser.parse_args(words.split()))).amp == value
+
+
+def test_amp_takes_no_argument_for_its_value():
+    assert spelled_out(['corruptions', '--amp', 'simplecnn']) == ['corruptions', '--amp=true', 'simplecnn']
+    assert spelled_out(['validate', '--amp', 'auto', '--amp']) == ['validate', '--amp', 'auto', '--amp=true']
 
 
 def test_options_replace_values():

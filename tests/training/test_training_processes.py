@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from aa_models.cli import main as cli
+from aa_models.cpu import multiplies
 from aa_models.training import checkpoints, loop, stopping
+from aa_models.training.recipe import load_recipe
 from interruptions import after, lose_epochs, start_process
 from training_runs import checkpoint_of, log_of, make_pictures, run_training, run_validation, train_words
 
@@ -177,3 +179,11 @@ def test_signal_to_a_whole_group(tmp_path, data, number):
 
 if __name__ == '__main__':
     sys.exit(lose_rank(*sys.argv[1:]))
+
+
+@needs_distributed
+def test_processes_agree_on_precision(tmp_path, data):
+    """The first one decides."""
+    output = tmp_path / 'out'
+    torchrun('-m', 'aa_models', 'train', *train_words(output, data, epochs=1, amp='auto'))
+    assert load_recipe(output / 'recipe.yaml').amp is multiplies(torch.bfloat16)
