@@ -28,6 +28,7 @@ from aa_models.analysis.macs import count_macs
 from aa_models.errors import WorkError
 
 from .case import Case
+from .machine import describe_machine
 
 Row = dict[str, Any]
 MIN_TURN = 0.02  # seconds; a shorter turn would time the clock and the caches rather than the step
@@ -36,7 +37,7 @@ COLUMNS = (
     'model', *(f'infer_{name}' for name in ('samples_per_sec', 'step_time', 'batch_size', 'img_size', 'gmacs')),
     *(f'train_{name}' for name in ('samples_per_sec', 'step_time', 'batch_size', 'img_size')),
     'param_count', 'size', 'rival',
-    *(f'{mode}_{name}' for name in ('ratio', 'memory', 'memory_ratio') for mode in ('infer', 'train')))
+    *(f'{mode}_{name}' for name in ('ratio', 'memory', 'memory_ratio') for mode in ('infer', 'train')), 'machine')
 
 
 def measure_groups(groups: Sequence[Sequence[Case]], max_memory: float = math.inf) -> Iterator[Row]:
@@ -81,7 +82,8 @@ def _measure(cases: Sequence[Case]) -> Iterator[Row]:
 
 def _row(case: Case, rival: str, times: dict[str, list[dict[str, float]]], peaks: dict[str, dict[str, int]]) -> Row:
     name, batch_size = case.name, case.settings.batch_size
-    row: Row = dict(model=name, size='x'.join(map(str, case.size)))
+    row: Row = dict(
+        model=name, size='x'.join(map(str, case.size)), machine=describe_machine(case.settings.where))
     if name != rival:
         row['rival'] = rival
     for mode, rounds in times.items():

@@ -14,7 +14,6 @@ import csv
 import dataclasses
 import inspect
 import io
-import platform
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -23,8 +22,6 @@ from aa_models.errors import InputError
 from .options import path_text
 
 if TYPE_CHECKING:
-    import torch
-
     from aa_models.benchmark.measure import Row
 
 HELP = {
@@ -151,7 +148,7 @@ def run(args: argparse.Namespace) -> int:
     rows = measure(settings=settings, **{n: values[n] for n in inspect.signature(measure).parameters if n in values})
     shown = ('channels', 'num_heads', 'dim_head', 'dv', 'batch_size', 'dtype', 'channels_last', 'compile', 'rounds')
     chosen = ', '.join(f'{name} {values[name]}' for name in shown if values.get(name))
-    title = f'{_machine(settings.where)}\n{args.benchmark}: {chosen}'
+    title = f'{benchmark.describe_machine(settings.where)}\n{args.benchmark}: {chosen}'
     with _open(args.results_file) as file:
         print(title)
         names = [name for pair in ['model', *values.get('models', RIVALS)] for name in pair.split(':')]
@@ -159,23 +156,6 @@ def run(args: argparse.Namespace) -> int:
     if picture:
         benchmark.draw_growth(done, picture, title)
     return 0
-
-
-def _machine(device: 'torch.device') -> str:
-    """The processor, how much of it is used, and the versions."""
-    import timm
-    import torch
-
-    if device.type == 'cuda':
-        machine = torch.cuda.get_device_name(device)
-    else:
-        facts = torch.cpu.get_capabilities() if hasattr(torch.cpu, 'get_capabilities') else {}
-        name = facts.get('cpu_name') or platform.processor() or platform.machine()
-        # bfloat16 is slow without instructions of its own
-        sets = [torch.backends.cpu.get_cpu_capability(), *(s for s, there in facts.items() if there and 'bf16' in s)]
-        threads = torch.get_num_threads()
-        machine = f'{name} ({", ".join(sets)}), {threads} thread{"s" if threads > 1 else ""}'
-    return f'{machine}, torch {torch.__version__}, timm {timm.__version__}'
 
 
 def _open(path: str | None) -> TextIO:

@@ -18,6 +18,7 @@ from aa_models.benchmark import COLUMNS, Settings, comparisons, measure
 from aa_models.benchmark.case import BENCH, DTYPES, Case
 from aa_models.benchmark.rivals import LAYERS, make_attention, make_layer
 from aa_models.cli import benchmark as command
+from aa_models.cpu import cpu_name, instruction_sets
 from aa_models.errors import InputError, WorkError
 from aa_models.layers import AugmentedConv2d
 from command import answered, refused
@@ -153,6 +154,8 @@ def test_layer(run_benchmark):
     lines = out.splitlines()
     assert f'{torch.get_num_threads()} thread' in lines[0] and torch.__version__ in lines[0]
     assert torch.backends.cpu.get_cpu_capability() in lines[0] and 'float32' in lines[1]
+    assert cpu_name() in lines[0] and ' '.join(instruction_sets()) in lines[0]
+    assert {row['machine'] for row in rows} == {lines[0]}
     assert [line.split()[0] for line in lines[2:]] == ['model', 'aa', 'bottleneck']
     assert list(rows[0]) == list(COLUMNS)
     assert {row['size'] for row in rows} == {'6x5'}
