@@ -15,6 +15,7 @@ from aa_models.zoo import own_models
 NAMES = own_models()
 STAGED = [name for name in NAMES if name != 'augmented']  # all with arguments and rules of their own
 SMALL = {  # the arguments that make a model small, by a pattern of its name
+    '*resnet18_cifar': dict(layers=(1, 1, 1, 1), channels=(16, 32, 32, 32), img_size=16),
     '*resnet*': dict(layers=(1, 1, 1, 1), channels=(16, 32, 32, 32), img_size=64),
     '*wrn*': dict(depth=10, width=1, img_size=16),
     '*efficientnet*': dict(channel_multiplier=0.25, depth_multiplier=0.5, num_features=64, img_size=64),

@@ -96,7 +96,10 @@ def test_links(name):
 
 
 def test_readme_is_short():
-    assert len(README.split()) <= 1800
+    """The zoo's table is left out, which grows with the networks."""
+    zoo = README.partition('# Zoo\n')[2].partition('\n#')[0]
+    table = re.findall(r'^\|.*', zoo, re.MULTILINE)
+    assert len(README.split()) - len(' '.join(table).split()) <= 1543
 
 
 def test_predict_command_answers(capsys):

@@ -37,7 +37,7 @@ def add_recipe_options(parser: argparse._ActionsContainer, names: Collection[str
             how = dict(action=argparse.BooleanOptionalAction)
         elif bool in get_args(kind):  # or 'auto'
             how = dict(nargs='?', const='true', metavar='{auto,true,false}')
-        elif get_origin(kind) is dict:  # those called …_kwargs
+        elif get_origin(kind) is dict:
             how = dict(type=key_value, nargs='*', metavar='KEY=VALUE')
         elif get_origin(kind) is tuple:
             how = dict(nargs='+', metavar=_metavar(get_args(kind)[0]))
@@ -62,8 +62,10 @@ def spelled_out(words: Sequence[str]) -> list[str]:
 def recipe_values(args: argparse.Namespace) -> dict[str, Any]:
     """The values of recipe fields that stood on the command line; the recipe reads those that are text."""
     from aa_models.training.recipe import recipe_fields
-    values = {name: getattr(args, name) for name in recipe_fields() if hasattr(args, name)}
-    return {name: dict(value) if name.endswith('_kwargs') else value for name, value in values.items()}
+    fields = recipe_fields()
+    values = {name: getattr(args, name) for name in fields if hasattr(args, name)}
+    mappings = [name for name in values if get_origin(fields[name].annotation) is dict]
+    return values | {name: dict(values[name]) for name in mappings}
 
 
 def _shown(value: Any) -> str:

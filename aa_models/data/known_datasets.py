@@ -2,6 +2,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from .cifar10 import CIFAR10_LABELS
 from .cifar100 import CIFAR100_LABELS
 from .imagenet import IMAGENET_LABELS
 from .tiny_imagenet import TINY_IMAGENET_LABELS
@@ -21,6 +22,12 @@ _CIFAR100 = KnownDataset(
     '500 for training and 100 for testing each, collected from the web. Its authors state no licence; it is in use '
     'for research. The split called validation here is its 10,000 test images.', CIFAR100_LABELS)
 
+_CIFAR10 = KnownDataset(
+    'CIFAR-10', 'uoft-cs/cifar10',
+    '[CIFAR-10](https://www.cs.toronto.edu/~kriz/cifar.html) has 10 classes of 32 × 32 px colour photographs, 5,000 '
+    'for training and 1,000 for testing each, collected from the web. Its authors state no licence; it is in use for '
+    'research. The split called validation here is its 10,000 test images.', CIFAR10_LABELS)
+
 _TINY_IMAGENET = KnownDataset(
     'Tiny-ImageNet', 'zh-plus/tiny-imagenet',
     'Tiny-ImageNet has 200 of the classes of [ImageNet](https://www.image-net.org/), reduced to 64 × 64 px: 500 '
@@ -38,6 +45,8 @@ _IMAGENET = KnownDataset(
     'for anything else. Some of the photographs show people who were not asked, and the choice of classes and pictures '
     'is biased.', tuple(IMAGENET_LABELS))
 
+_BY_NAME = {'torch/cifar10': _CIFAR10, 'torch/cifar100': _CIFAR100}
+
 _UNKNOWN = (
     'Nothing is recorded here about the origin and the licence of the images. Add it before this model goes to others.')
 
@@ -49,8 +58,8 @@ def known_dataset(name: str, classes: Sequence[str] | None = None) -> KnownDatas
         name: In timm's notation, `''` for a folder.
         classes: Names of the classes, where the images have them.
     """
-    if name == 'torch/cifar100':
-        return _CIFAR100
+    if name in _BY_NAME:
+        return _BY_NAME[name]
     for dataset in (_TINY_IMAGENET, _IMAGENET):
         if not name and tuple(classes or ()) == dataset.labels:
             return dataset

@@ -12,8 +12,10 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
+from aa_models.data.cifar10 import CIFAR10_LABELS, CIFAR10_MEAN, CIFAR10_STD
 from aa_models.data.cifar100 import CIFAR100_LABELS, CIFAR100_MEAN, CIFAR100_STD
 from aa_models.data.tiny_imagenet import TINY_IMAGENET_LABELS
+from aa_models.errors import InputError
 from aa_models.layers import AttentionArgs, GridAttention
 from aa_models.zoo import weights_cfg
 
@@ -34,6 +36,7 @@ class AugmentedResNet(ResNet):
         attn_stages: For each of the four stages, whether it is augmented.
         attn_pool: For each of the four stages, the pooling of its attention branch.
         img_size: Height and width of the input that the relative tables are made for, pixels; any size can be fed.
+        small_images: Begin with a 3×3 convolution of stride 1 and no max-pool, for pictures of 32 px or so.
         zero_init_last: Start every block as the identity, as timm's `ResNet` does.
         **kwargs: The attention's other arguments (`dk`, `dv`, …), see `AugmentedConv2d`, and those of
             `timm.models.resnet.ResNet`.
@@ -42,18 +45,33 @@ class AugmentedResNet(ResNet):
     def __init__(
             self, block: type[nn.Module], layers: tuple[int, ...], *,
             attn_stages: Sequence[bool] = (False, True, True, True), attn_pool: Sequence[int] = (1, 2, 1, 1),
-            img_size: int | tuple[int, int] = 224, zero_init_last: bool = True,
+            img_size: int | tuple[int, int] = 224, small_images: bool = False, zero_init_last: bool = True,
             device: torch.device | str | None = None, dtype: torch.dtype | None = None, **kwargs: Any,
     ) -> None:
         args = AttentionArgs.take(kwargs)
         super().__init__(
             block,  # type: ignore[arg-type]  # timm means the classes, not blocks that are made
             layers, zero_init_last=zero_init_last, device='meta', dtype=dtype, **kwargs)
+        if small_images:
+            self._begin_at_full_size()
         conv = 'conv1' if block is BasicBlock else 'conv2'
         augment_stages(
             self, [f'layer{stage}.*.{conv}' for stage in range(1, 5)], args, attn_stages=attn_stages,
             attn_pool=attn_pool, img_size=img_size)
         materialize(self, device, zero_init_last=zero_init_last)
+
+    def _begin_at_full_size(self) -> None:
+        """Take the two strides out of the stem."""
+        stem = self.conv1
+        if not isinstance(stem, nn.Conv2d):
+            raise InputError('small_images replaces the 7×7 stem, it cannot be combined with a deep one')
+        self.conv1 = nn.Conv2d(
+            stem.in_channels, stem.out_channels, 3, padding=1, bias=False, device='meta', dtype=stem.weight.dtype)
+        self.maxpool = nn.Identity()
+        first, *stages = self.feature_info
+        first['reduction'] = 1
+        for stage in stages:
+            stage['reduction'] //= 4
 
     @torch.jit.ignore
     def init_weights(self, zero_init_last: bool = True) -> None:
@@ -95,6 +113,12 @@ def _from_a1_in1k(depth: int) -> dict[str, Any]:
         origin_url='https://github.com/huggingface/pytorch-image-models')
 
 
+def _cifar10(**kwargs: Any) -> dict[str, Any]:
+    return _cfg(
+        num_classes=10, input_size=(3, 32, 32), pool_size=(4, 4), crop_pct=1.0, mean=CIFAR10_MEAN, std=CIFAR10_STD,
+        label_names=CIFAR10_LABELS, **kwargs)
+
+
 default_cfgs = generate_default_cfgs({
     'aa_resnet18.tiny_in': _tiny_in('aa_resnet18', '64fd2ea29248cd1686e64d64ae923ca36ac65eefde0210e56bdb71c7092cda47'),
     'aa_resnet18.cifar100': _cfg(
@@ -110,6 +134,8 @@ default_cfgs = generate_default_cfgs({
         'laa_resnet18', '1c94abd1d32e28d134d45483ba968a529d6172af7528825e2526385d04996a72',
         paper_ids='arXiv:1812.01243'),
     'laa_resnet50.untrained': _cfg(paper_ids='arXiv:1812.01243'),
+    'resnet18_cifar.untrained': _cifar10(),
+    'aa_resnet18_cifar.untrained': _cifar10(),
 })
 
 
@@ -117,6 +143,8 @@ default_cfgs = generate_default_cfgs({
 _BASIC = dict(block=BasicBlock, dk=0.25, dv=0.25)
 _BOTTLENECK = dict(block=Bottleneck, dk=0.2, dv=0.1)
 _LINEAR = dict(attention='linear', pos_embed='sincos')
+# maps of 16, 8 and 4 px are small enough to attend on whole
+_CIFAR = dict(_BASIC, layers=(2, 2, 2, 2), small_images=True, attn_pool=(1, 1, 1, 1))
 _LINEAR_BASIC, _LINEAR_BOTTLENECK = dict(_BASIC, **_LINEAR), dict(_BOTTLENECK, **_LINEAR)
 
 
@@ -160,3 +188,15 @@ def laa_resnet18(pretrained: bool = False, **kwargs: Any) -> AugmentedResNet:
 def laa_resnet50(pretrained: bool = False, **kwargs: Any) -> AugmentedResNet:
     """ResNet-50 augmented with linear attention and sine/cosine positions."""
     return _create_aa_resnet('laa_resnet50', pretrained, **dict(_LINEAR_BOTTLENECK, layers=(3, 4, 6, 3)) | kwargs)
+
+
+@register_model
+def resnet18_cifar(pretrained: bool = False, **kwargs: Any) -> AugmentedResNet:
+    """ResNet-18 for pictures of 32 px (3×3 stem, no max-pool), the plain baseline."""
+    return _create_aa_resnet('resnet18_cifar', pretrained, **dict(_CIFAR, attn_stages=(False,) * 4) | kwargs)
+
+
+@register_model
+def aa_resnet18_cifar(pretrained: bool = False, **kwargs: Any) -> AugmentedResNet:
+    """AA-ResNet-18 for pictures of 32 px (3×3 stem, no max-pool)."""
+    return _create_aa_resnet('aa_resnet18_cifar', pretrained, **_CIFAR | kwargs)

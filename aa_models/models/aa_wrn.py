@@ -103,11 +103,13 @@ _PAPERS = {'': 'arXiv:1605.07146', 'aa_': 'arXiv:1904.09925', 'laa_': 'arXiv:181
 
 default_cfgs = generate_default_cfgs({
     f'{kind}{size}.untrained': cifar_cfg(first_conv='stem', paper_ids=paper)
-    for size in ('wrn28_10', 'wrn16_8') for kind, paper in _PAPERS.items()
+    for size in ('wrn28_10', 'wrn28_2', 'wrn16_8') for kind, paper in _PAPERS.items()
 })
 
 _AUGMENTED = dict(attn_stages=(True, True, True))
 _LINEAR = dict(_AUGMENTED, attention='linear', pos_embed='sincos')
+_NARROW = dict(depth=28, width=2)
+_FEW_HEADS = dict(num_heads=2)  # a tenth of 32 channels are values for no more
 
 
 @register_model
@@ -126,6 +128,24 @@ def aa_wrn28_10(pretrained: bool = False, **kwargs: Any) -> WideResNet:
 def laa_wrn28_10(pretrained: bool = False, **kwargs: Any) -> WideResNet:
     """WRN-28-10 augmented with linear attention and sine/cosine positions."""
     return _create_wrn('laa_wrn28_10', pretrained, **dict(_LINEAR, depth=28, width=10) | kwargs)
+
+
+@register_model
+def wrn28_2(pretrained: bool = False, **kwargs: Any) -> WideResNet:
+    """WRN-28-2, the plain baseline."""
+    return _create_wrn('wrn28_2', pretrained, **_NARROW | kwargs)
+
+
+@register_model
+def aa_wrn28_2(pretrained: bool = False, **kwargs: Any) -> WideResNet:
+    """AA-WRN-28-2, κ = 2υ = 0.2 in two heads, in all twelve blocks."""
+    return _create_wrn('aa_wrn28_2', pretrained, **_AUGMENTED | _NARROW | _FEW_HEADS | kwargs)
+
+
+@register_model
+def laa_wrn28_2(pretrained: bool = False, **kwargs: Any) -> WideResNet:
+    """WRN-28-2 augmented with two heads of linear attention and sine/cosine positions."""
+    return _create_wrn('laa_wrn28_2', pretrained, **_LINEAR | _NARROW | _FEW_HEADS | kwargs)
 
 
 @register_model

@@ -22,6 +22,7 @@ from aa_models.data.folders import folder_options, overlooked
 from aa_models.data.strict_images import leave_out_broken, strict
 from aa_models.errors import InputError
 
+from .image_sizes import ByEpoch, training_sizes
 from .recipe import Recipe
 
 _logger = logging.getLogger(__name__)
@@ -221,7 +222,22 @@ def choose_evenly(indices: list[int], labels: list[int] | None, count: int, seed
 
 
 def make_train_loader(dataset: Images, recipe: Recipe, config: Config, device: torch.device, distributed: bool) -> Any:
-    """Batches of augmented images, normalised and on the device."""
+    """Batches of augmented images, normalised and on the device; in the sizes that the recipe has for each epoch."""
+    transforms: dict[int, Any] = {}
+    for epoch, input_size in training_sizes(recipe, config['input_size']).items():
+        loader = _train_loader(dataset, recipe, config | dict(input_size=input_size), device, distributed)
+        transforms[epoch] = dataset.transform
+    if len(transforms) > 1:
+        dataset.transform = ByEpoch(transforms)
+    if distributed and hasattr(loader.sampler, 'seed'):
+        loader.sampler.seed = recipe.seed
+    if len(loader) == 0:
+        raise InputError(f'{len(dataset)} training images do not fill one batch (batch_size = {recipe.batch_size})')
+    return loader
+
+
+def _train_loader(dataset: Images, recipe: Recipe, config: Config, device: torch.device, distributed: bool) -> Any:
+    """timm's loader of one size, which gives the dataset its transform."""
     trivial = recipe.auto_augment == 'ta_wide'
     height, width = config['input_size'][1:]
     ratio = tuple(ratio * width / height for ratio in recipe.ratio)  # validation does not stretch pictures either
@@ -238,10 +254,6 @@ def make_train_loader(dataset: Images, recipe: Recipe, config: Config, device: t
         steps[:1] = [RandomShift(recipe.crop_padding), resize, transforms.CenterCrop(width)]
     if trivial:
         steps.insert(len(steps) - 1, transforms.TrivialAugmentWide())  # the last step makes the tensor
-    if distributed and hasattr(loader.sampler, 'seed'):
-        loader.sampler.seed = recipe.seed
-    if len(loader) == 0:
-        raise InputError(f'{len(dataset)} training images do not fill one batch (batch_size = {recipe.batch_size})')
     return loader
 
 

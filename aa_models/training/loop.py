@@ -153,7 +153,8 @@ class Trainer:
         # all random numbers of an epoch are a function of these three, whatever was drawn before it
         seeds = np.random.SeedSequence([self.recipe.seed, epoch, self.process.rank])
         random_seed(int(seeds.generate_state(1)[0]))
-        for part in (self.train_loader.dataset, self.train_loader.sampler):
+        dataset = self.train_loader.dataset
+        for part in (dataset, self.train_loader.sampler, getattr(dataset, 'transform', None)):
             if hasattr(part, 'set_epoch'):
                 part.set_epoch(epoch)
         if self.mixup is not None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from aa_models.device import machine_name
 
 from .distillation import Teacher
+from .image_sizes import training_sizes
 from .loaders import data_config_of, size_text
 from .loop import Trainer
 from .precision import precision_of
@@ -28,12 +29,16 @@ def plan_of(trainer: Trainer, teacher: Teacher | None, classes: Sequence[str] | 
         labels = ', which alone says what a picture shows' if recipe.unlabelled else ''
         plan.append(f'teacher: {recipe.teacher}, {sum(p.numel() for p in teacher.parameters()):,} parameters, at '
                     f'{size_text(teacher.input_size)} px{labels}')
+    input_size = data_config_of(model, recipe)['input_size']
+    first, *later = training_sizes(recipe, input_size).items()
+    sizes = ''.join(f', after {epoch} epochs at {size_text(size)}' for epoch, size in later)
+    growth = f'; in training at {size_text(first[1])}{sizes} px' if recipe.train_img_size else ''
     train, held_out = (len(loader.dataset) for loader in (trainer.train_loader, trainer.eval_loader))
     shown = ', '.join(classes[:_SHOWN]) + (', …' if len(classes) > _SHOWN else '') if classes else 'without names'
     updates = trainer.updates_per_epoch
     return plan + [
         f'data: {train} images to train, {held_out} to validate, at '
-        f'{size_text(data_config_of(model, recipe)["input_size"])} px',
+        f'{size_text(input_size)} px{growth}',
         f'classes: {model.num_classes} ({shown})',
         f'updates: {updates} an epoch of {recipe.epochs}, {updates * recipe.epochs} in all, {recipe.opt} with '
         f'learning rates up to {recipe.lr:g}',

@@ -40,6 +40,9 @@ class Recipe:
     img_size: OrNone[Size] = Field(None, description="height and width of the network's input; none: the model's own")
     input_size: OrNone[tuple[Size, Size, Size]] = Field(
         None, description='channels, height and width of the input, where it is not square')
+    train_img_size: dict[Count, Size] = Field(
+        {}, description='other heights and widths of the training pictures, by the number of epochs before: '
+        '{0: 16, 12: 24, 18: 32}; validation keeps img_size')
     mean: OrNone[tuple[Float, Float, Float]] = Field(None, description="mean of each channel; none: the model's own")
     std: OrNone[tuple[Positive, Positive, Positive]] = Field(
         None, description="standard deviation of each channel; none: the model's own")
@@ -143,6 +146,8 @@ class Recipe:
         if self.warmup_epochs >= self.epochs and self.sched != 'constant':
             raise ValueError(
                 f'warmup_epochs = {self.warmup_epochs:g} must be less than epochs = {self.epochs}, which include them')
+        if late := [epoch for epoch in self.train_img_size if epoch >= self.epochs]:
+            raise ValueError(f'train_img_size changes after {late[0]} epochs, but epochs = {self.epochs}')
         self._check_distillation()
         if self.mixing and self.batch_size % 2:
             raise ValueError(f'batch_size = {self.batch_size} must be even with mixup or cutmix, which pair images')
@@ -182,7 +187,8 @@ class Recipe:
 
     def plain(self) -> dict[str, Any]:
         """All values as YAML has them: lists for tuples."""
-        return TypeAdapter(Recipe).dump_python(self, mode='json')
+        values = TypeAdapter(Recipe).dump_python(self, mode='json')
+        return {**values, 'train_img_size': dict(self.train_img_size)}  # whose keys JSON would make texts of
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all values as YAML."""

@@ -19,6 +19,7 @@ from aa_models.models.memory import check_pass
 
 from . import checkpoints
 from .distillation import Teacher, labels_of_teacher, make_task, make_teacher
+from .image_sizes import check_sizes, training_sizes
 from .loaders import (
     check_labels,
     class_names,
@@ -130,7 +131,9 @@ def make_trainer(
     for dataset in () if recipe.unlabelled else (train_set, eval_set):
         check_labels(dataset, num_classes_of(model))
     config = data_config_of(model, recipe)
-    _check_memory(model, config['input_size'], recipe)
+    sizes = training_sizes(recipe, config['input_size'])
+    check_sizes(model, sizes.values())
+    _check_memory(model, max(config['input_size'], *sizes.values()), recipe)
     if teacher is not None:
         _check_memory(teacher.model, teacher.input_size, recipe)
     train_loader = make_train_loader(train_set, recipe, config, process.device, process.distributed)

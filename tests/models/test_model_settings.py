@@ -75,10 +75,21 @@ def check_resnet(depth, sides, depths, num_heads=8, **kwargs):
     ('aa_resnet50', {}, 25_809_392), ('aa_resnet50', dict(attn_stages=(False,) * 4), 25_557_032),
     ('aa_resnet50', dict(dk=0.25, dv=0.25), 24_303_728),
     ('wrn28_10', {}, 36_536_884), ('aa_wrn28_10', {}, 36_312_660),
+    ('wrn28_2', dict(num_classes=10), 1_467_610),
 ])
 def test_parameters_of_the_papers_tables(name, kwargs, expected):
     size = dict(num_classes=1000, img_size=224) if 'resnet' in name else {}
     assert count(on_meta(name, **kwargs, **size)) == expected
+
+
+def test_parameters_of_the_narrow_networks():
+    """Two heads, a fifth of the channels for keys but at least 20 a head, a tenth for values."""
+    sides = {f'stages.{stage}.{i}.conv1': side for stage, side in enumerate((32, 16, 8)) for i in range(4)}
+    for name, tables in (('aa_wrn28_2', True), ('laa_wrn28_2', False)):
+        attended = {layer: side if tables else None for layer, side in sides.items()}
+        assert list(augmented(on_meta(name))) == list(attended)
+        assert count(on_meta(name)) == parameters(
+            on_meta('wrn28_2'), attended, lambda out: (40, out // 20 * 2), num_heads=2)
 
 
 @pytest.mark.parametrize('depth, share', [
@@ -254,16 +265,25 @@ def test_groups_that_do_not_divide_are_named():
         on_meta('aa_resnet50', cardinality=32, base_width=4)
 
 
+@torch.no_grad()
 def test_resnet18_for_small_pictures():
     """The form that CIFAR-10 is trained with: a 3×3 stem, no max-pool, three stages that attend."""
-    model = timm.create_model('resnet18', num_classes=10)
+    model = uneven(timm.create_model('resnet18', num_classes=10))
     model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
     assert count(model) == 11_173_962  # the ResNet-18 known from CIFAR-10
+    ours = timm.create_model('resnet18_cifar')
+    ours.load_state_dict(model.state_dict())
+    x = torch.randn(2, 3, 35, 32)
+    assert torch.equal(ours.eval()(x), model.eval()(x))
+    features = timm.create_model('aa_resnet18_cifar', features_only=True)
+    assert [(x.shape[2], r) for x, r in zip(features(x[:, :, :32]), features.feature_info.reduction())] == [
+        (32, 1), (32, 1), (16, 2), (8, 4), (4, 8)]
     sides = {'2': 16, '3': 8, '4': 4}
     attended = {f'layer{stage}.{i}.conv1': side for stage, side in sides.items() for i in range(2)}
     expected = parameters(model, attended, lambda out: (max(out // 4, 8 * 20), out // 4))
     aa_models.augment(model, where=['layer[234].*.conv1'], img_size=32, dk=0.25, dv=0.25)
     assert list(augmented(model)) == list(attended) and count(model) == expected
+    assert count(on_meta('aa_resnet18_cifar')) == expected and list(augmented(features)) == list(attended)
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 10)
 
 
@@ -272,4 +292,5 @@ def test_the_contracts_names_are_registered():
         'aa_resnet18', 'aa_resnet34', 'aa_resnet50', 'aa_resnet101', 'aa_resnet152', 'laa_resnet18', 'laa_resnet50',
         'aa_efficientnet_lite0', 'aa_efficientnet_lite1', 'aa_efficientnet_lite2', 'laa_efficientnet_lite0',
         'aa_mnasnet_100',
-        *(prefix + net for net in ('wrn28_10', 'wrn16_8', 'simplecnn') for prefix in ('', 'aa_', 'laa_'))}
+        'resnet18_cifar', 'aa_resnet18_cifar',
+        *(prefix + net for net in ('wrn28_10', 'wrn28_2', 'wrn16_8', 'simplecnn') for prefix in ('', 'aa_', 'laa_'))}
