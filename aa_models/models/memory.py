@@ -100,8 +100,8 @@ def bounded_build(what: str) -> Iterator[None]:
         size, count = size + tensor.numel() * tensor.element_size(), count + 1
         try:
             check_memory(size, what)
-            if count > (most := int(_TENSORS_A_GB * _limit())):
-                raise TooLargeError(f'{what} would be more than {most} tensors, {_TENSORS_A_GB} for each GB allowed: '
+            if count > (most := _TENSORS_A_GB * _limit()):
+                raise TooLargeError(f'{what} would be more than {most:.0f} tensors, {_TENSORS_A_GB} for each GB allowed: '
                                     f'take less, or set {VARIABLE} in the environment')
         except TooLargeError as error:  # ends the building, whatever that does with it
             refused.append(error)
@@ -153,11 +153,11 @@ def check_arguments(values: Mapping[str, Any]) -> None:
     Raises:
         TooLargeError: A whole number, wherever in the arguments, is above a million for each GB allowed.
     """
-    most = int(_LARGEST_A_GB * _limit())
+    most = _LARGEST_A_GB * _limit()
     for name, value in values.items():
         for number in tree_leaves(value):
             if isinstance(number, Integral) and abs(int(number)) > most:
-                raise TooLargeError(f'{name} = {value!r} has a number above {most}, {_LARGEST_A_GB} for each GB '
+                raise TooLargeError(f'{name} = {value!r} has a number above {most:.0f}, {_LARGEST_A_GB} for each GB '
                                     f'allowed: take less, or set {VARIABLE} in the environment')
 
 

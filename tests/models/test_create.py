@@ -157,7 +157,7 @@ def test_arguments_of_timms_networks_that_nothing_can_hold(name, options, words)
 
 
 @pytest.mark.parametrize('limit, answer', [
-    ('0.001', 'more than the 0.001 GB allowed'), ('nan', 'must be a number'), ('-1', 'above 0'), ('much', "'much'")])
+    ('0.001', 'for each GB allowed'), ('nan', 'must be a number'), ('-1', 'above 0'), ('much', "'much'")])
 def test_limit_of_memory_in_timms_own_function(limit, answer, monkeypatch):
     monkeypatch.setenv('AA_MODELS_MAX_GB', limit)
     for arguments in ({}, dict(features_only=True), dict(device='meta')):
