@@ -3,12 +3,16 @@
 A system may write names and contents in any order; without this a new file may come out empty and the old one gone.
 """
 import os
+import sys
 from pathlib import Path
 
 
 def flush(path: str | os.PathLike[str]) -> None:
     """Have the system write a file, or the names in a folder, to the disk now."""
-    number = os.open(path, os.O_RDONLY)
+    windows = sys.platform == 'win32'
+    if windows and os.path.isdir(path):
+        return  # it opens no folders
+    number = os.open(path, os.O_RDWR if windows else os.O_RDONLY)  # and flushes no file that is not open for writing
     try:
         os.fsync(number)
     finally:

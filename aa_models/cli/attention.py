@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
     check_plot(args.output)
     device = find_device(args.device)
-    check_name(args.model)
+    check_name(args.model, weights=True)
     path, *more = find_pictures([args.image])
     if more:
         raise InputError(f'IMAGE must be one picture, and {args.image} is a folder of {1 + len(more)}')

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from aa_models.models.create import build_model, check_name
 
     device = find_device(args.device)
-    check_name(args.model)
+    check_name(args.model, weights=True)
     paths = [found for image in args.images for found in ([STDIN] if image == STDIN else find_pictures([image]))]
     model = build_model(args.model, pretrained=True).to(device).eval()
     broken: list[str] = []

@@ -17,6 +17,7 @@ from aa_models.errors import InputError
 
 from ._augmented import checkpoint_filter_fn
 from .create import build_model, cfg_of, check_name
+from .memory import check_arguments, check_build
 from .pretrained import build
 
 _WEIGHTS = ('url', 'file', 'state_dict', 'hf_hub_id', 'source')  # of a cfg: where the weights are
@@ -59,17 +60,21 @@ def _create_augmented(
     else:
         cfg = named if isinstance(named, dict) else named.to_dict()
     own = pretrained and any({**cfg, **(pretrained_cfg_overlay or {})}.get(key) for key in _WEIGHTS)
+    check_arguments({**kwargs, 'base_args': base_args})
     attn_args = {key: kwargs.pop(key) for key in ARGUMENTS if key in kwargs}
 
     def make(img_size: Any, **others: Any) -> nn.Module:
-        model = timm.create_model(
-            base, pretrained=pretrained and not own, cache_dir=cache_dir, **{**others, **(base_args or {})})
-        return augment(model, where=where, img_size=img_size, warm_start=warm_start, **attn_args)
+        def network(**options: Any) -> nn.Module:
+            model = timm.create_model(base, cache_dir=cache_dir, **{**others, **(base_args or {}), **options})
+            return augment(model, where=where, img_size=img_size, warm_start=warm_start, **attn_args)
+
+        check_build(lambda: network(device='meta'), 'its weights')  # not all bases are built on the meta device
+        return network(pretrained=pretrained and not own)
 
     return build(
         make, ARCHITECTURE, own, pretrained_cfg=cfg, pretrained_cfg_overlay=pretrained_cfg_overlay,
         pretrained_filter_fn=checkpoint_filter_fn, cache_dir=cache_dir,
-        feature_cfg=dict(feature_cls='getter'), **kwargs)
+        feature_cfg=dict(feature_cls='getter'), on_meta=False, **kwargs)
 
 
 def _cfg_of_base(base: str, cache_dir: str | Path | None) -> dict[str, Any]:

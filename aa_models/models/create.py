@@ -14,7 +14,7 @@ from aa_models.errors import HubError, HubWeightsError, InputError, NoSuchFileEr
 from aa_models.zoo import own_models
 
 from .config import read_architecture
-from .hub import check_weights_reached, fetch
+from .hub import check_repository_reached, check_weights_reached, fetch
 from .memory import check_arguments, check_build
 from .pretrained import check_finite, is_final
 
@@ -39,13 +39,13 @@ def build_model(name: str, /, **options: Any) -> nn.Module:
         WeightsError: With `pretrained=True`, there are no weights that can be loaded.
         HubError: The config of a repository on the Hub cannot be read, or the Hub is not reached.
     """
-    architecture = check_name(name)
+    architecture = check_name(name, weights=bool(options.get('pretrained')), cache_dir=options.get('cache_dir'))
     try:
         if options.get('pretrained') and ':' not in name:
             check_weights_reached(name, options.get('cache_dir'))
         sizes = {key: value for key, value in options.items() if value is not None and key not in _NO_SIZES}
         check_arguments(sizes)
-        if sizes or ':' in name:  # arguments, which a config has, too
+        if (sizes or ':' in name) and architecture not in own_models():  # those of this package see to it themselves
             check_build(lambda: timm.create_model(name, **sizes), 'its weights')
         model = timm.create_model(name, **options)
         if options.get('pretrained'):
@@ -73,8 +73,14 @@ def is_own(name: str) -> bool:
     return check_name(name) in own_models()
 
 
-def check_name(name: str) -> str:
+def check_name(name: str, *, weights: bool = False, cache_dir: str | Path | None = None) -> str:
     """Refuse a name or tag that no model has, and a folder or repository without a config.
+
+    Args:
+        name: As `build_model` takes it.
+        weights: Those of a repository are wanted as well: where they would have to come from a Hub that does not
+            answer, that is found out by asking once.
+        cache_dir: Where the Hub's client keeps its files.
 
     Returns:
         The model's name without a tag.
@@ -82,14 +88,14 @@ def check_name(name: str) -> str:
     Raises:
         InputError: No such model or tag, or a config that names none.
         NoSuchFileError: The folder or its config does not exist.
-        HubError: The config of a repository on the Hub cannot be read.
+        HubError: The config of a repository on the Hub cannot be read, or the Hub does not answer.
     """
     try:
         source, name_tag = parse_model_name(name)
     except ValueError as error:
         raise InputError(f'model = {name!r}: {error}') from error
     if source:
-        name_tag = _architecture_of(name, source, name_tag)
+        name_tag = _architecture_of(name, source, name_tag, weights, cache_dir)
     architecture, tag = split_model_name_tag(name_tag)
     if not timm.is_model(architecture):
         what = f'{name!r}, which is a {architecture!r},' if source else repr(name)
@@ -141,7 +147,7 @@ def _in_words(error: Exception) -> str:
     return f'{type(error).__name__}: {text}'
 
 
-def _architecture_of(name: str, source: str, model_id: str) -> str:
+def _architecture_of(name: str, source: str, model_id: str, weights: bool, cache_dir: str | Path | None) -> str:
     """The model that the config in a folder or a repository names."""
     file = Path(model_id, CONFIG)
     if source == 'hf-hub':
@@ -149,7 +155,9 @@ def _architecture_of(name: str, source: str, model_id: str) -> str:
         if '@' in revision:
             raise InputError(f'model = {name!r} must have one revision after an @')
         try:
-            file = fetch(repository, CONFIG, revision=revision or None)
+            if weights:
+                check_repository_reached(repository, CONFIG, cache_dir, revision or None)
+            file = fetch(repository, CONFIG, cache_dir=cache_dir, revision=revision or None)
         except HFValidationError as error:
             raise InputError(f'model = {name!r}: {error}') from error
         except HubError as error:

@@ -1,4 +1,5 @@
 """Files of the Hub, asked for once: where nobody answers its client would go on asking for half a minute."""
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,8 @@ import timm
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
-from aa_models.errors import HubError, HubWeightsError
+from aa_models.errors import HubError, HubWeightsError, InputError
+from aa_models.schema import parsed_json
 from aa_models.zoo import WEIGHTS_FILE, expected_sha256
 
 _WEIGHTS_FILES = (WEIGHTS_FILE, 'pytorch_model.bin')  # as timm looks for them
@@ -38,6 +40,22 @@ def check_weights_reached(name: str, cache_dir: str | Path | None = None) -> Non
         raise HubWeightsError(f'no weights for {name}: {error}') from error
 
 
+def check_repository_reached(
+        repository: str, config: str, cache_dir: str | Path | None = None, revision: str | None = None) -> None:
+    """As `check_weights_reached`, for a repository that the user names; its config may say what the weights are called.
+
+    Raises:
+        HubError: They are not in the cache, and nobody answers.
+    """
+    files, kept = _WEIGHTS_FILES, try_to_load_from_cache(repository, config, cache_dir, revision)
+    if isinstance(kept, str):
+        with contextlib.suppress(InputError):  # which is said where the config is read
+            cfg = parsed_json(Path(kept)).get('pretrained_cfg')
+            named = cfg.get('hf_hub_filename') if isinstance(cfg, dict) else None
+            files = (named,) if isinstance(named, str) else files
+    check_reached(repository, *files, cache_dir=cache_dir, revision=revision)
+
+
 def check_reached(
         repository: str, *files: str, cache_dir: str | Path | None = None, revision: str | None = None) -> None:
     """Ask for one of the files of which none is in the cache; error as in `fetch`. Any answer will do."""
@@ -49,5 +67,5 @@ def check_reached(
         return  # the download is to say that, and to try again where that may help
     except Exception as error:  # the client's HTTP library has changed before, its errors have no base in common
         reason = ' '.join(str(error).split())
-        raise HubError(f'{repository} is not on this machine, and the Hub was not reached: '
+        raise HubError(f'{files[0]} of {repository} is not on this machine, and the Hub was not reached: '
                        f'{type(error).__name__}: {reason}') from error

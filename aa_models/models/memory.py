@@ -1,9 +1,10 @@
 """Memory is bounded before it is taken: a pass of the network over tensors that hold nothing tells what one needs."""
+import contextlib
 import copy
 import math
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -24,6 +25,10 @@ _LIMIT = 16.0  # GB
 _LARGEST_A_GB = 10 ** 6  # whole numbers in arguments
 _TENSORS_A_GB = 250  # 4000 in all, and the deepest of timm's networks have 2500
 _AT_ONCE = 2  # tensors of the largest size, such as logits and weights of an attention
+
+
+class TooLargeError(InputError):
+    """What is asked for would take more memory than is allowed."""
 
 
 class _Largest(TorchDispatchMode):
@@ -63,7 +68,7 @@ def check_pass(
         run: The pass, given a copy of the model on the meta device and an input.
 
     Raises:
-        InputError: Its largest tensors need more than the limit, 16 GB or what the variable AA_MODELS_MAX_GB says.
+        TooLargeError: Its largest tensors need more than the limit, 16 GB or what the variable AA_MODELS_MAX_GB says.
     """
     parameter = next(model.parameters(), torch.empty(0))
     seen = _Largest()
@@ -76,15 +81,15 @@ def check_pass(
     check_memory(_AT_ONCE * needed, what)
 
 
-def check_build(make: Callable[[], object], what: str) -> None:
-    """Refuse to build a network for whose weights there is no memory; it is built of tensors that hold nothing.
+@contextlib.contextmanager
+def bounded_build(what: str) -> Iterator[None]:
+    """End the body, which builds a network, as soon as there is no memory for its weights.
 
     Args:
-        make: Builds it. Its own errors are left to the building that counts.
-        what: Words for the network's weights, for the error.
+        what: Words for the weights, for the error.
 
     Raises:
-        InputError: They need more than the limit, or there are more tensors than anything of that size is made of.
+        TooLargeError: They need more than the limit, or there are more tensors than anything of that size is made of.
     """
     thread, size, count, refused = threading.get_ident(), 0, 0, []
 
@@ -95,25 +100,45 @@ def check_build(make: Callable[[], object], what: str) -> None:
         size, count = size + tensor.numel() * tensor.element_size(), count + 1
         try:
             check_memory(size, what)
-            if count > (most := int(_TENSORS_A_GB * _limit())):
-                raise InputError(f'{what} would be more than {most} tensors, {_TENSORS_A_GB} for each GB allowed: take '
-                                 f'less, or set {VARIABLE} in the environment')
-        except InputError as error:  # ends the building, whatever that does with it
+            if count > (most := _TENSORS_A_GB * _limit()):
+                raise TooLargeError(f'{what} would be more than {most:.0f} tensors, {_TENSORS_A_GB} for each GB allowed: '
+                                    f'take less, or set {VARIABLE} in the environment')
+        except TooLargeError as error:  # ends the building, whatever that does with it
             refused.append(error)
             raise
 
     hooks = register_module_parameter_registration_hook(see), register_module_buffer_registration_hook(see)
     try:
-        with torch.random.fork_rng(devices=[]), torch.device('meta'):
-            make()
+        yield
     except Exception as error:
         if not refused and 'overflow' in str(error):  # torch's word for more bytes than it can count
             check_memory(math.inf, what)
+        if not refused:
+            raise
     finally:
         for hook in hooks:
             hook.remove()
     if refused:
         raise refused[0]
+
+
+def check_build(make: Callable[[], object], what: str) -> None:
+    """Refuse to build a network for whose weights there is no memory; it is built of tensors that hold nothing.
+
+    Args:
+        make: Builds it. Its own errors are left to the building that counts.
+        what: Words for the weights, for the error.
+
+    Raises:
+        TooLargeError: As `bounded_build` does.
+    """
+    try:
+        with bounded_build(what), torch.random.fork_rng(devices=[]), torch.device('meta'):
+            make()
+    except TooLargeError:
+        raise
+    except Exception:
+        pass
 
 
 def check_arguments(values: Mapping[str, Any]) -> None:
@@ -126,20 +151,20 @@ def check_arguments(values: Mapping[str, Any]) -> None:
         values: By name.
 
     Raises:
-        InputError: A whole number, wherever in the arguments, is above a million for each GB allowed.
+        TooLargeError: A whole number, wherever in the arguments, is above a million for each GB allowed.
     """
-    most = int(_LARGEST_A_GB * _limit())
+    most = _LARGEST_A_GB * _limit()
     for name, value in values.items():
         for number in tree_leaves(value):
             if isinstance(number, Integral) and abs(int(number)) > most:
-                raise InputError(f'{name} = {value!r} has a number above {most}, {_LARGEST_A_GB} for each GB allowed: '
-                                 f'take less, or set {VARIABLE} in the environment')
+                raise TooLargeError(f'{name} = {value!r} has a number above {most:.0f}, {_LARGEST_A_GB} for each GB '
+                                    f'allowed: take less, or set {VARIABLE} in the environment')
 
 
 def check_memory(needed: float, what: str) -> None:
     """Compare bytes with the limit; arguments and error as in `check_pass`."""
     if needed > 1e9 * (limit := _limit()):
-        raise InputError(
+        raise TooLargeError(
             f'{what} would take at least {needed / 1e9:.3g} GB, more than the {limit:g} GB allowed: take less, or set '
             f'{VARIABLE} in the environment')
 
@@ -147,6 +172,9 @@ def check_memory(needed: float, what: str) -> None:
 def _limit() -> float:
     text = os.environ.get(VARIABLE)
     try:
-        return _LIMIT if not text else float(text)
+        limit = _LIMIT if not text else float(text)
     except ValueError:
-        raise InputError(f'{VARIABLE} = {text!r} in the environment must be a number of gigabytes') from None
+        limit = math.nan
+    if not limit > 0:  # nor is what is not a number
+        raise InputError(f'{VARIABLE} = {text!r} in the environment must be a number of gigabytes above 0')
+    return limit

@@ -6,6 +6,7 @@ from, inside the installed package or on the Hub. `build`
 searches in that order and hands timm the file found, so that the loading itself (another classifier, other input
 channels, `features_only`) stays timm's. Wherever a file is, the SHA-256 in the cfg decides whether it is the right one.
 """
+import contextlib
 import hashlib
 import logging
 import os
@@ -24,6 +25,7 @@ from aa_models.errors import HubWeightsError, WeightsError
 from aa_models.zoo import HUB_ORGANISATION, WEIGHTS_FILE, expected_sha256, own_models
 
 from .hub import fetch
+from .memory import bounded_build, check_arguments
 
 WEIGHTS_VARIABLE = 'AA_MODELS_WEIGHTS'
 _LFS_POINTER = b'version https://git-lfs'
@@ -92,13 +94,13 @@ def build(
         pretrained_cfg: str | dict[str, Any] | PretrainedCfg | None = None,
         pretrained_cfg_overlay: dict[str, Any] | None = None,
         pretrained_filter_fn: Callable[[StateDict, nn.Module], StateDict] | None = None,
-        cache_dir: str | Path | None = None, **kwargs: Any,
+        cache_dir: str | Path | None = None, on_meta: bool = True, **kwargs: Any,
 ) -> ModelT:
     """Build a model as timm's `build_model_with_cfg` does, with weights from wherever this package keeps them.
 
-    Two things are added. For a tag of this package `pretrained=True` searches wherever its weights may be (`locate`);
+    Three things are added. For a tag of this package `pretrained=True` searches wherever its weights may be (`locate`);
     files, state dicts, folders and repositories that the user names are loaded by timm. And `img_size` is by default
-    the input size of the cfg in force, whether weights are wanted or not.
+    the input size of the cfg in force, whether weights are wanted or not. And what no machine can hold is refused at once.
 
     Args:
         model_cls: Makes the model; takes `img_size`.
@@ -108,15 +110,18 @@ def build(
         pretrained_cfg_overlay: Entries that override those of the cfg.
         pretrained_filter_fn: Brings a checkpoint into the shape of the model at hand.
         cache_dir: The Hub client's cache.
+        on_meta: The model is built on the meta device before it gets memory; one that is not bounds that itself.
         **kwargs: For `build_model_with_cfg` and the model.
 
     Raises:
+        TooLargeError: There is no memory for the weights that the arguments ask for; none was taken.
         WeightsError: The model has no weights, they are nowhere to be found, or they do not fit.
     """
     # timm takes a tag and a `PretrainedCfg` in both places, whatever it says
     named = cast(Any, pretrained_cfg)
     cfg = resolve_pretrained_cfg(variant, named, pretrained_cfg_overlay)
     kwargs['img_size'] = image_size(kwargs.get('img_size', cfg.input_size[1:]))
+    check_arguments(kwargs)
     if pretrained:
         if _has_own_weights(cfg):
             pretrained_cfg_overlay = dict(pretrained_cfg_overlay or {}, file=str(locate(cfg, cache_dir)))
@@ -126,9 +131,10 @@ def build(
             new_head = kwargs.get('num_classes', cfg.num_classes) != cfg.num_classes
             new_stem = kwargs.get('in_chans', cfg.input_size[0]) != cfg.input_size[0]
             pretrained_filter_fn = _checked(pretrained_filter_fn, cfg, new_head, new_stem)
-    return build_model_with_cfg(
-        model_cls, variant, pretrained, pretrained_cfg=named, pretrained_cfg_overlay=pretrained_cfg_overlay,
-        pretrained_filter_fn=pretrained_filter_fn, cache_dir=cache_dir, **kwargs)
+    with bounded_build(f'the weights of {variant}') if on_meta else contextlib.nullcontext():
+        return build_model_with_cfg(
+            model_cls, variant, pretrained, pretrained_cfg=named, pretrained_cfg_overlay=pretrained_cfg_overlay,
+            pretrained_filter_fn=pretrained_filter_fn, cache_dir=cache_dir, **kwargs)
 
 
 def _has_own_weights(cfg: PretrainedCfg) -> bool:

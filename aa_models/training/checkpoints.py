@@ -59,7 +59,7 @@ def prepare(directory: Path, recipe: Recipe, overwrite: bool, facts: dict[str, A
         recipe.save(directory / RECIPE)
         write_facts(directory, facts)
     if checkpoint is not None and checkpoint.name == PART:  # whole, but the run ended before it got its name
-        checkpoint = checkpoint.rename(directory / LAST)
+        checkpoint = checkpoint.replace(directory / LAST)
     return checkpoint
 
 

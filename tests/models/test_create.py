@@ -126,24 +126,50 @@ def test_wrong_arguments(name, options, words):
 
 
 @pytest.mark.parametrize('name, options, words', [
-    ('resnet50', dict(num_classes=10 ** 7), 'its weights would take at least .* GB, more than the 16 GB allowed'),
-    (NAME, dict(channels=5 * [10 ** 6]), 'its weights would take at least'),
-    (NAME, dict(dk=10 ** 8 // 8), 'its weights would take'), ('resnet18', dict(in_chans=10 ** 7), 'weights would take'),
+    ('aa_resnet50', dict(num_classes=10 ** 7), 'the weights of aa_resnet50 would take at least .* GB, more than the 16 GB'),
+    (NAME, dict(channels=5 * [10 ** 6]), 'the weights of .* would take at least'),
+    (NAME, dict(dk=10 ** 8 // 8), 'weights of .* would take'), ('laa_resnet18', dict(in_chans=10 ** 7), 'would take'),
+    ('aa_efficientnet_lite0', dict(pretrained_cfg_overlay=dict(num_classes=10 ** 7)), 'would take at least'),
     ('augmented', dict(base='resnet18', where='layer4.*.conv2', num_classes=10 ** 7), 'its weights would take'),
-    ('convnext_atto', dict(depths=(10 ** 5, 1, 1, 1)), 'more than 4000 tensors, 250 for each GB allowed'),
-    ('convnext_atto', dict(depths=(10 ** 9, 1, 1, 1)), r'depths = \(1000000000, 1, 1, 1\) has a number above 16000000'),
-    (NAME, dict(num_classes=10 ** 18), 'num_classes = 1'), ('aa_resnet18', dict(img_size=10 ** 12), 'img_size = 1'),
+    ('augmented', dict(base='resnet18', where='layer4.*.conv2', dk=10 ** 9), 'dk = 1.* has a number above 16000000'),
+    ('aa_resnet18', dict(layers=(10 ** 5, 1, 1, 1)), 'more than 4000 tensors, 250 for each GB allowed'),
+    ('aa_wrn28_10', dict(depth=6 * 10 ** 5 + 4), 'more than 4000 tensors'),
+    (NAME, dict(num_classes=10 ** 18), 'num_classes = 1'), ('aa_resnet18', dict(img_size=10 ** 12), 'img_size = '),
 ])
-def test_arguments_that_nothing_can_hold(name, options, words, monkeypatch):
+@pytest.mark.parametrize('create', [timm.create_model, build_model])
+def test_arguments_that_nothing_can_hold(create, name, options, words):
+    """Refused by timm's own function, too, before anything is taken."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(InputError, match=words):
-        build_model(name, **options)
+        create(name, **options)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 5e5  # kB
+
+
+@pytest.mark.parametrize('name, options, words', [
+    ('resnet50', dict(num_classes=10 ** 7), 'its weights would take at least .* GB, more than the 16 GB allowed'),
+    ('resnet18', dict(in_chans=10 ** 7), 'its weights would take'),
+    ('convnext_atto', dict(depths=(10 ** 5, 1, 1, 1)), 'more than 4000 tensors, 250 for each GB allowed'),
+    ('convnext_atto', dict(depths=(10 ** 9, 1, 1, 1)), r'depths = \(1000000000, 1, 1, 1\) has a number above 16000000'),
+])
+def test_arguments_of_timms_networks_that_nothing_can_hold(name, options, words):
+    with pytest.raises(InputError, match=words):
+        build_model(name, **options)
+
+
+@pytest.mark.parametrize('limit, answer', [
+    ('0.001', 'for each GB allowed'), ('nan', 'must be a number'), ('-1', 'above 0'), ('much', "'much'")])
+def test_limit_of_memory_in_timms_own_function(limit, answer, monkeypatch):
+    monkeypatch.setenv('AA_MODELS_MAX_GB', limit)
+    for arguments in ({}, dict(features_only=True), dict(device='meta')):
+        with pytest.raises(InputError, match=answer):
+            timm.create_model('aa_simplecnn', **arguments)
+    monkeypatch.setenv('AA_MODELS_MAX_GB', 'inf')
+    assert timm.create_model('aa_simplecnn', num_classes=5).num_classes == 5
 
 
 def test_config_that_nothing_can_hold(folder):
     config = json.loads((folder / 'config.json').read_text())
-    for number, words in ((10 ** 6, 'its weights would take at least'), (10 ** 9, 'has a number above 16000000')):
+    for number, words in ((10 ** 6, 'would take at least'), (10 ** 9, 'has a number above 16000000')):
         config['model_args']['channels'] = 5 * [number]
         (folder / 'config.json').write_text(json.dumps(config))
         with pytest.raises(InputError, match=words):

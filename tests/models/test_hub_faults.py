@@ -2,7 +2,9 @@
 
 A server on this machine speaks the Hub's protocol to the Hub's own client.
 """
+import contextlib
 import hashlib
+import json
 import multiprocessing
 import os
 import resource
@@ -17,11 +19,13 @@ import timm
 import torch
 
 from aa_models.errors import HubError, HubWeightsError, WeightsError, WorkError
-from aa_models.models.create import build_model
+from aa_models.models.create import build_model, check_name
 from aa_models.models.pretrained import locate
 from aa_models.zoo import expected_sha256
+from command import run_command
 from fake_weights import NAME, NAME_TAG, logits, put
 from hub_server import COMMIT
+from repository import TESTS
 
 
 @pytest.fixture
@@ -148,12 +152,19 @@ def test_one_message_and_the_next_try_works(fault, words, hub, expected):
     assert torch.equal(logits(timm.create_model(NAME, pretrained=True)), expected)
 
 
-def test_refused_connection(hub, expected, monkeypatch):
+@contextlib.contextmanager
+def nobody_listening(hub, monkeypatch):
+    """Have the client ask a port where it is refused."""
     constants = huggingface_hub.constants
     with socket.socket() as unused, monkeypatch.context() as patch:
-        unused.bind(('127.0.0.1', 0))  # a port that nobody listens at
+        unused.bind(('127.0.0.1', 0))
         closed = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(hub.url, f'http://127.0.0.1:{unused.getsockname()[1]}')
         patch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE', closed)
+        yield
+
+
+def test_refused_connection(hub, expected, monkeypatch):
+    with nobody_listening(hub, monkeypatch):
         with pytest.raises(HubWeightsError, match='Hub: aa-models/.*the Hub was not reached'):
             timm.create_model(NAME, pretrained=True)
         for name in ('resnet18.a1_in1k', 'aa_resnet18.from_a1_in1k', 'hf-hub:me/mine'):  # a config, what timm fetches
@@ -161,6 +172,31 @@ def test_refused_connection(hub, expected, monkeypatch):
                 build_model(name, pretrained=True)
     assert not hub.pauses  # nobody waits for nothing
     assert torch.equal(logits(timm.create_model(NAME, pretrained=True)), expected)
+
+
+@pytest.mark.parametrize('file', ['model.safetensors', 'mine.safetensors'])
+def test_repository_of_which_the_config_alone_is_kept(file, hub, places, expected, capsys, monkeypatch):
+    """A Hub that does not answer is asked once, for the weights; with them in the cache the model is made."""
+    folder = places['hub'] / NAME_TAG
+    (folder / 'model.safetensors').rename(folder / file)
+    if file != 'model.safetensors':
+        config = json.loads((folder / 'config.json').read_text())
+        config['pretrained_cfg']['hf_hub_filename'] = file
+        (folder / 'config.json').write_text(json.dumps(config))
+    model = f'hf-hub:aa-models/{NAME_TAG}'
+    assert check_name(model) == NAME
+    for ask in (lambda: build_model(model, pretrained=True), lambda: check_name(model, weights=True)):
+        hub.fault, hub.requests[:] = hang_up, []
+        with pytest.raises(HubError, match=f'{file} of aa-models/{NAME_TAG} is not on this machine, and the Hub was not'):
+            ask()
+        assert hub.requests == [f'HEAD /aa-models/{NAME_TAG}/resolve/main/{file}'] and not hub.pauses
+    hub.requests.clear()
+    status, _, err = run_command(capsys, 'predict', TESTS / 'pictures' / 'lion.png', '--model', model)
+    assert status == 1 and 'the Hub was not reached' in err and len(hub.requests) == 1
+    hub.fault, _ = FAULTS['as it should']
+    assert torch.equal(logits(build_model(model, pretrained=True)), expected)
+    with nobody_listening(hub, monkeypatch):
+        assert torch.equal(logits(build_model(model, pretrained=True)), expected) and not hub.pauses
 
 
 def test_offline_without_a_cache_and_with_one(hub, expected, monkeypatch):

@@ -1,8 +1,16 @@
 """Two runs in one directory: the lock of the first."""
 import contextlib
+import errno
 import os
+import runpy
+import signal
+import sys
 
-from aa_models.training.lock import LOCK, alone_in
+import filelock
+import pytest
+
+from aa_models.training import lock
+from aa_models.training.lock import LOCK, HeldError, alone_in
 from command import run_command
 from training_runs import assert_goes_on, run_training, train_words
 
@@ -30,6 +38,48 @@ def test_forked_readers_do_not_hold_the_lock(tmp_path):
             opened = [os.fstat(n).st_ino for n in range(3, 1000) if _is_open(n)]
             os._exit(inode in opened)
         assert os.waitpid(child, 0)[1] == 0
+
+
+def test_kill_leaves_no_lock(tmp_path):
+    if not (child := os.fork()):
+        with alone_in(tmp_path):
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL and (tmp_path / LOCK).exists()
+    with alone_in(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_child_that_leaves_the_body_leaves_the_lock(tmp_path):
+    with alone_in(tmp_path):
+        if not (child := os.fork()):
+            with contextlib.suppress(BaseException), alone_in(tmp_path):
+                pass
+            os._exit(0)
+        os.waitpid(child, 0)
+        with pytest.raises(HeldError, match=f'in use by process {os.getpid()} on'), alone_in(tmp_path):
+            pass
+
+
+def test_system_without_fcntl(tmp_path, monkeypatch):
+    """As Windows is: nothing but filelock knows which system it is."""
+    monkeypatch.setitem(sys.modules, 'fcntl', None)
+    again = runpy.run_path(lock.__file__)
+    with again['alone_in'](tmp_path), pytest.raises(again['HeldError'], match='in use by process'), \
+            again['alone_in'](tmp_path):
+        pass
+
+
+@pytest.mark.parametrize('number, goes_on', [
+    (errno.ENOTSUP, True), (errno.ENOSYS, True), (errno.ENOLCK, True), (errno.EROFS, False)])
+def test_file_system_without_locks(number, goes_on, tmp_path, monkeypatch, caplog):
+    def refuse(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+    monkeypatch.setattr(filelock.FileLock, 'acquire', refuse)
+    with contextlib.nullcontext() if goes_on else pytest.raises(ValueError, match='cannot be made a directory'), \
+            alone_in(tmp_path):
+        pass
+    assert ('file system without locks' in caplog.text) == goes_on and not list(tmp_path.iterdir())
 
 
 def _is_open(number):

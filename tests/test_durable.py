@@ -1,0 +1,28 @@
+"""Flushing to the disk, on systems that differ in what they open."""
+import os
+import sys
+
+import pytest
+
+from aa_models import durable
+
+
+@pytest.mark.parametrize('platform', ['linux', 'win32'])
+def test_flush(platform, tmp_path, monkeypatch):
+    """Windows opens no folder, and flushes nothing that is open for reading alone."""
+    flushed, own_open, own_fsync = [], os.open, os.fsync
+
+    def opened(path, flags, *args, **kwargs):
+        if platform == 'win32' and (os.path.isdir(path) or not flags & os.O_RDWR):
+            raise PermissionError(13, 'Permission denied')
+        return own_open(path, flags, *args, **kwargs)
+    monkeypatch.setattr(os, 'fsync', lambda number: (flushed.append(os.fstat(number).st_ino), own_fsync(number)))
+    (tmp_path / 'a').write_text('a')
+    monkeypatch.setattr(sys, 'platform', platform)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'open', opened)
+        durable.flush_tree(tmp_path)
+    durable.replace_text(tmp_path / 'b', 'text')
+    files = [(tmp_path / name).stat().st_ino for name in 'ab']
+    assert set(files) <= set(flushed) and (tmp_path.stat().st_ino in flushed) == (platform == 'linux')
+    assert (tmp_path / 'b').read_text() == 'text'
