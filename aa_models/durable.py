@@ -29,7 +29,11 @@ def flush_tree(folder: Path) -> None:
 def replace_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a file in one step: a reader, or a run that was killed here, finds the old one or the whole new one."""
     part = Path(f'{path}.part')
-    part.write_text(text, encoding='utf-8')
-    flush(part)
-    os.replace(part, path)
-    flush(part.absolute().parent)
+    try:
+        part.write_text(text, encoding='utf-8')
+        flush(part)
+        os.replace(part, path)
+    except OSError:  # such as a full disk
+        part.unlink(missing_ok=True)
+        raise
+    flush(Path(path).absolute().parent)

@@ -14,6 +14,8 @@ from torch import nn
 from aa_models.errors import InputError, InputTypeError
 from aa_models.layers import GridAttention
 
+ATTENTION = '.attn'  # what the attention of an augmented convolution is called in it
+
 T = TypeVar('T')
 _one_at_a_time = threading.RLock()  # hooks and modes belong to the model, whichever thread set them
 Names = str | Sequence[str]  # a pattern of the layers' names, as in a shell, or several

@@ -271,10 +271,58 @@ def test_attention(options, lines, attention, capsys):
     (['--device', 'toaster'], ['--device', 'toaster']),
     (['-o', 'seen.docx'], ['seen.docx', '.png']),
     (['-o', 'nowhere/seen.png'], ['nowhere', 'does not exist']),
+    (['--html', 'seen.html'], ['--html', 'not allowed with', '-o']),
 ])
 def test_attention_wrong_options(options, said, attention, tmp_path, capsys):
     err = refused(capsys, *attention, *options)
-    assert all(word in err for word in said) and len(err.splitlines()) == 1 and not list(tmp_path.iterdir())
+    assert all(word in err for word in said) and not list(tmp_path.iterdir())
+    assert len(err.splitlines()) == 1 or err.startswith('usage:')
+
+
+@pytest.fixture
+def attention_page(attention):
+    """The words of a command that writes a page, without matplotlib."""
+    with mock.patch.dict(sys.modules, {'matplotlib': None, 'matplotlib.figure': None}):
+        yield [*attention[:-2], '--html', 'seen.html']
+
+
+@pytest.mark.parametrize('options, lines', [
+    ([], ['stages.0.1.conv.attn: 8 heads on a map of 14 x 14', 'stages.1.1.conv.attn: 8 heads on a map of 7 x 7']),
+    (['--layer', 'stages.0.*', '--query', '31,8', '--img-size', '64'],
+     ['stages.0.1.conv.attn: 8 heads on a map of 32 x 32, in blocks of 2 x 2 cells']),
+])
+def test_attention_page(options, lines, attention_page, tmp_path, capsys):
+    out = answered(capsys, *attention_page, '--device', 'cpu', *options)
+    assert out.splitlines() == [*lines, 'wrote seen.html']
+    assert [path.name for path in tmp_path.iterdir()] == ['seen.html']
+    text = (tmp_path / 'seen.html').read_text(encoding='utf-8')
+    assert f'<title>What {NAME} looks at: lion.png</title>' in text and len(text) < 5e6
+    assert f'"start":[{options[3] if options else "16,16"}]' in text and str(LION.parent) not in text
+
+
+@pytest.mark.parametrize('options, said', [
+    (['--html', 'seen.png'], ['--html', 'seen.png', '.html']),
+    (['--html', 'nowhere/seen.html'], ['nowhere', 'does not exist']),
+    (['--html', 'folder.html'], ['folder.html', 'is a folder']),
+    (['--html', ''], ['is no path']),
+    (['--query', '32,0'], ['--query 32,0', '32 x 32']),
+    (['--layer', 'stages.9'], ['--layer', 'stages.9', 'stages.0.1.conv.attn']),
+])
+def test_attention_page_wrong_options(options, said, attention_page, tmp_path, capsys):
+    (tmp_path / 'folder.html').mkdir()
+    err = refused(capsys, *attention_page, *options)
+    assert all(word in err for word in said) and [path.name for path in tmp_path.iterdir()] == ['folder.html']
+
+
+@pytest.mark.parametrize('fails', ['os.replace', 'os.fsync'])
+def test_attention_page_and_a_full_disk(fails, attention_page, tmp_path, monkeypatch, capsys):
+    """The page of before stays, and no part of the new one does."""
+    (tmp_path / 'seen.html').write_text('before')
+    monkeypatch.setattr(fails, mock.Mock(side_effect=OSError(28, 'No space left on device')))
+    status, out, err = run_command(capsys, *attention_page)
+    assert status == 1 and not out and 'seen.html' in err and 'No space left' in err
+    assert [path.name for path in tmp_path.iterdir()] == ['seen.html']
+    assert (tmp_path / 'seen.html').read_text() == 'before'
 
 
 def test_limit_of_memory_can_be_moved(attention, monkeypatch, capsys):
