@@ -209,10 +209,17 @@ class SoftmaxAttention(GridAttention):
         k.unflatten(0, [self.num_heads, -1])[:, :2 * len(tables)].zero_()
 
     def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any) -> None:
-        """A checkpoint says by itself how it started: one without a constant goes on without one."""
-        if f'{prefix}qkv.weight' in state_dict:
-            q_const = state_dict.get(f'{prefix}q_const')
-            self.q_const = None if q_const is None else q_const.to(self.qkv.weight, copy=True)
+        """A checkpoint says by itself how it started: one without a constant goes on with a constant of zero.
+
+        The buffer stays: what builds the network from its config and fills in the tensors by name, as transformers
+        does, would find one that the saved file lacks.
+        """
+        key = f'{prefix}q_const'
+        if key in state_dict:
+            self.q_const = state_dict[key].to(self.qkv.weight, copy=True)
+        elif self.q_const is not None and f'{prefix}qkv.weight' in state_dict:
+            self.q_const = torch.zeros_like(self.q_const)
+            state_dict[key] = self.q_const  # torch's own copy of the dict: strict loading finds nothing missing
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

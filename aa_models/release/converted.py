@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, cast
 import torch
 from huggingface_hub import ModelCard, ModelCardData
 from timm.data import resolve_data_config
-from timm.models import save_for_hf
 from torch import nn
 from tqdm import tqdm
 
@@ -25,10 +24,10 @@ from aa_models.errors import InputError
 from aa_models.layers import AttentionArgs, AugmentedConv2d
 from aa_models.models.create import build_model, cfg_of, check_name, num_classes_of
 from aa_models.models.memory import check_memory
-from aa_models.zoo import WEIGHTS_FILE
 
 from .card import CARD
-from .folder import CONFIG, replacing
+from .folder import replacing
+from .saving import save_folder
 
 _BATCH = 32  # pictures
 
@@ -96,8 +95,7 @@ def convert(
         {name: (layer.dv, layer.out_channels) for name, layer in layers.items()}, fits, len(some), len(others),
         None if plain is None else _agreement(plain, model, unseen), seconds)
     with replacing(output) as part:
-        save_for_hf(model, str(part), safe_serialization=True)
-        (part / WEIGHTS_FILE).chmod((part / CONFIG).stat().st_mode)
+        save_folder(model, part)
         _card(output.resolve().name, base, model, result).save(part / CARD)
     return result
 

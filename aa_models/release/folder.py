@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from timm.models import load_checkpoint, save_for_hf
+from timm.models import load_checkpoint
 from torch import nn
 
 from aa_models.data.known_datasets import known_dataset
@@ -25,8 +25,8 @@ from aa_models.training.recipe import Recipe, load_recipe
 from aa_models.zoo import WEIGHTS_FILE
 
 from .card import CARD, make_card
+from .saving import CONFIG, save_folder
 
-CONFIG = 'config.json'
 FILES = {WEIGHTS_FILE, CONFIG, CARD, checkpoints.RECIPE, checkpoints.LOG}
 # Entries of a cfg that describe other weights than these. The licence stays: it binds whatever is made from them.
 FOREIGN = ('notes', 'description', 'origin_url', 'label_names', 'label_descriptions', 'label_offset')
@@ -128,8 +128,6 @@ def _fill(
         if not torch.isfinite(tensor).all():
             raise DivergenceError(f'{name} reaches {largest[name]:g}, more than the 65504 that float16 can hold')
     classes = dict(label_names=labels, label_descriptions=describe_synsets(labels or ()))
-    save_for_hf(model, str(part), model_config=classes, safe_serialization=True, data_config=config)
-    # safetensors makes files that their owner alone may read
-    (part / WEIGHTS_FILE).chmod((part / CONFIG).stat().st_mode)
+    save_folder(model, part, model_config=classes, data_config=config)
     for file in (checkpoints.RECIPE, checkpoints.LOG):
         shutil.copyfile(directory / file, part / file)

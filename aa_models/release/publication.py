@@ -15,8 +15,9 @@ from aa_models.models.pretrained import local_folders
 from aa_models.zoo import WEIGHTS_FILE, expected_sha256, own_checkpoints, registered_cfg
 
 from .card import CARD, SECTIONS, stated_accuracy
-from .folder import CONFIG, FILES
+from .folder import FILES
 from .results import read_results
+from .saving import CONFIG
 
 
 def publish_folder(

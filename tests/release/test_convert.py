@@ -108,6 +108,6 @@ def test_an_interrupted_conversion_leaves_nothing(plain, tmp_path, monkeypatch):
         save_for_hf(model, folder, **kwargs)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(converted, 'save_for_hf', interrupted)
+    monkeypatch.setattr(converted, 'save_folder', interrupted)
     assert main.main(['convert', f'local-dir:{plain}', *OPTIONS, '--output', str(tmp_path / 'new')]) == 130
     assert not list(tmp_path.iterdir())

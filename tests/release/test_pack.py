@@ -137,7 +137,7 @@ def test_failed_packing_leaves_the_old_folder(finished, folder, monkeypatch, for
     if foreign:
         (folder / 'thesis.tex').touch()
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr(packing, 'save_for_hf', mock.Mock(side_effect=OSError('disk full')))
+    monkeypatch.setattr(packing, 'save_folder', mock.Mock(side_effect=OSError('disk full')))
     with pytest.raises((ValueError, OSError), match=message):
         run(pack, finished, '--tag', 'noise', '--to', folder.parent)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
