@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('image', type=path_text, metavar='IMAGE', help='picture')
+    parser.add_argument('image', type=path_text, metavar='IMAGE', help='a picture in any format')
     add_model(parser)
     parser.add_argument('--layer', metavar='NAME', help='show the heads of this layer, which has its name above its '
                         'panel of the overview (default: the overview of all)')

@@ -35,26 +35,28 @@ what timm's `BottleneckAttn` does; with a smaller --dv each gets the same 3×3 c
   conv        a plain 3×3 convolution
   bottleneck  timm's BottleneckAttn with the same heads, key and value depths and table sizes; it has no output
               projection and does not scale its position logits
-  naive       the listing in the paper's appendix, with all logits in memory
-  sdpa        fused attention without positions between the same projections: a lower bound of the time
+  naive       the listing in the paper's appendix, which has all logits, the products of queries and keys, in memory
+  sdpa        PyTorch's fused attention (scaled_dot_product_attention) without positions between the same projections:
+              a lower bound of the time
 
 Examples:
   aa-models benchmark layer
   aa-models benchmark layer --dtype bfloat16 --rivals bottleneck
   aa-models benchmark layer --size 96 --batch-size 1 --channels 64 --rivals conv sdpa""",
-    'attention': """Compare attention with relative positions with fused attention without any, from q, k and v on.
+    'attention': """Compare attention with relative positions with fused attention without any, from queries, keys and values on.
 
-  sdpa  F.scaled_dot_product_attention of the same q, k and v: a lower bound of the time
+  sdpa  PyTorch's fused attention (scaled_dot_product_attention) of the same: a lower bound of the time
   aa    SoftmaxAttention.attend, its relative tables made for the map
 
-q, k and v lie in memory head by head; with --channels-last as a 1×1 convolution in that order leaves them.
+Queries, keys and values lie in memory head by head; with --channels-last as a 1×1 convolution leaves them
+where the channels of a pixel lie side by side.
 
 Examples:
   aa-models benchmark attention
   aa-models benchmark attention --size 14 --dim-head 64 --dtype bfloat16""",
     'growth': """Show how time and memory grow with the map.
 
-The layers of `aa-models benchmark layer`, on one map after the other; each goes on until it would exceed --max-memory.
+The layers of `aa-models benchmark layer`, whose help explains them, on one map after the other; each goes on until it would exceed --max-memory.
 
 Examples:
   aa-models benchmark growth -o growth.svg --results-file growth.csv
@@ -63,7 +65,8 @@ Examples:
 
 NAME:RIVAL names two models of timm; for this package's augmented networks NAME is enough, the rival is then the plain
 network. Models with the same rival are timed with it together, with its classes, and at its input size unless
---img-size says otherwise. --dtype other than float32 is autocast, with parameters in float32, as in training.
+--img-size says otherwise. --dtype other than float32 is autocast: what stands it is computed in 16 bits, and parameters stay
+in float32, as in training.
 
 Examples:
   aa-models benchmark model aa_resnet50
@@ -71,46 +74,48 @@ Examples:
   aa-models benchmark model aa_wrn28_10:wrn28_10 laa_wrn28_10 --batch-size 512 --channels-last --compile
   aa-models benchmark model seresnet50:resnet50""",
 }
+MODELS = ('aa_resnet18', 'laa_resnet18', 'aa_resnet50', 'laa_resnet50', 'aa_wrn28_10', 'laa_wrn28_10')
+SIZES = (4, 8, 16, 32, 64, 96, 128)
 RIVALS = ('laa', 'conv', 'bottleneck', 'naive', 'sdpa')
 # Each option with the benchmarks that have it
 OPTIONS: list[tuple[str, str, dict[str, Any]]] = [
     ('model', 'models', dict(
-        nargs='*', metavar='NAME[:RIVAL]', help='models to compare (default: %(default)s)',
-        default=('aa_resnet18', 'laa_resnet18', 'aa_resnet50', 'laa_resnet50', 'aa_wrn28_10', 'laa_wrn28_10'))),
+        nargs='*', metavar='NAME[:RIVAL]', help=f'models to compare (default: {" ".join(MODELS)})', default=MODELS)),
     ('model', '--img-size', dict(type=int, metavar='PX', help="side of the input (default: the rival's)")),
     ('layer attention', '--size', dict(type=int, nargs='+', default=(32,), metavar=('H', 'W'),
                                        help='height and width of the map, one number for both (default: 32)')),
-    ('growth', '--sizes', dict(type=int, nargs='+', default=(4, 8, 16, 32, 64, 96, 128), metavar='N',
-                               help='heights and widths of the maps (default: %(default)s)')),
+    ('growth', '--sizes', dict(type=int, nargs='+', default=SIZES, metavar='N',
+                               help=f'heights and widths of the maps (default: {" ".join(map(str, SIZES))})')),
     ('layer growth', '--channels', dict(
         type=int, default=160, metavar='C', help='channels of input and output (default: %(default)s)')),
-    ('layer attention growth', '--num-heads', dict(type=int, default=8, metavar='N', help='heads (default: 8)')),
+    ('layer attention growth', '--num-heads', dict(type=int, default=8, metavar='N', help=
+        'heads: attention is computed so often, each time with a share of the channels (default: %(default)s)')),
     ('layer attention growth', '--dim-head', dict(
         type=int, default=20, metavar='D', help='depth of the queries and keys of a head (default: %(default)s)')),
     ('layer attention growth', '--dv', dict(
         type=int, metavar='D', help='depth of the values of all heads (default: C, or that of the keys)')),
     ('layer growth', '--rivals', dict(nargs='+', default=RIVALS, choices=RIVALS, metavar='NAME',
-                                      help=f'layers to compare with, of {", ".join(RIVALS)} (default: all)')),
+                                      help=f'layers to compare with (default: {" ".join(RIVALS)})')),
     ('growth', '--max-memory', dict(
         type=float, default=4., metavar='GB',
         help='leave a layer out from the size on where a step would need more (default: %(default)g)')),
     ('growth', '-o --output', dict(
         type=path_text, metavar='PICTURE',
-        help='draw time and memory into this file (.png, .svg, .pdf; needs matplotlib)')),
+        help='draw time and memory into this file (.png, .svg, .pdf; needs matplotlib) (default: none)')),
     ('', '--batch-size', dict(type=int, default=16, metavar='N', help='inputs in a batch (default: %(default)s)')),
     ('', '--bench', dict(default='both', choices=('inference', 'train', 'both'),
                          help='forward passes, training steps (forward and backward) or both (default: both)')),
     ('', '--dtype', dict(default='float32', choices=('float32', 'bfloat16', 'float16'),
                          help='kind of numbers (default: float32)')),
-    ('', '--channels-last', dict(action='store_true', help='keep inputs and weights in channels_last order')),
-    ('', '--compile', dict(action='store_true', help='run through torch.compile')),
-    ('', '--device', dict(metavar='NAME', help='cpu, cuda or cuda:N (default: cuda where there is one)')),
+    ('', '--channels-last', dict(action='store_true', help='channels_last: the channels of a pixel lie side by side in memory')),
+    ('', '--compile', dict(action='store_true', help='compile what is measured by torch.compile')),
+    ('', '--device', dict(metavar='NAME', help='cpu, cuda or cuda:N (default: cuda where there is one, else cpu)')),
     ('', '--rounds', dict(type=int, default=10, metavar='N', help='turns of each contestant (default: %(default)s)')),
     ('', '--warmup', dict(type=int, default=2, metavar='N', help='turns before those that count (default: 2)')),
     ('', '--no-memory', dict(dest='memory', action='store_false',
                              help='do not measure memory, which on the CPU starts a process for each contestant')),
     ('', '--results-file', dict(
-        type=path_text, metavar='CSV', help="write the results in timm's columns, and some of ours")),
+        type=path_text, metavar='CSV', help="write the results in timm's columns, and some of ours (default: none)")),
 ]
 # The figures that the table shows, in its order
 HEADS = {

@@ -21,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="patterns of the convolutions' names, with * ? [ ] as in a shell")
     parser.add_argument('--model-kwargs', nargs='*', type=key_value, default=[], metavar='KEY=VALUE',
                         help='arguments of the attention: dk and dv, how many channels, or which share of them, '
-                        'keys and values have; num_heads; …')
-    parser.add_argument('--images', type=path, metavar='FOLDER', help='pictures to calibrate with')
+                        'keys and values have; num_heads; … (default: those of the layer)')
+    parser.add_argument('--images', type=path, metavar='FOLDER', help='pictures to calibrate with (default: none)')
     parser.add_argument('--num-images', type=int, default=300, metavar='N',
                         help='pictures to calibrate with, and others to compare with, at most (default: %(default)s)')
     parser.add_argument('--img-size', type=int, nargs=2, metavar=('H', 'W'),

@@ -1,7 +1,8 @@
 """Measure models under the fifteen common corruptions of pictures, each at five strengths.
 
-All models see the same pictures. Printed are the top-1 without corruption and the mean over the 75 corrupted forms; the
-table has each of them. The package that makes them comes with `pip install 'aa-models[corruptions]'`.
+All models see the same pictures. Printed are the top-1, the share of right first guesses, without corruption and the
+mean over the 75 corrupted forms; the table has each of them. The package that makes them comes with
+`pip install 'aa-models[corruptions]'`.
 
 Example:
   aa-models corruptions simplecnn.cifar100 aa_simplecnn.cifar100 --dataset torch/cifar100 --data-dir data -o table.csv

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('runs', nargs='+', type=path, metavar='RUN', help='a log, or a folder that holds log.csv')
     parser.add_argument('-o', '--output', type=path_text, required=True, metavar='FILE',
                         help='the picture (.png, .svg, .pdf)')
-    parser.add_argument('--title', default='', help='printed above')
+    parser.add_argument('--title', default='', help='printed above (default: none)')
 
 
 def run(args: argparse.Namespace) -> int:

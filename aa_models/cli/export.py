@@ -1,9 +1,10 @@
 """Export a model with its weights for other runtimes, as an ONNX file or a program of torch.export.
 
 The file takes images, normalised, as `input` (batch, channels, height, width) in float32 and gives `logits` (batch,
-classes). Without --dynamic batch and size are those it was exported with; with it they are free, as they are in
-PyTorch: tables of relative positions are interpolated in the file, too. Networks with TensorFlow's 'same' padding
-(those of timm called tf_…, and the EfficientNet-Lites here) are exported for one size only.
+classes), the scores before they become probabilities. Without --dynamic batch and size are those it was exported with;
+with it they are free, as they are in PyTorch: tables of relative positions are interpolated in the file, too. Networks
+with TensorFlow's 'same' padding (those of timm called tf_…, and the EfficientNet-Lites here) are exported for one size
+only.
 
 Needs `pip install 'aa-models[export]'` for ONNX. The preprocessing is not in the file: `aa-models info NAME` and the
 model's config.json have size, mean and std.

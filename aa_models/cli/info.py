@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='model of this package or of timm, with or without a tag')
     parser.add_argument('--model-kwargs', type=key_value, nargs='*', default=(), metavar='KEY=VALUE',
                         help='further arguments of the model: of augmented ones dk and dv, how many channels, or which '
-                        'share of them, keys and values have; num_heads; pos_embed; …')
+                        'share of them, keys and values have; num_heads; pos_embed; … '
+                        '(default: none)')
     parser.add_argument('--img-size', type=int, nargs='+', metavar=('H', 'W'),
                         help="size of the image, pixels, one number for both; this package's models get their relative "
                         "tables made for it, too (default: the model's input size)")

@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1 if isinstance(error, WorkError) else 2
 
 
-_EPILOG = """`aa-models COMMAND --help` explains a command and shows examples.
+_EPILOG = """`aa-models COMMAND --help` explains a command and shows examples. The Hub is huggingface.co.
 
 Two variables of the environment are read:
   AA_MODELS_WEIGHTS  a folder of checkpoints, the first to be searched

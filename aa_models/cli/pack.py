@@ -2,7 +2,7 @@
 
 The folder holds the weights after the last epoch in float16, averaged where the recipe keeps an average, the config, a
 model card, the recipe and the log. `aa-models train` makes one at its end; this makes it again, with another tag, with
-the repository on the Hub that its card is to name, or elsewhere.
+the repository on the Hub (huggingface.co) that its card is to name, or elsewhere.
 
 Examples:
   aa-models pack output/mine --repo me/aa_resnet18.mine
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--tag', help="second half of the folder's name MODEL.TAG (default: the dataset's name; for a folder of "
         "pictures, RUN_DIR's name)")
     parser.add_argument('--to', type=path, metavar='DIR', help='where the folder is made (default: in RUN_DIR)')
-    parser.add_argument('--repo', metavar='OWNER/NAME', help='its repository on the Hub, named in the card')
+    parser.add_argument('--repo', metavar='OWNER/NAME', help='its repository on the Hub, named in the card (default: none)')
     parser.add_argument('--machine', metavar='TEXT', help='hardware of the run (default: what the run noted)')
 
 

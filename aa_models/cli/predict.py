@@ -42,11 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument('--top', type=int, default=5, metavar='N', help='classes to show (default: %(default)s)')
     parser.add_argument('--threshold', type=float, default=0.0, metavar='P',
-                        help='show only classes at least as probable, from 0 to 1 (default: all of the top)')
+                        help='show only classes at least as probable, from 0 to 1 (default: 0)')
     form = parser.add_mutually_exclusive_group()
     form.add_argument('--json', action='store_true', help='print one JSON list instead of text')
     form.add_argument('--csv', action='store_true', help='print a table, a line for each class shown')
-    parser.add_argument('--output', type=path, metavar='FILE', help='write there instead of printing')
+    parser.add_argument('--output', type=path, metavar='FILE', help='write there (default: print)')
     parser.add_argument('--batch-size', type=int, default=1, metavar='N', help='pictures at once: faster on a GPU, and '
                         'last digits may change with what is in a batch (default: %(default)s)')
     add_device(parser)

@@ -1,4 +1,4 @@
-"""Publish a checkpoint: check its folder and upload it to the Hub.
+"""Publish a checkpoint: check its folder and upload it to the Hub, huggingface.co.
 
 What goes is exactly the folder: weights, config, card, recipe and log. Before anything is sent it must be whole: the
 weights load, are finite and in float16, and have the SHA-256 that the source code expects of that tag; the card has its

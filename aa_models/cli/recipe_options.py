@@ -13,7 +13,8 @@ GROUPS = {  # heading over the options from this field on
 
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Declare where the images are."""
-    parser.add_argument('--data-dir', type=path_text, metavar='DIR', help='where the dataset is')
+    parser.add_argument('--data-dir', type=path_text, metavar='DIR', help='where the dataset is; a folder of pictures has no other place, '
+                        'hfds/… has (default: none)')
     parser.add_argument('--dataset-download', action='store_true', help='fetch the dataset if it is not there')
 
 
@@ -41,12 +42,9 @@ def add_recipe_options(parser: argparse._ActionsContainer, names: Collection[str
             how = dict(type=key_value, nargs='*', metavar='KEY=VALUE')
         elif get_origin(kind) is tuple:
             how = dict(nargs='+', metavar=_metavar(get_args(kind)[0]))
-        default = field.get_default(call_default_factory=True)
-        shown = _shown(default)
-        note = f' (default: {shown})' if shown else ''
-        option = name.replace('_', '-')
+        default, option = _shown(field.get_default(call_default_factory=True)), name.replace('_', '-')
         group.add_argument(f'--{option}', default=argparse.SUPPRESS,
-                           help=f'{field.description}{note}'.replace('%', '%%'), **how)
+                           help=f'{field.description} (default: {default})'.replace('%', '%%'), **how)
         if how.get('const'):
             group.add_argument(f'--no-{option}', dest=name, action='store_const', const='false',
                                default=argparse.SUPPRESS, help=f'the same as --{option} false')
@@ -69,16 +67,19 @@ def recipe_values(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    """A default as the help has it, '' for none."""
+    """A default as it is typed."""
     if isinstance(value, bool):
         return 'yes' if value else 'no'
     if isinstance(value, tuple):
         return ' '.join(f'{number:.4g}' for number in value)
-    return '' if value in (None, {}) else f'{value:g}' if isinstance(value, float) else str(value)
+    if value in (None, {}):
+        return 'none'
+    return f'{value:g}' if isinstance(value, float) else str(value) or '""'
 
 
 def _metavar(kind: Any) -> str:
     """Name of a type in an option's help."""
     while get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
-    return f'{{{",".join(get_args(kind))}}}' if get_origin(kind) is Literal else kind.__name__.upper()
+    words = {str: 'TEXT', int: 'N', float: 'X'}
+    return f'{{{",".join(get_args(kind))}}}' if get_origin(kind) is Literal else words.get(kind, 'VALUE')

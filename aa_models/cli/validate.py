@@ -1,5 +1,7 @@
-"""Measure top-1 and top-5 of a model on a dataset.
+"""Measure the share of right answers of a model on a dataset: top-1 and top-5.
 
+Top-1 is the share of pictures whose most probable class is the right one, top-5 of those where it is among the five
+most probable.
 Size, crop, filter and colour statistics are those that the model was trained with, unless an option says otherwise.
 Classes are matched by their names. Pictures of only some of the model's classes are measured among all answers that it
 can give; a class that it does not have is an error, and so is a picture that cannot be read.
@@ -29,9 +31,9 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--model', type=model_name, default=argparse.SUPPRESS, metavar='NAME',
-                        help='model with its weights: a name, hf-hub:… or local-dir:…')
+                        help='model with its weights: a name, hf-hub:… or local-dir:… (default: the checkpoint\'s)')
     parser.add_argument('--checkpoint', type=path, metavar='FILE', help='a training checkpoint, instead of pretrained '
-                        'weights; its model, classes and input are the default of the options below')
+                        'weights; its model, classes and input are the default of the options below (default: none)')
     parser.add_argument('--use-ema', action='store_true', help='take the averaged weights of the checkpoint')
     add_data(parser)
     parser.add_argument('--split', dest='val_split', default='validation', metavar='NAME',
@@ -39,12 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe_options(parser, (
         'model_kwargs', 'num_classes', 'dataset', 'img_size', 'input_size', 'interpolation', 'crop_pct', 'batch_size',
         'amp', 'amp_dtype', 'channels_last', 'skip_broken'))
-    parser.add_argument('--workers', default=2, metavar='INT', help='processes that load images (default: %(default)s)')
+    parser.add_argument('--workers', default=2, metavar='N', help='processes that load images (default: %(default)s)')
     add_device(parser)
     parser.add_argument('--card', action='store_true',
                         help='write the result into the model card of the folder that --model local-dir:… names')
     parser.add_argument('--results-file', type=path_text, metavar='CSV',
-                        help="put the result into a table in timm's columns, replacing the model's row")
+                        help="put the result into a table in timm's columns, replacing the model's row (default: none)")
 
 
 def run(args: argparse.Namespace) -> int:

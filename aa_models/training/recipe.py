@@ -26,7 +26,7 @@ class Recipe:
     pretrained: bool = Field(False, description='start from pretrained weights')
     num_classes: OrNone[Int] = Field(
         None, ge=1, description="number of classes; none: in training the dataset's, else the model's own")
-    drop: Float = Field(0.0, ge=0, lt=1, description='dropout before the classifier')
+    drop: Float = Field(0.0, ge=0, lt=1, description='probability of dropping a feature before the classifier')
     drop_path: Float = Field(0.0, ge=0, lt=1, description='probability of leaving a block out (stochastic depth)')
     # data
     dataset: str = Field(
@@ -56,7 +56,8 @@ class Recipe:
     ratio: tuple[Positive, Positive] = Field(
         (3 / 4, 4 / 3), description="least and largest aspect ratio of the random crop, relative to the input's")
     hflip: Float = Field(0.5, ge=0, le=1, description='probability of a horizontal flip')
-    color_jitter: Float = Field(0.4, ge=0, description='brightness, contrast and saturation jitter')
+    color_jitter: Float = Field(0.4, ge=0, description='largest random change of brightness, contrast and '
+                                'saturation, as a share')
     auto_augment: OrNone[str] = Field(
         None, description='random changes by a policy of timm: rand-m9-mstd0.5, augmix-…, original, v0 or ta_wide')
     re_prob: Float = Field(0.0, ge=0, le=1, description='probability of erasing a random rectangle')
@@ -64,12 +65,13 @@ class Recipe:
     cutmix: Float = Field(0.0, ge=0, description='alpha of cutmix, a part of another picture put in; 0: none')
     mixup_prob: Float = Field(1.0, ge=0, le=1, description='probability of mixing a batch')
     mixup_off_epoch: Int = Field(0, ge=0, description='stop mixing at this epoch; 0: never')
-    smoothing: Float = Field(0.1, ge=0, lt=1, description='label smoothing')
+    smoothing: Float = Field(0.1, ge=0, lt=1, description='label smoothing: share of the label given to all classes')
     # distillation
     teacher: OrNone[str] = Field(
         None, description='network with weights to learn from: a name, name and tag, hf-hub:… or local-dir:…')
     kd_distill_type: Literal['logit', 'feature'] = Field(
-        'logit', description="what is learned of the teacher: its logits, or the pooled features before its classifier")
+        'logit', description='what is learned of the teacher: its logits, the scores before they become probabilities, or '
+        'the pooled features before its classifier')
     kd_temperature: Positive = Field(4.0, description='what logits are divided by before they are compared')
     task_loss_weight: OrNone[Float] = Field(
         None, ge=0, description="weight of the labels' loss; none: 1; 0: pictures need no labels, the classes are the "
@@ -81,9 +83,9 @@ class Recipe:
     grad_accum_steps: Int = Field(1, ge=1, description='batches whose gradients make one update')
     opt: str = Field('sgd', description="optimiser, by timm's name")
     opt_kwargs: dict[str, Any] = Field({}, description='further arguments of the optimiser')
-    momentum: Float = Field(0.9, ge=0, lt=1, description='momentum')
+    momentum: Float = Field(0.9, ge=0, lt=1, description='momentum: share of an update that the next one repeats')
     weight_decay: Float = Field(
-        2e-5, ge=0, description='weight decay (not on norms, biases and what the model exempts)')
+        2e-5, ge=0, description='weight decay, which draws weights towards 0 (not norms, biases and what the model exempts)')
     layer_decay: OrNone[Positive] = Field(None, description='factor on the learning rate for each layer below the head')
     lr: Float = Field(0.1, gt=0, description='largest learning rate, for the batch of all devices together')
     # all of these schedules are functions of the step alone, which exact resume needs
@@ -96,20 +98,22 @@ class Recipe:
     min_lr: Float = Field(0.0, ge=0, description='learning rate at the end')
     decay_epochs: OrNone[Positive] = Field(None, description='epochs between drops (step) or of the final decay (wsd)')
     decay_rate: Float = Field(0.1, gt=0, description='factor of a drop (step)')
-    clip_grad: OrNone[Float] = Field(None, gt=0, description='largest norm of the gradient')
+    clip_grad: OrNone[Float] = Field(None, gt=0, description='largest norm of the gradient, a longer one is '
+                                     'shortened; none: any')
     freeze_bn: bool = Field(False, description='normalise by the running statistics of batch norms, and leave them as '
                             'they are: for pretrained weights and pictures unlike those that they were trained on')
     # averaging, precision, speed
-    ema: bool = Field(False, description='keep a moving average of the weights and validate that')
+    ema: bool = Field(False, description='keep a moving average of the weights (EMA) and validate that')
     ema_decay: Float = Field(0.9998, ge=0, lt=1, description='decay of the average at each update')
     ema_warmup: bool = Field(False, description='average over fewer updates at first')
-    amp: BoolOrAuto = Field(False, description='automatic mixed precision; auto: on CUDA, and on a CPU that '
-                                       'has instructions for amp_dtype; a run goes on as it began')
-    amp_dtype: Literal['bfloat16', 'float16'] = Field('bfloat16', description='low precision of amp')
-    channels_last: bool = Field(False, description='keep images and weights in channels_last order')
-    compile: bool = Field(False, description='torch.compile the model')
+    amp: BoolOrAuto = Field(
+        False, description='automatic mixed precision: what stands it is computed in amp_dtype; auto: on CUDA, and on a '
+        'CPU that has instructions for amp_dtype; a run goes on as it began')
+    amp_dtype: Literal['bfloat16', 'float16'] = Field('bfloat16', description='the 16-bit numbers of amp')
+    channels_last: bool = Field(False, description='channels_last: the channels of a pixel lie side by side in memory')
+    compile: bool = Field(False, description='compile the model by torch.compile')
     compile_mode: OrNone[Literal['default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs']] = Field(
-        None, description='mode of torch.compile')
+        None, description='what torch.compile is to save, in its own words')
     deterministic: bool = Field(True, description='use deterministic algorithms on CUDA; without them an interrupted '
                                 'run goes on with slightly different figures')
     # bookkeeping
