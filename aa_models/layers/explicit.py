@@ -1,4 +1,4 @@
-"""Softmax attention by all of its weights at once, (H * W)² for each head: plain operators, which torch can differentiate.
+"""Softmax attention by all of its weights at once, (H * W)² for each head, in operators that torch differentiates.
 
 Attention Augmented Convolutional Networks (arXiv 1904.09925), section 3.1.
 """

@@ -139,8 +139,8 @@ class GridAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, in_channels, H_in, W_in) -> (B, out_channels, H_out, W_out); sequences likewise."""
-        if not torch.jit.is_scripting():
-            if isinstance(x, fx.Proxy):  # noqa: SIM102, a script is not to compile this
+        if not torch.jit.is_scripting():  # noqa: SIM102, TorchScript would compile the rest of one condition
+            if isinstance(x, fx.Proxy):
                 return as_one_node(self, x)
         x = self.sample(x)
         q, k, v = self.heads(x)

@@ -29,6 +29,7 @@ from timm.models.efficientnet import (
 )
 from torch import fx, nn
 
+from aa_models.augmentation.dataless import building_device
 from aa_models.data.imagenet import IMAGENET_LABELS
 from aa_models.layers import AttentionArgs, GridAttention
 from aa_models.layers.grid_attention import as_one_node
@@ -46,8 +47,8 @@ class TraceableConv2dSame(Conv2dSame):
     """timm's convolution with TensorFlow's padding, which depends on the size of the input: one node to torch.fx."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not torch.jit.is_scripting():
-            if isinstance(x, fx.Proxy):  # noqa: SIM102, a script is not to compile this
+        if not torch.jit.is_scripting():  # noqa: SIM102, TorchScript would compile the rest of one condition
+            if isinstance(x, fx.Proxy):
                 return as_one_node(self, x)
         return conv2d_same(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
@@ -73,7 +74,7 @@ class AugmentedEfficientNet(EfficientNet):
             dtype: torch.dtype | None = None, **kwargs: Any,
     ) -> None:
         args = AttentionArgs.take(kwargs)
-        super().__init__(block_args, device='meta', dtype=dtype, **kwargs)
+        super().__init__(block_args, device=building_device(device), dtype=dtype, **kwargs)
         for module in self.modules():
             if type(module) is Conv2dSame:
                 module.__class__ = TraceableConv2dSame

@@ -12,6 +12,7 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
+from aa_models.augmentation.dataless import building_device
 from aa_models.data.cifar100 import CIFAR100_LABELS, CIFAR100_MEAN, CIFAR100_STD
 from aa_models.data.tiny_imagenet import TINY_IMAGENET_LABELS
 from aa_models.layers import AttentionArgs, GridAttention
@@ -48,7 +49,7 @@ class AugmentedResNet(ResNet):
         args = AttentionArgs.take(kwargs)
         super().__init__(
             block,  # type: ignore[arg-type]  # timm means the classes, not blocks that are made
-            layers, zero_init_last=zero_init_last, device='meta', dtype=dtype, **kwargs)
+            layers, zero_init_last=zero_init_last, device=building_device(device), dtype=dtype, **kwargs)
         conv = 'conv1' if block is BasicBlock else 'conv2'
         augment_stages(
             self, [f'layer{stage}.*.{conv}' for stage in range(1, 5)], args, attn_stages=attn_stages,
