@@ -19,6 +19,7 @@ from aa_models.layers.attention_args import names_attention_args
 from aa_models.layers.head_dims import is_int
 
 from .calibration import Calibrated, Images, calibrate_layers, read_images
+from .dataless import is_dataless
 from .description import describe, layer_args
 from .selection import Where, select
 from .warm_start import plain_to_augmented
@@ -127,7 +128,7 @@ def augment(
     sizes = trace_map_sizes(model, chosen, in_chans, size)
     all_args = {name: layer_args(*_own_args(name, sizes[name], args, own)) for name, own in chosen.items()}
     layers = {name: _augmented(model, name, own) for name, own in all_args.items()}
-    learned = warm_start and not any(tensor.is_meta for tensor in model.state_dict().values())
+    learned = warm_start and not any(map(is_dataless, model.state_dict().values()))
     if batches and not learned:
         raise InputError('calibrate needs warm_start=True and a model with weights: what they compute is to be kept')
     plain = copy.deepcopy(model) if batches else None

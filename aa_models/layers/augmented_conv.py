@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers import register_notrace_module, to_ntuple
-from torch import nn
+from torch import fx, nn
 
 from aa_models.errors import InputError, InputTypeError
 
@@ -129,6 +129,8 @@ class _AugmentedConv(nn.Module):
             raise InputError(f'causal=True pads on the left by itself and needs padding=0, got {padding!r}')
 
     def _check_input(self, x: torch.Tensor) -> None:
+        if isinstance(x, fx.Proxy):  # torch.fx's stand-in for an input has no shape yet
+            return
         if x.dim() != self.ndim + 2 or x.shape[1] != self.in_channels:
             axes = 'L' if self.ndim == 1 else 'H, W'
             raise InputError(

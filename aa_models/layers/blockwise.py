@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .attention_blocks import AttentionBlocks
+from .explicit import attention_gradients
 
 
 def _by_heads(x: torch.Tensor) -> torch.Tensor:
@@ -109,15 +110,6 @@ def _(grad: torch.Tensor, *inputs: Any) -> tuple[torch.Tensor, ...]:
         *(q.new_empty(0) if table is None else table.new_empty(table.shape) for table in tables))
 
 
-def _no_second_backward(ctx: Any, *grads: torch.Tensor) -> None:
-    raise RuntimeError(
-        'blockwise_attention_backward has no gradient of its own: take second derivatives by torch.func (jvp of grad, '
-        'hessian), or build the layer after timm.layers.set_fused_attn(False) (TIMM_FUSED_ATTN=0 in the environment)')
-
-
-blockwise_attention_backward.register_autograd(_no_second_backward)
-
-
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     *tensors, ctx.scale, ctx.causal = inputs
     ctx.save_for_backward(*tensors)
@@ -125,6 +117,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> N
 
 def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     saved = ctx.saved_tensors  # gradient checkpointing allows this to be asked once
+    if torch.is_grad_enabled():  # create_graph=True: second derivatives are wanted, and the operator below has none
+        return (*attention_gradients(grad, *saved, ctx.scale, ctx.causal), None, None)
     *grads, rel_h, rel_w = blockwise_attention_backward(grad, *saved, ctx.scale, ctx.causal)
     tables = [grad if table is not None else None for grad, table in zip((rel_h, rel_w), saved[3:])]
     return (*grads, *tables, None, None)

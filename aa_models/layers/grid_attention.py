@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 import torch.nn.functional as F
 from timm.layers import trunc_normal_
-from torch import nn
+from torch import fx, nn
 from torch.autograd import forward_ad
 
 from aa_models.errors import InputError
@@ -30,6 +30,12 @@ def is_transformed(*tensors: torch.Tensor | None) -> bool:
     if torch._C._are_functorch_transforms_active():
         return True
     return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+
+
+def as_one_node(module: nn.Module, x: fx.Proxy) -> Any:
+    """Have torch.fx record the call of a module, into which it cannot look: what runs there depends on the input."""
+    tracer = cast(fx.Tracer, x.tracer)
+    return tracer.create_proxy('call_module', tracer.path_of_module(module), (x,), {})
 
 
 class GridAttention(nn.Module):
@@ -133,6 +139,9 @@ class GridAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, in_channels, H_in, W_in) -> (B, out_channels, H_out, W_out); sequences likewise."""
+        if not torch.jit.is_scripting():  # noqa: SIM102, TorchScript would compile the rest of one condition
+            if isinstance(x, fx.Proxy):
+                return as_one_node(self, x)
         x = self.sample(x)
         q, k, v = self.heads(x)
         out = self.attend(q, k, v)
@@ -157,7 +166,9 @@ class GridAttention(nn.Module):
         return out
 
     def check_input(self, x: torch.Tensor) -> None:
-        """Refuse an input of the wrong rank or channels."""
+        """Refuse an input of the wrong rank or channels; torch.fx's stand-in for one has neither."""
+        if isinstance(x, fx.Proxy):
+            return
         if x.dim() != len(self.stride) + 2 or x.shape[1] != self.in_channels:
             axes = 'L' if len(self.stride) == 1 else 'H, W'
             raise InputError(f'x must have the shape (B, {self.in_channels}, {axes}), got {tuple(x.shape)}')

@@ -28,7 +28,7 @@ def _make_act(act_layer: LayerType | None) -> nn.Module:
     return nn.Identity() if act is None else act
 
 
-@register_notrace_module  # one node to torch.fx, which cannot trace the checks of the input
+@register_notrace_module
 class SelfAttentionConv2d(nn.Module):
     """Self-attention over a map, added to it: y = act(shortcut(x) + γ · Attention(x)).
 
@@ -110,7 +110,7 @@ class SelfAttentionConv2d(nn.Module):
             self.attn.check_input(x)
         attended = self.attn(x)
         # under autocast a float32 γ would make the whole map float32
-        return self.act(self.shortcut(x) + self.gamma.to(attended.dtype) * attended)
+        return self.act(self.shortcut(x) + self.gamma.type_as(attended) * attended)
 
     def attention_map(self, x: torch.Tensor) -> torch.Tensor:
         """The attention scores of an input, in full.

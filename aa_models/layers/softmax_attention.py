@@ -14,6 +14,7 @@ from torch.jit import Final
 
 from .attention_args import AttentionArgs
 from .blockwise import blockwise_attention
+from .explicit import attention_weights
 from .grid_attention import GridAttention, is_transformed
 from .local_start import STRENGTH, head_offsets, local_query, start_locally
 from .position import offset_table, rel_logits_h, rel_logits_w
@@ -74,47 +75,6 @@ def fused_attention(
     dim = (max(dim_k, dim_v) + 7) // 8 * 8
     q, k, v = F.pad(q, (0, dim - dim_k)), F.pad(k, (0, dim - dim_k)), F.pad(v, (0, dim - dim_v))
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=causal, scale=scale)[..., :dim_v]
-
-
-def attention_weights(
-        q: torch.Tensor, k: torch.Tensor, rel_h: torch.Tensor | None, rel_w: torch.Tensor | None, causal: bool = False,
-        scale: float = 1.,
-) -> torch.Tensor:
-    """The softmax of all logits, in full; the logits are float32 at least, as in every fused kernel.
-
-    Half precision holds large ones to the nearest 8 or 64, and then another key may win.
-
-    Args:
-        q: Queries (B, num_heads, H, W, dim).
-        k: Keys, same shape.
-        rel_h: (2 * L_h - 1, dim), or None for no row positions.
-        rel_w: (2 * L_w - 1, dim), or None for no column positions.
-        causal: Let position i see positions 0 … i only, and take the tables as they are.
-        scale: Factor of the queries.
-
-    Returns:
-        (B, num_heads, H * W, H * W), rows summing to 1.
-    """
-    if not torch.jit.is_scripting():
-        device = q.device.type
-        if device != 'meta' and torch.is_autocast_enabled(device):  # there is none on meta
-            with torch.autocast(device, enabled=False):  # which would have products in half precision again
-                return attention_weights(q, k, rel_h, rel_w, causal, scale)
-    H, W, dtype = q.shape[2], q.shape[3], q.dtype
-    if dtype != torch.float64:
-        q, k = q.float(), k.float()
-    q = q * scale
-    logits = q.flatten(2, 3) @ k.flatten(2, 3).transpose(-2, -1)
-    logits = logits.unflatten(3, [H, W]).unflatten(2, [H, W])  # (B, num_heads, H, W, H, W)
-    if rel_h is not None:
-        logits = logits + rel_logits_h(q, rel_h.to(q.dtype)).unsqueeze(-1)
-    if rel_w is not None:
-        logits = logits + rel_logits_w(q, rel_w.to(q.dtype), not causal).unsqueeze(-2)
-    logits = logits.flatten(4, 5).flatten(2, 3)
-    if causal:
-        position = torch.arange(H * W, device=q.device)
-        logits = logits.masked_fill(position > position.unsqueeze(1), float('-inf'))
-    return logits.softmax(dim=-1).to(dtype)
 
 
 def choose_backend(device: str, dropout_p: float) -> str:

@@ -38,9 +38,9 @@ def augment_stages(
 
 
 def materialize(model: nn.Module, device: str | torch.device | None, **init_args: Any) -> None:
-    """Give a network built on the meta device its memory and its initial weights.
+    """Give a network built on the `building_device` its memory and its initial weights.
 
-    Networks are built on the meta device because layers that augmentation replaces need neither.
+    Usually that is the meta device, because layers that augmentation replaces need neither.
 
     Args:
         model: Network with an `init_weights` that sets every parameter and buffer.
@@ -49,7 +49,9 @@ def materialize(model: nn.Module, device: str | torch.device | None, **init_args
     """
     device = torch.device(torch.get_default_device() if device is None else device)
     if device.type != 'meta':
-        cast(Any, model.to_empty(device=device)).init_weights(**init_args)
+        if next(model.parameters()).is_meta:
+            model.to_empty(device=device)
+        cast(Any, model).init_weights(**init_args)
 
 
 def reset_parameters(model: nn.Module, kind: type[nn.Module] = nn.Module) -> None:

@@ -20,7 +20,7 @@ from ._augmented import rel_table_names, reset_parameters
 class StagedNet(nn.Module):
     """Networks of the form stem → stages → norm → classifier.
 
-    Subclasses build the parts on the meta device, augment some of them and call `materialize` at the end.
+    Subclasses build the parts on the `building_device`, augment some of them and call `materialize` at the end.
 
     Args:
         stem: First layers, at the resolution of the input.
@@ -32,12 +32,13 @@ class StagedNet(nn.Module):
         in_chans: Channels of the input.
         global_pool: Pooling before the classifier, '' for none.
         drop_rate: Dropout probability before the classifier.
+        device: Of the parts.
     """
 
     def __init__(
             self, stem: nn.Module, stages: Sequence[Sequence[nn.Module]], channels: Sequence[int],
             reductions: Sequence[int], norm: nn.Module, num_classes: int, in_chans: int, global_pool: str,
-            drop_rate: float, dtype: torch.dtype | None = None,
+            drop_rate: float, device: torch.device | str | None = None, dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -49,7 +50,7 @@ class StagedNet(nn.Module):
         self.norm = norm
         self.num_features = channels[-1]
         self.head = ClassifierHead(
-            self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, device='meta', dtype=dtype)
+            self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, device=device, dtype=dtype)
         self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
         modules = ['stem'] + [f'stages.{i}' for i in range(len(stages))]
         self.feature_info: list[dict[str, Any]] = [

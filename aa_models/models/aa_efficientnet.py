@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import Conv2dSame, conv2d_same
 from timm.models import generate_default_cfgs, register_model
 
 # from the module of the networks, where timm's own variants take them
@@ -26,10 +27,12 @@ from timm.models.efficientnet import (
     resolve_bn_args,
     round_channels,
 )
-from torch import nn
+from torch import fx, nn
 
+from aa_models.augmentation.dataless import building_device
 from aa_models.data.imagenet import IMAGENET_LABELS
 from aa_models.layers import AttentionArgs, GridAttention
+from aa_models.layers.grid_attention import as_one_node
 from aa_models.zoo import weights_cfg
 
 from ._augmented import augment_stages, checkpoint_filter_fn, materialize, rel_table_names, reset_parameters
@@ -38,6 +41,16 @@ from .pretrained import build
 __all__ = ['AugmentedEfficientNet']
 
 _EXPANSIONS = tuple(f'blocks.{stage}.*.conv_pw' for stage in range(3, 7))
+
+
+class TraceableConv2dSame(Conv2dSame):
+    """timm's convolution with TensorFlow's padding, which depends on the size of the input: one node to torch.fx."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not torch.jit.is_scripting():  # noqa: SIM102, TorchScript would compile the rest of one condition
+            if isinstance(x, fx.Proxy):
+                return as_one_node(self, x)
+        return conv2d_same(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 class AugmentedEfficientNet(EfficientNet):
@@ -61,7 +74,10 @@ class AugmentedEfficientNet(EfficientNet):
             dtype: torch.dtype | None = None, **kwargs: Any,
     ) -> None:
         args = AttentionArgs.take(kwargs)
-        super().__init__(block_args, device='meta', dtype=dtype, **kwargs)
+        super().__init__(block_args, device=building_device(device), dtype=dtype, **kwargs)
+        for module in self.modules():
+            if type(module) is Conv2dSame:
+                module.__class__ = TraceableConv2dSame
         augment_stages(self, attn_convs, args, attn_stages=attn_stages, attn_pool=attn_pool, img_size=img_size)
         materialize(self, device)
 

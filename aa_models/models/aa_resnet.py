@@ -12,6 +12,7 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
+from aa_models.augmentation.dataless import building_device
 from aa_models.data.cifar10 import CIFAR10_LABELS, CIFAR10_MEAN, CIFAR10_STD
 from aa_models.data.cifar100 import CIFAR100_LABELS, CIFAR100_MEAN, CIFAR100_STD
 from aa_models.data.tiny_imagenet import TINY_IMAGENET_LABELS
@@ -51,7 +52,7 @@ class AugmentedResNet(ResNet):
         args = AttentionArgs.take(kwargs)
         super().__init__(
             block,  # type: ignore[arg-type]  # timm means the classes, not blocks that are made
-            layers, zero_init_last=zero_init_last, device='meta', dtype=dtype, **kwargs)
+            layers, zero_init_last=zero_init_last, device=building_device(device), dtype=dtype, **kwargs)
         if small_images:
             self._begin_at_full_size()
         conv = 'conv1' if block is BasicBlock else 'conv2'
@@ -66,7 +67,8 @@ class AugmentedResNet(ResNet):
         if not isinstance(stem, nn.Conv2d):
             raise InputError('small_images replaces the 7×7 stem, it cannot be combined with a deep one')
         self.conv1 = nn.Conv2d(
-            stem.in_channels, stem.out_channels, 3, padding=1, bias=False, device='meta', dtype=stem.weight.dtype)
+            stem.in_channels, stem.out_channels, 3, padding=1, bias=False, device=stem.weight.device,
+            dtype=stem.weight.dtype)
         self.maxpool = nn.Identity()
         first, *stages = self.feature_info
         first['reduction'] = 1

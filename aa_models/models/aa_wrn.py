@@ -5,13 +5,14 @@ Papers: `Wide Residual Networks` - https://arxiv.org/abs/1605.07146 (WRN),
 `Efficient Attention: Attention with Linear Complexities` - https://arxiv.org/abs/1812.01243 (LAA-WRN)
 """
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
-from timm.layers import BatchNormAct2d, DropPath, calculate_drop_path_rates
+from timm.layers import BatchNormAct2d, DropPath
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
+from aa_models.augmentation.dataless import building_device
 from aa_models.errors import InputError
 from aa_models.layers import AttentionArgs
 
@@ -73,20 +74,20 @@ class WideResNet(StagedNet):
         args = AttentionArgs().replace(**attn_args)
         if depth < 10 or (depth - 4) % 6:
             raise InputError(f'depth must be 6n + 4 for blocks of two convolutions, got {depth}')
-        meta: dict[str, Any] = {'device': 'meta', 'dtype': dtype}
+        dd: dict[str, Any] = {'device': building_device(device), 'dtype': dtype}
         num_blocks = (depth - 4) // 6
         channels = (16, 16 * width, 32 * width, 64 * width)
-        drop_paths = cast(
-            list[list[float]], calculate_drop_path_rates(drop_path_rate, [num_blocks] * 3, stagewise=True))
         stages = []
-        for i, rates in enumerate(drop_paths):
+        for i in range(3):
             in_out = [(channels[i], channels[i + 1])] + [(channels[i + 1], channels[i + 1])] * (num_blocks - 1)
             strides = [1 if i == 0 else 2] + [1] * (num_blocks - 1)
-            stages.append([PreActBlock(*chs, s, r, **meta) for chs, s, r in zip(in_out, strides, rates)])
+            # by hand: timm's function reads the rates off a tensor, which in FakeTensorMode holds none
+            rates = [drop_path_rate * (i * num_blocks + j) / (3 * num_blocks - 1) for j in range(num_blocks)]
+            stages.append([PreActBlock(*chs, s, r, **dd) for chs, s, r in zip(in_out, strides, rates)])
         super().__init__(
-            nn.Conv2d(in_chans, channels[0], 3, padding=1, bias=False, **meta), stages, channels, (1, 1, 2, 4),
-            norm=BatchNormAct2d(channels[-1], **meta), num_classes=num_classes, in_chans=in_chans,
-            global_pool=global_pool, drop_rate=drop_rate, dtype=dtype)
+            nn.Conv2d(in_chans, channels[0], 3, padding=1, bias=False, **dd), stages, channels, (1, 1, 2, 4),
+            norm=BatchNormAct2d(channels[-1], **dd), num_classes=num_classes, in_chans=in_chans,
+            global_pool=global_pool, drop_rate=drop_rate, **dd)
         augment_stages(
             self, [f'stages.{i}.*.conv1' for i in range(3)], args, attn_stages=attn_stages, attn_pool=attn_pool,
             img_size=img_size)

@@ -13,6 +13,7 @@ from timm.layers import ConvNormAct
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
+from aa_models.augmentation.dataless import building_device
 from aa_models.data.cifar100 import CIFAR100_LABELS
 from aa_models.layers import AttentionArgs
 from aa_models.zoo import weights_cfg
@@ -48,12 +49,13 @@ class SimpleCNN(StagedNet):
             device: torch.device | str | None = None, dtype: torch.dtype | None = None, **attn_args: Any,
     ) -> None:
         args = AttentionArgs(dk=0.5, dv=0.5).replace(**attn_args)
+        dd: dict[str, Any] = {'device': building_device(device), 'dtype': dtype}
         ins, strides = (in_chans, *channels[:-1]), (1, 2, 1, 2, 1)
         stem, *convs = [
-            ConvNormAct(i, o, 3, stride=s, device='meta', dtype=dtype) for i, o, s in zip(ins, channels, strides)]
+            ConvNormAct(i, o, 3, stride=s, **dd) for i, o, s in zip(ins, channels, strides)]
         super().__init__(
             stem, (convs[:2], convs[2:]), channels[::2], (1, 2, 4), norm=nn.Identity(),
-            num_classes=num_classes, in_chans=in_chans, global_pool=global_pool, drop_rate=drop_rate, dtype=dtype)
+            num_classes=num_classes, in_chans=in_chans, global_pool=global_pool, drop_rate=drop_rate, **dd)
         augment_stages(
             self, ['stages.0.1.conv', 'stages.1.1.conv'], args, attn_stages=attn_stages, attn_pool=attn_pool,
             img_size=img_size)
