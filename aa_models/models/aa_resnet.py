@@ -4,7 +4,7 @@ Papers: `Attention Augmented Convolutional Networks` - https://arxiv.org/abs/190
 `Efficient Attention: Attention with Linear Complexities` - https://arxiv.org/abs/1812.01243 (LAA-ResNet)
 """
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -66,14 +66,12 @@ class AugmentedResNet(ResNet):
         stem = self.conv1
         if not isinstance(stem, nn.Conv2d):
             raise InputError('small_images replaces the 7×7 stem, it cannot be combined with a deep one')
-        self.conv1 = nn.Conv2d(
+        self.add_module('conv1', nn.Conv2d(
             stem.in_channels, stem.out_channels, 3, padding=1, bias=False, device=stem.weight.device,
-            dtype=stem.weight.dtype)
-        self.maxpool = nn.Identity()
-        first, *stages = self.feature_info
-        first['reduction'] = 1
-        for stage in stages:
-            stage['reduction'] //= 4
+            dtype=stem.weight.dtype))
+        self.add_module('maxpool', nn.Identity())
+        for stage in cast(list[dict[str, Any]], self.feature_info):
+            stage['reduction'] = max(1, stage['reduction'] // 4)
 
     @torch.jit.ignore
     def init_weights(self, zero_init_last: bool = True) -> None:

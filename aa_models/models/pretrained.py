@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -180,26 +180,35 @@ def _checked(
 
     def checked(state_dict: StateDict, model: nn.Module) -> StateDict:
         state_dict = filter_fn(state_dict, model) if filter_fn else state_dict
-        found = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
-        wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        faults = [
-            f'{name}: the file has {found.get(name, "none")}, the model {wanted.get(name, "none")}'
-            for name in {**wanted, **found}
-            if found.get(name) != wanted.get(name) and name not in left_to_timm
-            and not (name.endswith('num_batches_tracked') and name not in found)  # torch starts these at 0 by itself
-            and not (name.endswith('.q_const') and (name in found) != (name in wanted))  # as the file
-        ]
-        faults += [
-            f'{name}: the file has {found[name][0]} classes, the config says {cfg.num_classes}'
+        faults = misfits(state_dict, model, left_to_timm) + [
+            f'{name}: the file has {len(state_dict[name])} classes, the config says {cfg.num_classes}'
             for name in (f'{classifier}.weight' for classifier in classifiers)
-            if name in left_to_timm and name in found and found[name][0] != cfg.num_classes]
-        if faults:
-            more = f'; and {len(faults) - 5} more' if len(faults) > 5 else ''
-            raise WeightsError(f'the weights do not fit {cfg.architecture} as asked for: {"; ".join(faults[:5])}{more}')
+            if name in left_to_timm and name in state_dict and len(state_dict[name]) != cfg.num_classes]
+        check_fit(faults, f'the weights do not fit {cfg.architecture} as asked for')
         check_finite(state_dict, f'the weights of {cfg.architecture}')
         return state_dict
 
     return checked
+
+
+def misfits(state_dict: StateDict, model: nn.Module, exempt: Container[str] = ()) -> list[str]:
+    """What in a state dict is not of a model's names and shapes, in words; tensors named in `exempt` may differ."""
+    found = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return [
+        f'{name}: the file has {found.get(name, "none")}, the model {wanted.get(name, "none")}'
+        for name in {**wanted, **found}
+        if found.get(name) != wanted.get(name) and name not in exempt
+        and not (name.endswith('num_batches_tracked') and name not in found)  # torch starts these at 0 by itself
+        and not (name.endswith('.q_const') and (name in found) != (name in wanted))  # as the file
+    ]
+
+
+def check_fit(faults: list[str], what: str) -> None:
+    """Raise a `WeightsError` with the first of the faults, if there are any."""
+    if faults:
+        more = f'; and {len(faults) - 5} more' if len(faults) > 5 else ''
+        raise WeightsError(f'{what}: {"; ".join(faults[:5])}{more}')
 
 
 def check_finite(tensors: StateDict, source: str) -> None:

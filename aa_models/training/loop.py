@@ -154,7 +154,8 @@ class Trainer:
         seeds = np.random.SeedSequence([self.recipe.seed, epoch, self.process.rank])
         random_seed(int(seeds.generate_state(1)[0]))
         dataset = self.train_loader.dataset
-        for part in (dataset, self.train_loader.sampler, getattr(dataset, 'transform', None)):
+        parts: tuple[Any, ...] = (dataset, self.train_loader.sampler, getattr(dataset, 'transform', None))
+        for part in parts:
             if hasattr(part, 'set_epoch'):
                 part.set_epoch(epoch)
         if self.mixup is not None:

@@ -24,6 +24,9 @@ class Recipe:
     augment: OrNone[tuple[str, ...]] = Field(
         None, description='patterns of the convolutions of `model` to augment; model_kwargs are those of `augmented`')
     pretrained: bool = Field(False, description='start from pretrained weights')
+    initial_checkpoint: OrNone[str] = Field(
+        None, min_length=1, description="start from another run's weights: its output folder, a .pth.tar or "
+        '.safetensors file, or local-dir:FOLDER')
     num_classes: OrNone[Int] = Field(
         None, ge=1, description="number of classes; none: in training the dataset's, else the model's own")
     drop: Float = Field(0.0, ge=0, lt=1, description='probability of dropping a feature before the classifier')
@@ -152,6 +155,8 @@ class Recipe:
                 f'warmup_epochs = {self.warmup_epochs:g} must be less than epochs = {self.epochs}, which include them')
         if late := [epoch for epoch in self.train_img_size if epoch >= self.epochs]:
             raise ValueError(f'train_img_size changes after {late[0]} epochs, but epochs = {self.epochs}')
+        if self.initial_checkpoint and self.pretrained:
+            raise ValueError(f'initial_checkpoint = {self.initial_checkpoint!r} and pretrained: give one of them')
         self._check_distillation()
         if self.mixing and self.batch_size % 2:
             raise ValueError(f'batch_size = {self.batch_size} must be even with mixup or cutmix, which pair images')

@@ -1,0 +1,86 @@
+"""A run that starts from another run's weights."""
+import logging
+from pathlib import Path
+
+import torch
+from timm.models import load_state_dict
+from torch import nn
+
+from aa_models.errors import InputError, NoSuchFileError
+from aa_models.models._augmented import checkpoint_filter_fn
+from aa_models.models.pretrained import check_finite, check_fit, misfits
+from aa_models.zoo import WEIGHTS_FILE
+
+from .checkpoints import newest_whole
+
+_LOCAL = 'local-dir:'
+_logger = logging.getLogger(__name__)
+
+
+def start_from(model: nn.Module, source: str) -> None:
+    """Fill a network with the weights of a run.
+
+    Relative tables are interpolated to the network's own size, and a plain network's weights fill an augmented one.
+
+    Args:
+        model: Of the same names and shapes but for that.
+        source: As `find_weights` takes it. Of a checkpoint that holds the weights' moving average, this is taken.
+
+    Raises:
+        NoSuchFileError: It does not exist.
+        InputError: It holds no weights.
+        WeightsError: They do not fit, or are not finite.
+    """
+    what, file = f'initial_checkpoint = {source!r}', find_weights(source)
+    state_dict = checkpoint_filter_fn(read_weights(file, what), model)
+    check_fit(misfits(state_dict, model), f'{what} does not fit the model')
+    check_finite(state_dict, what)
+    model.load_state_dict(state_dict)
+    _logger.info(f'starts from the weights in {file}')
+
+
+def find_weights(source: str) -> Path:
+    """The file that holds the weights.
+
+    Args:
+        source: A file, or with or without `local-dir:` a folder: a run's output directory, whose last epoch counts, or
+            one with a `model.safetensors`.
+
+    Raises:
+        NoSuchFileError: It does not exist.
+        InputError: It is a folder without weights.
+    """
+    path = Path(source.removeprefix(_LOCAL))
+    what = f'initial_checkpoint = {source!r}'
+    if not path.exists():
+        raise NoSuchFileError(f'{what} does not exist')
+    if path.is_file():
+        return path
+    found = newest_whole(path)
+    if found is None and (path / WEIGHTS_FILE).is_file():
+        found = path / WEIGHTS_FILE
+    if found is None:
+        raise InputError(f'{what} is a folder without weights: there is neither a whole checkpoint (*.pth.tar) of a '
+                         f'run in it nor a {WEIGHTS_FILE}')
+    return found
+
+
+def read_weights(file: Path, what: str) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint or a safetensors file, in float32 where they are of lower precision.
+
+    Args:
+        file: Nothing in it is run.
+        what: Words for it, for the error.
+
+    Raises:
+        InputError: It is no such file.
+    """
+    try:
+        tensors = load_state_dict(str(file), use_ema=True)
+    except Exception as error:  # broken and foreign files fail in many ways
+        raise InputError(f'{what} cannot be read: {file} is no checkpoint ({type(error).__name__}: {error})') from error
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        raise InputError(f'{what} cannot be read: {file} holds no state dict')
+    return {
+        name: tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize < 4 else tensor
+        for name, tensor in tensors.items()}
