@@ -89,7 +89,7 @@ def test_metadata(wheel):
     scripts = wheel.read(f'{NAME}.dist-info/entry_points.txt').decode()
     assert metadata['Version'] == aa_models.__version__
     assert metadata['Requires-Python'] == '>=3.10' and metadata['License-Expression'] == 'Apache-2.0'
-    assert set(metadata.get_all('Provides-Extra')) == {'corruptions', 'export', 'plot', 'test'}
+    assert set(metadata.get_all('Provides-Extra')) == {'clients', 'corruptions', 'export', 'plot', 'test'}
     assert 'aa-models = aa_models.cli.main:main' in scripts
     # an upper bound would break whoever installs this beside other packages
     assert not [line for line in metadata.get_all('Requires-Dist') if '<' in line or '==' in line.partition(';')[0]]
