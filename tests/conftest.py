@@ -1,5 +1,7 @@
 """Settings of all tests."""
 import os
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,3 +14,10 @@ os.environ['OMP_NUM_THREADS'] = '1'
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Tests of other packages are found only where `-m clients` asks for them: to import those takes long."""
+    if collection_path == Path(__file__).with_name('clients'):
+        return not re.search(r'(?<!not )\bclients\b', config.option.markexpr) or None
+    return None

@@ -45,11 +45,19 @@ SHAPES = {
 
 
 def draw(shape: str, random: np.random.Generator) -> Image.Image:
-    """Draw one picture of `SIZE`.
+    """Draw one picture of `SIZE`; arguments as in `draw_with_mask`."""
+    return draw_with_mask(shape, random)[0]
+
+
+def draw_with_mask(shape: str, random: np.random.Generator) -> tuple[Image.Image, Image.Image]:
+    """Draw one picture of `SIZE`, and where its figure is.
 
     Args:
         shape: A key of `SHAPES`.
         random: Gives position, size, angle, colours and background.
+
+    Returns:
+        The picture, and a grey one: 255 in the figure, 0 around it.
     """
     height, width = SIZE
     back, stripe, front = random.uniform(0, 255, (3, 3))
@@ -63,9 +71,11 @@ def draw(shape: str, random: np.random.Generator) -> Image.Image:
     radius = random.uniform(0.2, 0.45) * height
     centre = random.uniform(radius, width - radius) + 1j * random.uniform(radius, height - radius)
     outline = centre + radius * np.exp(1j * random.uniform(0, 2 * math.pi)) * SHAPES[shape]
-    ImageDraw.Draw(picture).polygon(list(zip(outline.real, outline.imag)), fill=tuple(front.astype(int)))
+    corners, mask = list(zip(outline.real, outline.imag)), Image.new('L', (width, height))
+    ImageDraw.Draw(picture).polygon(corners, fill=tuple(front.astype(int)))
+    ImageDraw.Draw(mask).polygon(corners, fill=255)
     noisy = np.asarray(picture) + random.normal(0, NOISE, (height, width, 3))
-    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8)), mask
 
 
 def write_folder(folder: Path, train: int, validation: int, seed: int = 0) -> None:
