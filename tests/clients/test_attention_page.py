@@ -24,8 +24,8 @@ from repository import TESTS
 pytestmark = [pytest.mark.clients, pytest.mark.skipif(
     not (shutil.which('chromium') and shutil.which('chromedriver')), reason='needs chromium and chromedriver')]
 FLAGS = [
-    '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
-    '--disable-component-update', '--disable-sync']
+    '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-sync',
+    '--disable-background-networking', '--disable-component-update']
 TEDDY = TESTS / 'photographs' / 'teddy.jpg'
 NAME = 'aa_resnet18.tiny_in'
 
