@@ -17,7 +17,7 @@ _logger = logging.getLogger(__name__)
 NORM_KEYS = ('weight', 'bias', 'running_mean', 'running_var')
 # what treats every channel alike and by itself, so that channels can be reordered on both sides of it
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Sigmoid, nn.Tanh, nn.ELU)
-_OTHERS = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d)
+CHANNELWISE = (*_ACTIVATIONS, nn.Identity, nn.Dropout, nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d)
 
 
 class ChannelPath(NamedTuple):
@@ -30,7 +30,7 @@ class ChannelPath(NamedTuple):
     end: str  # why there is no reader, '' where there is one
 
 
-class _Tracer(fx.Tracer):
+class ChannelTracer(fx.Tracer):
     """Goes into what holds convolutions, not into them (timm's pad in Python), nor into timm's other layers."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
@@ -43,7 +43,7 @@ class _Tracer(fx.Tracer):
 def trace_calls(model: nn.Module) -> dict[str, list[fx.Node]] | None:
     """Find the calls of each module, by its name; None, with a warning, where the network cannot be traced."""
     try:
-        graph = _Tracer().trace(model)
+        graph = ChannelTracer().trace(model)
     except Exception as error:  # a network may do anything to the stand-in for its input
         _logger.warning(
             '%s cannot be traced (%s: %s): in all its augmented layers the last channels give way to attention, '
@@ -81,7 +81,7 @@ def follow_channels(model: nn.Module, name: str, calls: Mapping[str, list[fx.Nod
             entries += [(f'{here}.weight', 0), (f'{here}.bias', 0)]
         elif isinstance(module, (nn.Conv2d, AugmentedConv2d)) and module.groups == 1:
             return ChannelPath(norm, act, entries + [(f'{here}.weight', 1)], here, '')
-        elif not isinstance(module, _OTHERS):
+        elif not isinstance(module, CHANNELWISE):
             end = f'they lead to {here}, a {type(module).__name__}'
             break
         here, end = _next_module(here, calls)

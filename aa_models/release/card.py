@@ -159,7 +159,8 @@ def _start(recipe: Recipe) -> str:
     """From which weights training started, and who taught."""
     text = f'fine-tuned from the weights of `{recipe.model}`' if recipe.pretrained else 'trained from scratch'
     if recipe.initial_checkpoint is not None:
-        text = f'trained from the weights of another run, `{recipe.initial_checkpoint}`'
+        narrow = 'a narrower network, which were widened' if recipe.widen else 'another run'
+        text = f'trained from the weights of {narrow}, `{recipe.initial_checkpoint}`'
     if recipe.teacher is None:
         return text
     what = 'logits' if recipe.kd_distill_type == 'logit' else 'features'

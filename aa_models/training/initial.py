@@ -1,17 +1,22 @@
-"""A run that starts from another run's weights."""
+"""A run that starts from another run's weights, of the same network or of a narrower one."""
 import logging
 from pathlib import Path
 
 import torch
 from timm.models import load_state_dict
+from timm.utils import load_checkpoint_metadata
 from torch import nn
 
+from aa_models.augmentation.widening import widen
 from aa_models.errors import InputError, NoSuchFileError
 from aa_models.models._augmented import checkpoint_filter_fn
+from aa_models.models.create import CONFIG, build_model
 from aa_models.models.pretrained import check_finite, check_fit, misfits
+from aa_models.schema import checked
 from aa_models.zoo import WEIGHTS_FILE
 
 from .checkpoints import newest_whole
+from .recipe import Recipe
 
 _LOCAL = 'local-dir:'
 _logger = logging.getLogger(__name__)
@@ -37,6 +42,46 @@ def start_from(model: nn.Module, source: str) -> None:
     check_finite(state_dict, what)
     model.load_state_dict(state_dict)
     _logger.info(f'starts from the weights in {file}')
+
+
+def grow_from(model: nn.Module, source: str, seed: int) -> None:
+    """Fill a network with the function of a narrower one of the same form (`aa_models.augmentation.widening`).
+
+    Args:
+        model: The wide network.
+        source: As `find_weights` takes it; what form its network has must stand there, too: in a run's checkpoint, or
+            in the `config.json` beside a `model.safetensors`.
+        seed: Of how unevenly copies are read.
+
+    Raises:
+        NoSuchFileError: It does not exist.
+        InputError: It holds no weights, does not say of which network, or the model is no wider form of that.
+        WeightsError: The weights do not fit their own network, or are not finite.
+    """
+    what, file = f'initial_checkpoint = {source!r}', find_weights(source)
+    if file.name == WEIGHTS_FILE and file.with_name(CONFIG).is_file():
+        narrow = build_model(f'{_LOCAL}{file.parent}', pretrained=True)
+    else:
+        recipe = _recipe_of(file, what)
+        name, arguments = recipe.network
+        narrow = build_model(name, num_classes=recipe.num_classes, **arguments)
+        start_from(narrow, str(file))
+    try:
+        widen(narrow, model, seed=seed)
+    except InputError as error:
+        raise InputError(f'{what} with widen: {error}') from error
+    few, many = (sum(p.numel() for p in network.parameters()) for network in (narrow, model))
+    _logger.info(f'widened from {few:,} to {many:,} parameters')
+
+
+def _recipe_of(file: Path, what: str) -> Recipe:
+    """The recipe in a checkpoint of a run."""
+    try:
+        args = vars(load_checkpoint_metadata(file)['args'])
+    except Exception as error:  # a file of another kind fails in many ways
+        raise InputError(f'{what} with widen: {file} does not say of which network its weights are; possible are the '
+                         f'checkpoint of a run and a folder with {CONFIG} and {WEIGHTS_FILE}') from error
+    return checked(Recipe, args, f'recipe in {file}')
 
 
 def find_weights(source: str) -> Path:

@@ -25,7 +25,7 @@ def plan_of(trainer: Trainer, teacher: Teacher | None, classes: Sequence[str] | 
     recipe, model = trainer.recipe, trainer.model
     start = 'from its pretrained weights' if recipe.pretrained else 'from random weights'
     if recipe.initial_checkpoint is not None:
-        start = f'from the weights in {recipe.initial_checkpoint}'
+        start = f'{"widened " if recipe.widen else ""}from the weights in {recipe.initial_checkpoint}'
     plan = [f'model: {recipe.model}, {sum(p.numel() for p in model.parameters()):,} parameters, {start}']
     if teacher is not None:
         labels = ', which alone says what a picture shows' if recipe.unlabelled else ''

@@ -27,6 +27,8 @@ class Recipe:
     initial_checkpoint: OrNone[str] = Field(
         None, min_length=1, description="start from another run's weights: its output folder, a .pth.tar or "
         '.safetensors file, or local-dir:FOLDER')
+    widen: bool = Field(False, description='the network of initial_checkpoint is a narrower one: begin with its '
+                        'function, each channel being a copy of one of its channels')
     num_classes: OrNone[Int] = Field(
         None, ge=1, description="number of classes; none: in training the dataset's, else the model's own")
     drop: Float = Field(0.0, ge=0, lt=1, description='probability of dropping a feature before the classifier')
@@ -157,6 +159,8 @@ class Recipe:
             raise ValueError(f'train_img_size changes after {late[0]} epochs, but epochs = {self.epochs}')
         if self.initial_checkpoint and self.pretrained:
             raise ValueError(f'initial_checkpoint = {self.initial_checkpoint!r} and pretrained: give one of them')
+        if self.widen and not self.initial_checkpoint:
+            raise ValueError('widen needs initial_checkpoint, the run of a narrower network')
         self._check_distillation()
         if self.mixing and self.batch_size % 2:
             raise ValueError(f'batch_size = {self.batch_size} must be even with mixup or cutmix, which pair images')

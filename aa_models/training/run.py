@@ -20,7 +20,7 @@ from aa_models.models.memory import check_pass
 from . import checkpoints
 from .distillation import Teacher, labels_of_teacher, make_task, make_teacher
 from .image_sizes import check_sizes, training_sizes
-from .initial import start_from
+from .initial import grow_from, start_from
 from .loaders import (
     check_labels,
     class_names,
@@ -129,7 +129,10 @@ def make_trainer(
         name, pretrained=recipe.pretrained, num_classes=recipe.num_classes, drop_rate=recipe.drop or None,
         drop_path_rate=recipe.drop_path or None, **arguments)
     if recipe.initial_checkpoint is not None:
-        start_from(model, recipe.initial_checkpoint)
+        if recipe.widen:
+            grow_from(model, recipe.initial_checkpoint, recipe.seed)
+        else:
+            start_from(model, recipe.initial_checkpoint)
     model.to(process.device).to(memory_format=torch.channels_last if recipe.channels_last else torch.preserve_format)
     for dataset in () if recipe.unlabelled else (train_set, eval_set):
         check_labels(dataset, num_classes_of(model))

@@ -1,12 +1,13 @@
 """Runs that start from other runs' weights."""
 import shutil
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from aa_models.training.initial import start_from
+from aa_models.training.initial import grow_from, start_from
 from training_runs import RECIPE, assert_same_run, checkpoint_of, log_of, run_training
 
 
@@ -68,11 +69,44 @@ def test_a_run_starts_there_and_goes_on(tmp_path, data, first, caplog):
     assert_same_run(run_training(broken, data, **values), unbroken)
 
 
+WIDE = {**RECIPE['model_kwargs'], 'channels': [16, 16, 32, 48, 32], 'num_heads': 4, 'dk': 16, 'dv': 16}
+
+
+def test_a_wide_network_starts_as_a_narrow_one(tmp_path, data, first, source):
+    """Its first epoch, which changes nothing here, is measured as the narrow network's last."""
+    if source.endswith('safetensors'):  # beside its config
+        (tmp_path / 'alone.safetensors').write_bytes(Path(source).read_bytes())
+        with pytest.raises(ValueError, match='with widen: .* does not say of which network its weights are'):
+            grow_from(model_of(**WIDE), str(tmp_path / 'alone.safetensors'), seed=1)
+    model, narrow = model_of(**WIDE).eval(), model_of().eval()
+    grow_from(model, source, seed=1)
+    start_from(narrow, source)
+    x = torch.randn(3, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), narrow(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_run_that_widens(tmp_path, data, first, caplog):
+    with caplog.at_level('INFO'):
+        output = run_training(
+            tmp_path / 'wide', data, '--initial-checkpoint', first, '--widen', epochs=1, lr=1e-12, freeze_bn=True,
+            model_kwargs=WIDE)
+    assert f'parameters, widened from the weights in {first}' in caplog.text
+    (now,), (before,) = log_of(output), log_of(first)
+    assert now['eval_top1'] == before['eval_top1']
+    assert float(now['eval_loss']) == pytest.approx(float(before['eval_loss']), abs=1e-4)
+    assert 'of a narrower network, which were widened' in ' '.join(
+        (output / 'aa_simplecnn.wide' / 'README.md').read_text().split())
+
+
 @pytest.mark.parametrize('values, message', [
     (dict(initial_checkpoint='nowhere'), "initial_checkpoint = 'nowhere' does not exist"),
     (dict(initial_checkpoint='local-dir:nowhere'), "initial_checkpoint = 'local-dir:nowhere' does not exist"),
     (dict(initial_checkpoint='{data}'), 'is a folder without weights'),
     (dict(initial_checkpoint='{data}/train/class0/0.png'), 'cannot be read: .* is no checkpoint'),
+    (dict(initial_checkpoint='{first}', widen=True, model='laa_simplecnn'),
+     'with widen: the networks are of different forms'),
+    (dict(initial_checkpoint='{first}/run.json', widen=True), 'with widen: .* does not say of which network'),
     (dict(initial_checkpoint=''), "initial_checkpoint = '': String should have at least 1"),
     (dict(initial_checkpoint='{first}', pretrained=True), 'initial_checkpoint = .* and pretrained: give one of them'),
     (dict(initial_checkpoint='{first}', model_kwargs={**RECIPE['model_kwargs'], 'channels': [8, 8, 16, 16, 24]}),

@@ -33,6 +33,7 @@ from aa_models.training.recipe import load_recipe, recipe_fields, recipe_names
     (dict(amp='perhaps', seed=-1), "amp = 'perhaps' must be auto, true or false; seed = -1 must be greater than"),
     (dict(auto_augment='randm9'), "auto_augment = 'randm9' is no policy that timm knows"),
     (dict(epochs=5, warmup_epochs=5), 'warmup_epochs = 5 must be less than epochs = 5'),
+    (dict(widen=True), 'widen needs initial_checkpoint'),
     (dict(mixup=0.2, batch_size=7), 'batch_size = 7 must be even'),
     ('- a', 'not a list'),
     ('3', 'not a number'),
