@@ -43,20 +43,23 @@ Examples:
   aa-models benchmark layer
   aa-models benchmark layer --dtype bfloat16 --rivals bottleneck
   aa-models benchmark layer --size 96 --batch-size 1 --channels 64 --rivals conv sdpa""",
-    'attention': """Compare attention with relative positions with fused attention without any, from queries, keys and values on.
+    'attention': """Compare attention with relative positions with fused attention without any.
+
+Both are measured from queries, keys and values on.
 
   sdpa  PyTorch's fused attention (scaled_dot_product_attention) of the same: a lower bound of the time
   aa    SoftmaxAttention.attend, its relative tables made for the map
 
-Queries, keys and values lie in memory head by head; with --channels-last as a 1×1 convolution leaves them
-where the channels of a pixel lie side by side.
+Queries, keys and values lie in memory head by head; with --channels-last as a 1×1 convolution leaves them where
+the channels of a pixel lie side by side.
 
 Examples:
   aa-models benchmark attention
   aa-models benchmark attention --size 14 --dim-head 64 --dtype bfloat16""",
     'growth': """Show how time and memory grow with the map.
 
-The layers of `aa-models benchmark layer`, whose help explains them, on one map after the other; each goes on until it would exceed --max-memory.
+The layers of `aa-models benchmark layer`, whose help explains them, on one map after the other; each goes on until it
+would exceed --max-memory.
 
 Examples:
   aa-models benchmark growth -o growth.svg --results-file growth.csv
