@@ -68,8 +68,8 @@ Examples:
 
 NAME:RIVAL names two models of timm; for this package's augmented networks NAME is enough, the rival is then the plain
 network. Models with the same rival are timed with it together, with its classes, and at its input size unless
---img-size says otherwise. --dtype other than float32 is autocast: what stands it is computed in 16 bits, and parameters stay
-in float32, as in training.
+--img-size says otherwise. --dtype other than float32 is autocast: what stands it is computed in 16 bits, and parameters
+stay in float32, as in training.
 
 Examples:
   aa-models benchmark model aa_resnet50
@@ -110,7 +110,8 @@ OPTIONS: list[tuple[str, str, dict[str, Any]]] = [
                          help='forward passes, training steps (forward and backward) or both (default: both)')),
     ('', '--dtype', dict(default='float32', choices=('float32', 'bfloat16', 'float16'),
                          help='kind of numbers (default: float32)')),
-    ('', '--channels-last', dict(action='store_true', help='channels_last: the channels of a pixel lie side by side in memory')),
+    ('', '--channels-last', dict(
+        action='store_true', help='channels_last: the channels of a pixel lie side by side in memory')),
     ('', '--compile', dict(action='store_true', help='compile what is measured by torch.compile')),
     ('', '--device', dict(metavar='NAME', help='cpu, cuda or cuda:N (default: cuda where there is one, else cpu)')),
     ('', '--rounds', dict(type=int, default=10, metavar='N', help='turns of each contestant (default: %(default)s)')),

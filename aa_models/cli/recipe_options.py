@@ -13,8 +13,8 @@ GROUPS = {  # heading over the options from this field on
 
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Declare where the images are."""
-    parser.add_argument('--data-dir', type=path_text, metavar='DIR', help='where the dataset is; a folder of pictures has no other place, '
-                        'hfds/… has (default: none)')
+    parser.add_argument('--data-dir', type=path_text, metavar='DIR',
+                        help='where the dataset is, which hfds/… alone may know by itself (default: none)')
     parser.add_argument('--dataset-download', action='store_true', help='fetch the dataset if it is not there')
 
 

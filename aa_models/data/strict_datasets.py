@@ -52,7 +52,8 @@ def _broken_of_table(dataset: Any) -> tuple[list[str], int]:
     samples, table = getattr(owner, 'samples', None), getattr(owner, 'dataset', None)
     is_folder = isinstance(samples, list) and bool(samples) and isinstance(samples[0][0], (str, Path))
     if not is_folder and not (isinstance(dataset, StrictImages) and hasattr(table, 'select')):
-        raise InputError('skip_broken needs a folder of pictures, wds/… or hfds/…: of other datasets each picture counts')
+        raise InputError(
+            'skip_broken needs a folder of pictures, wds/… or hfds/…: of other datasets each picture counts')
     faults: dict[int, str] = {}
     count = len(dataset)
     for index in range(count):

@@ -90,7 +90,8 @@ def broken_of_stream(dataset: StrictStream) -> tuple[list[str], int]:
         BrokenPictureError: A file of it is broken.
     """
     if not dataset.is_wds:
-        raise InputError('skip_broken needs a folder of pictures, wds/… or hfds/…: of other streams each picture counts')
+        raise InputError(
+            'skip_broken needs a folder of pictures, wds/… or hfds/…: of other streams each picture counts')
     faults: dict[tuple[str, str], str] = {}
     whole = copy.copy(dataset)
     whole.reader, whole.transform = copy.copy(dataset.reader), None
@@ -129,7 +130,8 @@ def _make_strict(pipeline: Any, decoded: Callable[[Callable[[Any], Any], Any], A
     """Have the stages of a WebDataset's pipeline pass over nothing, and decode by `decoded`."""
     stages = [stage for stage in pipeline.pipeline if 'handler' in getattr(stage, 'kw', {})]
     if len(stages) != 2 or not stages[1].args:
-        raise RuntimeError(f"timm's pipeline of a WebDataset has {len(stages)} stages that may pass over samples, not 2")
+        raise RuntimeError(
+            f"timm's pipeline of a WebDataset has {len(stages)} stages that may pass over samples, not 2")
     for stage in stages:
         stage.kw['handler'] = partial(_refuse, shards=shards)
     function, *others = stages[1].args

@@ -101,8 +101,9 @@ def bounded_build(what: str) -> Iterator[None]:
         try:
             check_memory(size, what)
             if count > (most := _TENSORS_A_GB * _limit()):
-                raise TooLargeError(f'{what} would be more than {most:.0f} tensors, {_TENSORS_A_GB} for each GB allowed: '
-                                    f'take less, or set {VARIABLE} in the environment')
+                raise TooLargeError(
+                    f'{what} would be more than {most:.0f} tensors, {_TENSORS_A_GB} for each GB allowed: take less, or '
+                    f'set {VARIABLE} in the environment')
         except TooLargeError as error:  # ends the building, whatever that does with it
             refused.append(error)
             raise

@@ -73,8 +73,8 @@ class Recipe:
     teacher: OrNone[str] = Field(
         None, description='network with weights to learn from: a name, name and tag, hf-hub:… or local-dir:…')
     kd_distill_type: Literal['logit', 'feature'] = Field(
-        'logit', description='what is learned of the teacher: its logits, the scores before they become probabilities, or '
-        'the pooled features before its classifier')
+        'logit', description='what is learned of the teacher: its logits, the scores before they become probabilities, '
+        'or the pooled features before its classifier')
     kd_temperature: Positive = Field(4.0, description='what logits are divided by before they are compared')
     task_loss_weight: OrNone[Float] = Field(
         None, ge=0, description="weight of the labels' loss; none: 1; 0: pictures need no labels, the classes are the "
@@ -88,7 +88,8 @@ class Recipe:
     opt_kwargs: dict[str, Any] = Field({}, description='further arguments of the optimiser')
     momentum: Float = Field(0.9, ge=0, lt=1, description='momentum: share of an update that the next one repeats')
     weight_decay: Float = Field(
-        2e-5, ge=0, description='weight decay, which draws weights towards 0 (not norms, biases and what the model exempts)')
+        2e-5, ge=0, description='weight decay, which draws weights towards 0 (not norms, biases and what the model '
+        'exempts)')
     layer_decay: OrNone[Positive] = Field(None, description='factor on the learning rate for each layer below the head')
     lr: Float = Field(0.1, gt=0, description='largest learning rate, for the batch of all devices together')
     # all of these schedules are functions of the step alone, which exact resume needs

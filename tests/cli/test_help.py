@@ -25,7 +25,7 @@ PYTHON = re.compile(
     r"\(\d+, |\('|'\)|\['|'\]|\[\]|\{\}|\{'|dict\(")
 JARGON = {  # what explains it where it stands
     r'channels_last': 'the channels of a pixel lie side by side in memory',
-    r'[Tt]op-1': 'share of (pictures whose most probable|right first guesses|right answers)|best top-1|table with|agreement',
+    r'[Tt]op-1': 'share of (pictures whose most probable|right first guesses|right answers)|agreement',
     r'[Ll]ogits': 'scores before they become probabilities|products of queries and keys',
     r'\b[qkv], [qkv]': '[Qq]ueries, keys and values',
     r'\bdk\b': 'how many channels, or which share',
