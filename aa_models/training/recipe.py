@@ -111,8 +111,8 @@ class Recipe:
     ema_decay: Float = Field(0.9998, ge=0, lt=1, description='decay of the average at each update')
     ema_warmup: bool = Field(False, description='average over fewer updates at first')
     amp: BoolOrAuto = Field(
-        False, description='automatic mixed precision: what stands it is computed in amp_dtype; auto: on CUDA, and on a '
-        'CPU that has instructions for amp_dtype; a run goes on as it began')
+        False, description='automatic mixed precision: what stands it is computed in amp_dtype; auto: on CUDA, and on '
+        'a CPU that has instructions for amp_dtype; a run goes on as it began')
     amp_dtype: Literal['bfloat16', 'float16'] = Field('bfloat16', description='the 16-bit numbers of amp')
     channels_last: bool = Field(False, description='channels_last: the channels of a pixel lie side by side in memory')
     compile: bool = Field(False, description='compile the model by torch.compile')
