@@ -42,7 +42,8 @@ def add_recipe_options(parser: argparse._ActionsContainer, names: Collection[str
             how = dict(type=key_value, nargs='*', metavar='KEY=VALUE')
         elif get_origin(kind) is tuple:
             how = dict(nargs='+', metavar=_metavar(get_args(kind)[0]))
-        default, option = _shown(field.get_default(call_default_factory=True)), name.replace('_', '-')
+        value, option = field.get_default(call_default_factory=True), name.replace('_', '-')
+        default = str(value).lower() if how.get('const') else _shown(value)
         group.add_argument(f'--{option}', default=argparse.SUPPRESS,
                            help=f'{field.description} (default: {default})'.replace('%', '%%'), **how)
         if how.get('const'):

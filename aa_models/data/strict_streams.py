@@ -4,6 +4,7 @@ timm's reader of WebDatasets passes over what it cannot read, and takes more of 
 due.
 """
 import copy
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,7 +14,7 @@ from timm.data import IterableImageDataset
 
 from aa_models.errors import InputError
 
-from .pictures import BROKEN
+from .pictures import BROKEN, grey_of_rare_mode
 from .strict_images import ADVICE, BrokenPictureError, decode
 
 _END_OF_TAR = bytes(1024)  # two empty blocks
@@ -33,8 +34,11 @@ class StrictStream(IterableImageDataset):
     def __init__(self, dataset: IterableImageDataset) -> None:
         super().__init__(
             None, dataset.reader, transform=dataset.transform, target_transform=dataset.target_transform)
-        self.mode = getattr(self.reader, 'input_img_mode', None)
         self.left_out: set[tuple[str, str]] = set()  # file and key of each picture that is known to be broken
+        self.faults: dict[tuple[str, str], str] | None = None  # what is wrong with each, where that is to be found out
+        self.mode: str | None = None
+        if self.is_wds or type(self.reader).__name__ == 'ReaderHfids':
+            self.mode, self.reader.input_img_mode = self.reader.input_img_mode, None  # `decode` knows more of greys
         if self.is_wds:
             for path in shards_of(self.reader):
                 _check_end(path)
@@ -46,37 +50,47 @@ class StrictStream(IterableImageDataset):
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         if self.is_wds and self.reader.ds is None:  # made in the process that reads
-            self.reader.input_img_mode = None  # `decode` knows more of grey pictures
             self.reader._lazy_init()
             _make_strict(self.reader.ds, self._decoded, shards_of(self.reader))
-        count, samples = 0, super().__iter__()
-        while True:
+        for picture, target in self._samples():
+            picture = picture if self.transform is None else self.transform(picture)
+            yield picture, target if self.target_transform is None else self.target_transform(target)
+
+    def _samples(self) -> Iterator[tuple[Any, Any]]:
+        """Pictures with their labels; a picture without a name is named by how many came before it."""
+        samples = iter(self.reader)
+        for count in itertools.count():
             try:
-                sample = next(samples)
+                picture, target = next(samples)
             except StopIteration:
                 return
             except BROKEN as error:
-                if isinstance(error, (BrokenPictureError, InputError)):
+                if isinstance(error, BrokenPictureError):
                     raise
-                raise BrokenPictureError(f'after {count} pictures of the stream comes what cannot be read: '
-                                         f'{_reason(error)}') from error
-            count += 1
-            yield sample
+                raise BrokenPictureError(
+                    f'after {count} pictures of the stream comes what cannot be read: {_reason(error)}') from error
+            if self.mode and not self.is_wds:
+                picture = decode(picture, f'picture {count} of the stream', self.mode)
+            yield picture, target
 
     def _decoded(self, function: Callable[[Any], Any], sample: Any) -> Any:
-        """What timm makes of a sample, None for one to leave out."""
+        """What timm's function makes of a sample of a WebDataset, None for one to leave out."""
         name = sample['__url__'], sample['__key__']
         if name in self.left_out:
             return None
         try:
             result = function(sample)
+            if result is not None:  # as for a label that says to pass over it
+                picture = grey_of_rare_mode(result['jpg'])
+                result['jpg'] = picture.convert(self.mode or picture.mode)
+            return result
         except Exception as error:  # a label or a name that is wrong fails in as many ways as a picture
             reason = f'it has no {error}' if isinstance(error, KeyError) else _reason(error)
-            raise BrokenPictureError(f'{name[1]} in {name[0]} cannot be read as a picture with its label: {reason}'
-                                     f'{ADVICE}') from error
-        if result is not None:
-            result['jpg'] = decode(result['jpg'], f'{name[1]} in {name[0]}', self.mode)
-        return result
+            fault = f'{name[1]} in {name[0]} cannot be read as a picture with its label: {reason}'
+            if self.faults is None:
+                raise BrokenPictureError(fault + ADVICE) from error
+            self.faults[name] = fault
+            return None
 
 
 def broken_of_stream(dataset: StrictStream) -> tuple[list[str], int]:
@@ -92,23 +106,14 @@ def broken_of_stream(dataset: StrictStream) -> tuple[list[str], int]:
     if not dataset.is_wds:
         raise InputError(
             'skip_broken needs a folder of pictures, wds/… or hfds/…: of other streams each picture counts')
-    faults: dict[tuple[str, str], str] = {}
     whole = copy.copy(dataset)
-    whole.reader, whole.transform = copy.copy(dataset.reader), None
+    whole.reader, whole.transform, whole.target_transform, whole.faults = copy.copy(dataset.reader), None, None, {}
     for name, value in dict(ds=None, is_training=False, dist_rank=0, dist_num_replicas=1, num_workers=1).items():
         setattr(whole.reader, name, value)
-
-    def collected(function: Callable[[Any], Any], sample: Any) -> Any:
-        try:
-            return dataset._decoded(function, sample)
-        except BrokenPictureError as error:
-            faults[sample['__url__'], sample['__key__']] = str(error).removesuffix(ADVICE)
-            return None
-    whole._decoded = collected  # type: ignore[method-assign]
     read = sum(1 for _ in whole)
-    dataset.left_out = set(faults)
-    dataset.reader.num_samples = max(0, dataset.reader.num_samples - len(faults))
-    return list(faults.values()), read + len(faults)
+    dataset.left_out = set(whole.faults)
+    dataset.reader.num_samples = max(0, dataset.reader.num_samples - len(whole.faults))
+    return list(whole.faults.values()), read + len(whole.faults)
 
 
 def shards_of(reader: Any) -> list[str]:

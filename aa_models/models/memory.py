@@ -165,8 +165,9 @@ def check_arguments(values: Mapping[str, Any]) -> None:
 def check_memory(needed: float, what: str) -> None:
     """Compare bytes with the limit; arguments and error as in `check_pass`."""
     if needed > 1e9 * (limit := _limit()):
+        amount = f'at least {needed / 1e9:.3g} GB' if math.isfinite(needed) else 'more bytes than can be counted'
         raise TooLargeError(
-            f'{what} would take at least {needed / 1e9:.3g} GB, more than the {limit:g} GB allowed: take less, or set '
+            f'{what} would take {amount}, more than the {limit:g} GB allowed: take less, or set '
             f'{VARIABLE} in the environment')
 
 

@@ -7,6 +7,7 @@ import tarfile
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -179,6 +180,30 @@ def test_shard_that_is_cut(left, words, stream, trained, capsys):
         status, top1, _, text = validated(capsys, trained, 'wds/pictures', stream, *options)
         assert status == 1 and top1 is None and str(shard) in text and words in text, text
         assert said_in_one_line(text)
+
+
+def test_stream_of_datasets(trained, data, tmp_path, capsys):
+    """Its pictures have no names; they are not passed over either."""
+    pytest.importorskip('datasets')
+    samples = samples_of(data / 'validation')
+    names = {str(label): f'class{label}' for label in range(CLASSES)}
+    info = dict(
+        features=[dict(name='image', dtype='image'), dict(name='label', dtype=dict(class_label=dict(names=names)))],
+        splits=[dict(name='validation', num_bytes=1, num_examples=len(samples))])
+    results = []
+    for broken in (False, True):
+        root = tmp_path / str(broken)
+        root.mkdir()
+        (root / 'README.md').write_text(f'---\n{yaml.safe_dump(dict(dataset_info=info))}---\n')
+        write_table(root, 'validation', [
+            (b'' if broken and index == 9 else grey(content, 16), label)
+            for index, (content, label) in enumerate(samples)])
+        results.append(validated(capsys, trained, f'hfids/{root}', tmp_path))
+    (status, top1, count, text), (wrong, none, _, said) = results
+    assert (status, count) == (0, 24) and top1 > 50, text
+    assert (wrong, none) == (1, None) and 'after 9 pictures of the stream comes what cannot be read' in said, said
+    status, _, _, text = validated(capsys, trained, f'hfids/{tmp_path / "True"}', tmp_path, '--skip-broken')
+    assert status == 2 and 'of other streams each picture counts' in text
 
 
 def test_sample_without_a_label_or_twice(stream, trained, capsys):
