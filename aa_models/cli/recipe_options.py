@@ -3,7 +3,7 @@ import argparse
 from collections.abc import Collection, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from .options import key_value, path_text
+from .options import key_value, model_name, path_text
 
 GROUPS = {  # heading over the options from this field on
     'model': 'model', 'dataset': 'data', 'img_size': 'input', 'crop_padding': 'changes of the training pictures',
@@ -42,6 +42,8 @@ def add_recipe_options(parser: argparse._ActionsContainer, names: Collection[str
             how = dict(type=key_value, nargs='*', metavar='KEY=VALUE')
         elif get_origin(kind) is tuple:
             how = dict(nargs='+', metavar=_metavar(get_args(kind)[0]))
+        if name in ('model', 'teacher'):
+            how['type'] = model_name
         value, option = field.get_default(call_default_factory=True), name.replace('_', '-')
         default = str(value).lower() if how.get('const') else _shown(value)
         group.add_argument(f'--{option}', default=argparse.SUPPRESS,

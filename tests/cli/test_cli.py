@@ -47,6 +47,17 @@ def test_wrong_usage(arguments, capsys):
     assert 'usage: aa-models' in refused(capsys, *arguments)
 
 
+@pytest.mark.parametrize('words, said', [
+    (['train', 'finetune', '--output', 'o', '--modle', 'x'], 'unknown option --modle; did you mean --model?'),
+    (['predict', 'a.png', '--treshold=1'], 'unknown option --treshold; did you mean --threshold?'),
+    (['benchmark', 'layer', '--chanels', '3'], 'unknown option --chanels; did you mean --channels?'),
+    (['list', '--zzz'], 'unknown option --zzz\n'),
+])
+def test_unknown_option_names_the_nearest(words, said, capsys):
+    err = refused(capsys, *words)
+    assert said in err and f'usage: aa-models {words[0]} ' in err
+
+
 @pytest.mark.parametrize('error, status', [
     (errors.InputError, 2), (errors.InputTypeError, 2), (errors.NoSuchFileError, 2), (errors.WeightsError, 2),
     (errors.WriteError, 1), (errors.HubError, 1), (errors.HubWeightsError, 1), (errors.DivergenceError, 1),
