@@ -1,7 +1,7 @@
 """Attention-augmented convolutional networks for timm: importing this package registers its models."""
 from typing import TYPE_CHECKING, Any
 
-from .cli import is_command_line
+from .cli import end_at_interrupts, is_command_line
 
 __all__ = ['attention_maps', 'augment']
 __version__ = '0.1.0'
@@ -11,6 +11,8 @@ if TYPE_CHECKING or not is_command_line():
     from .analysis.maps import attention_maps
     from .augmentation.conversion import augment
 else:
+    end_at_interrupts()
+
     # `aa-models --help` need not wait for torch: the commands import what they use, and with it the models.
     def __getattr__(name: str) -> Any:
         """Import a public function when it is first asked for."""

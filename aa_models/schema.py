@@ -77,7 +77,8 @@ def parsed_yaml(file: Path) -> dict[str, Any]:
     try:
         content = yaml.load(file.read_text(encoding='utf-8'), _Loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f'{file} is not YAML: {" ".join(str(error).split())}') from error
+        reason = ' '.join(str(error).replace('in "<unicode string>", ', 'in ').split())
+        raise InputError(f'{file} is not YAML: {reason}') from error
     return _mapping({} if content is None else content, file)
 
 

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         '-o', '--output', type=path_text, default='attention.png', metavar='FILE',
         help='the picture to write (default: %(default)s)')
-    files.add_argument('--html', type=path_text, metavar='FILE', help='the page to write instead')
+    files.add_argument('--html', type=path_text, metavar='FILE', help='the page to write instead (default: none)')
     add_device(parser)
 
 

@@ -43,20 +43,23 @@ Examples:
   aa-models benchmark layer
   aa-models benchmark layer --dtype bfloat16 --rivals bottleneck
   aa-models benchmark layer --size 96 --batch-size 1 --channels 64 --rivals conv sdpa""",
-    'attention': """Compare attention with relative positions with fused attention without any, from queries, keys and values on.
+    'attention': """Compare attention with relative positions with fused attention without any.
+
+Both are measured from queries, keys and values on.
 
   sdpa  PyTorch's fused attention (scaled_dot_product_attention) of the same: a lower bound of the time
   aa    SoftmaxAttention.attend, its relative tables made for the map
 
-Queries, keys and values lie in memory head by head; with --channels-last as a 1×1 convolution leaves them
-where the channels of a pixel lie side by side.
+Queries, keys and values lie in memory head by head; with --channels-last as a 1×1 convolution leaves them where
+the channels of a pixel lie side by side.
 
 Examples:
   aa-models benchmark attention
   aa-models benchmark attention --size 14 --dim-head 64 --dtype bfloat16""",
     'growth': """Show how time and memory grow with the map.
 
-The layers of `aa-models benchmark layer`, whose help explains them, on one map after the other; each goes on until it would exceed --max-memory.
+The layers of `aa-models benchmark layer`, whose help explains them, on one map after the other; each goes on until it
+would exceed --max-memory.
 
 Examples:
   aa-models benchmark growth -o growth.svg --results-file growth.csv
@@ -65,8 +68,8 @@ Examples:
 
 NAME:RIVAL names two models of timm; for this package's augmented networks NAME is enough, the rival is then the plain
 network. Models with the same rival are timed with it together, with its classes, and at its input size unless
---img-size says otherwise. --dtype other than float32 is autocast: what stands it is computed in 16 bits, and parameters stay
-in float32, as in training.
+--img-size says otherwise. --dtype other than float32 is autocast: what stands it is computed in 16 bits, and parameters
+stay in float32, as in training.
 
 Examples:
   aa-models benchmark model aa_resnet50
@@ -107,7 +110,8 @@ OPTIONS: list[tuple[str, str, dict[str, Any]]] = [
                          help='forward passes, training steps (forward and backward) or both (default: both)')),
     ('', '--dtype', dict(default='float32', choices=('float32', 'bfloat16', 'float16'),
                          help='kind of numbers (default: float32)')),
-    ('', '--channels-last', dict(action='store_true', help='channels_last: the channels of a pixel lie side by side in memory')),
+    ('', '--channels-last', dict(
+        action='store_true', help='channels_last: the channels of a pixel lie side by side in memory')),
     ('', '--compile', dict(action='store_true', help='compile what is measured by torch.compile')),
     ('', '--device', dict(metavar='NAME', help='cpu, cuda or cuda:N (default: cuda where there is one, else cpu)')),
     ('', '--rounds', dict(type=int, default=10, metavar='N', help='turns of each contestant (default: %(default)s)')),

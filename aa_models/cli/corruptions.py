@@ -12,13 +12,13 @@ import logging
 
 from aa_models.errors import InputError
 
-from .options import add_device, path
+from .options import add_device, model_name, path
 from .recipe_options import add_data, add_recipe_options, recipe_values
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('models', nargs='+', metavar='MODEL',
-                        help='model with its weights: a name, hf-hub:… or local-dir:…')
+    parser.add_argument('models', nargs='+', type=model_name, metavar='MODEL',
+                        help='model with its weights: a name, path of a folder or hf-hub:OWNER/NAME')
     add_data(parser)
     parser.add_argument('--split', dest='val_split', default='validation', metavar='NAME',
                         help='split of the dataset (default: %(default)s)')

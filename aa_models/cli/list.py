@@ -22,7 +22,8 @@ from .tables import print_table
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        'filter', nargs='?', default='', metavar='FILTER', help='part of a name, or a pattern with * ? [ ] (default: all)')
+        'filter', nargs='?', default='', metavar='FILTER',
+        help='part of a name, or a pattern with * ? [ ] (default: all)')
     parser.add_argument('--pretrained', action='store_true', help='only models with weights')
 
 

@@ -1,15 +1,17 @@
 """The command `aa-models`."""
 import argparse
 import contextlib
+import difflib
 import importlib
 import inspect
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from aa_models import __version__
 from aa_models.errors import UserError, WorkError
 
+from . import hear_interrupts
 from .recipe_options import spelled_out
 from .terminal import Output, harmless, leave, log_harmlessly, open_closed_streams
 
@@ -32,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     log_harmlessly()
     what = 'aa-models'
     try:
+        hear_interrupts()
         with contextlib.redirect_stdout(Output(sys.stdout)):
             args = _parser().parse_args(spelled_out(sys.argv[1:] if argv is None else argv))
             what = f'aa-models {args.command}'
@@ -58,6 +61,16 @@ Two variables of the environment are read:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         super().error(harmless(message))  # it may name files that the shell found for a pattern
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does it, which calls this for a command, too; an unknown option is said with the nearest one."""
+        namespace, rest = super().parse_known_args(args, namespace)
+        for word in rest:
+            if word.startswith('-'):
+                option = word.partition('=')[0]
+                near = difflib.get_close_matches(option, self._option_string_actions, n=1)
+                self.error(f'unknown option {option}' + (f'; did you mean {near[0]}?' if near else ''))
+        return namespace, rest
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--tag', help="second half of the folder's name MODEL.TAG (default: the dataset's name; for a folder of "
         "pictures, RUN_DIR's name)")
     parser.add_argument('--to', type=path, metavar='DIR', help='where the folder is made (default: in RUN_DIR)')
-    parser.add_argument('--repo', metavar='OWNER/NAME', help='its repository on the Hub, named in the card (default: none)')
+    parser.add_argument('--repo', metavar='OWNER/NAME',
+                        help='its repository on the Hub, named in the card (default: none)')
     parser.add_argument('--machine', metavar='TEXT', help='hardware of the run (default: what the run noted)')
 
 

@@ -3,7 +3,7 @@ import argparse
 from collections.abc import Collection, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from .options import key_value, path_text
+from .options import key_value, model_name, path_text
 
 GROUPS = {  # heading over the options from this field on
     'model': 'model', 'dataset': 'data', 'img_size': 'input', 'crop_padding': 'changes of the training pictures',
@@ -13,8 +13,8 @@ GROUPS = {  # heading over the options from this field on
 
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Declare where the images are."""
-    parser.add_argument('--data-dir', type=path_text, metavar='DIR', help='where the dataset is; a folder of pictures has no other place, '
-                        'hfds/… has (default: none)')
+    parser.add_argument('--data-dir', type=path_text, metavar='DIR',
+                        help='where the dataset is, which hfds/… alone may know by itself (default: none)')
     parser.add_argument('--dataset-download', action='store_true', help='fetch the dataset if it is not there')
 
 
@@ -42,7 +42,10 @@ def add_recipe_options(parser: argparse._ActionsContainer, names: Collection[str
             how = dict(type=key_value, nargs='*', metavar='KEY=VALUE')
         elif get_origin(kind) is tuple:
             how = dict(nargs='+', metavar=_metavar(get_args(kind)[0]))
-        default, option = _shown(field.get_default(call_default_factory=True)), name.replace('_', '-')
+        if name in ('model', 'teacher'):
+            how['type'] = model_name
+        value, option = field.get_default(call_default_factory=True), name.replace('_', '-')
+        default = str(value).lower() if how.get('const') else _shown(value)
         group.add_argument(f'--{option}', default=argparse.SUPPRESS,
                            help=f'{field.description} (default: {default})'.replace('%', '%%'), **how)
         if how.get('const'):

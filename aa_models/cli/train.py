@@ -73,4 +73,6 @@ def start_logging() -> None:
     if not logging.root.handlers:
         setup_default_logging(logging.INFO if world_info_from_env()[1] == 0 else logging.ERROR)
         log_harmlessly()
-    logging.getLogger('timm').setLevel(logging.WARNING)  # tells of its internals: keys of weights, files it keeps
+    # of internals: keys of weights, files that are kept; each convolution whenever a network is built
+    for name in ('timm', 'aa_models.augmentation'):
+        logging.getLogger(name).setLevel(logging.WARNING)

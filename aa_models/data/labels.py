@@ -13,6 +13,37 @@ _SYNSET = re.compile(r'n\d{8}')  # an identifier of WordNet
 _SHOWN = 5  # names in a message
 
 
+class LabelError(InputError):
+    """A picture has a label that the model has no output for."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(said_in_a_worker(message, type(self)))
+
+
+class KnownLabel:
+    """A dataset's `target_transform` that refuses labels of which nothing is known before they are read.
+
+    Args:
+        num_classes: Labels are from 0 to below this.
+
+    Raises:
+        LabelError: When it is called with another label.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+
+    def __call__(self, label: int) -> int:
+        if not 0 <= label < self.num_classes:
+            raise LabelError(f'num_classes = {self.num_classes}, but there is an image with the label {label}')
+        return label
+
+
+def said_in_a_worker(message: str, kind: type[Exception]) -> str:
+    """What an error said: a loader's worker process hands on the whole traceback, at whose end it stands."""
+    return message.rpartition(f'{kind.__name__}: ')[2].rstrip()
+
+
 def class_name(cfg: Mapping[str, Any], index: int) -> str:
     """The name of a class, or its index where it has no name.
 

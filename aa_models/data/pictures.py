@@ -26,8 +26,9 @@ def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
     found = []
     for path in map(Path, paths):
         if re.match(r'https?:/', str(path)):
+            address = re.sub('^(https?:)/+', r'\1//', str(path))  # as a path it has lost a stroke
             raise InputError(
-                f'{path} is an address, and pictures are read from files only: `curl -s ADDRESS | aa-models '
+                f'{address} is an address, and pictures are read from files only: `curl -s ADDRESS | aa-models '
                 'predict -` fetches one')
         if not path.exists():
             raise NoSuchFileError(f'{path} does not exist')

@@ -8,21 +8,20 @@ from typing import Any
 
 from PIL import Image
 from timm.data import ImageDataset
-from torchvision.datasets import DatasetFolder
 
-from aa_models.errors import InputError, WorkError
+from aa_models.errors import WorkError
 
+from .labels import said_in_a_worker
 from .pictures import BROKEN, grey_of_rare_mode
 
-_ADVICE = '. Mend it or remove it; --skip-broken leaves such pictures out and says how many'
+ADVICE = '. Mend it or remove it; --skip-broken leaves such pictures out and says how many'
 
 
 class BrokenPictureError(WorkError, OSError):
     """A picture of a dataset cannot be read."""
 
     def __init__(self, message: str) -> None:
-        # a loader's worker process hands on the whole traceback as the message; what was said stands at its end
-        super().__init__(message.rpartition(f'{type(self).__name__}: ')[2].rstrip())
+        super().__init__(said_in_a_worker(message, type(self)))
 
 
 class StrictImages(ImageDataset):
@@ -33,8 +32,7 @@ class StrictImages(ImageDataset):
     """
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
-        picture, target, *features = _read(lambda: self.reader[index], lambda: self.filename(index, absolute=True))
-        picture = decode(picture, self.filename(index, absolute=True), self.input_img_mode)
+        picture, target, *features = self.picture(index)
         if self.transform is not None:
             picture = self.transform(picture)
         if target is None:
@@ -43,63 +41,48 @@ class StrictImages(ImageDataset):
             target = self.target_transform(target)
         return (picture, target) if self.additional_features is None else (picture, target, *features)
 
+    def picture(self, index: int) -> tuple[Any, ...]:
+        """A picture as it is before `transform`, with its label and what else is asked for."""
+        def name() -> str:
+            return f'{self.filename(index, absolute=True) or "a picture without a name"}{self._row(index)}'
+        picture, *others = read(lambda: self.reader[index], name)
+        return decode(picture, name, self.input_img_mode), *others
 
-def strict(dataset: Any) -> Any:
-    """Have a dataset that timm opened name what it cannot read. Streams and arrays are left as they are."""
-    if type(dataset) is ImageDataset and not dataset.load_bytes:
-        return StrictImages(
-            None, dataset.reader, input_img_mode=dataset.input_img_mode, transform=dataset.transform,
-            target_transform=dataset.target_transform, additional_features=dataset.additional_features)
-    if isinstance(dataset, DatasetFolder):
-        dataset.loader = lambda path: decode(path, path)
-    return dataset
-
-
-def leave_out_broken(dataset: Any) -> list[str]:
-    """Take the pictures that cannot be read out of a folder of pictures; each is read once.
-
-    Returns:
-        What is wrong with each.
-
-    Raises:
-        InputError: The dataset is no folder, or nothing would be left.
-    """
-    owner = getattr(dataset, 'reader', dataset)
-    samples = getattr(owner, 'samples', None)
-    if not isinstance(samples, list) or not samples or not isinstance(samples[0][0], (str, Path)):
-        raise InputError('skip_broken needs a folder of pictures: of other datasets each picture counts')
-    faults: dict[int, str] = {}
-    for index, (path, _) in enumerate(samples):
-        try:
-            decode(path, path)
-        except BrokenPictureError as error:
-            faults[index] = str(error).removesuffix(_ADVICE)
-    if len(faults) == len(samples):
-        raise InputError(f'none of the {len(samples)} pictures can be read: {faults[0]}')
-    owner.samples = [sample for index, sample in enumerate(samples) if index not in faults]
-    if hasattr(owner, 'targets'):
-        owner.targets = [label for _, label in owner.samples]
-    return list(faults.values())
+    def _row(self, index: int) -> str:
+        """Where names are those of rows in a table, which need not be unique: its number."""
+        return f' (row {index})' if hasattr(self.reader, 'dataset') else ''
 
 
-def decode(source: Any, name: str | Path, mode: str | None = 'RGB') -> Image.Image:
+def decode(source: Any, name: str | Path | Callable[[], str], mode: str | None = 'RGB') -> Image.Image:
     """Open and decode a picture.
 
     Args:
-        source: A path or an open file.
+        source: A path, an open file, or a picture.
         name: For the error.
         mode: Pillow's mode of the result; None for the picture's own.
     """
-    def read() -> Image.Image:
-        with Image.open(source) as picture:
+    def decoded() -> Image.Image:
+        with source if isinstance(source, Image.Image) else Image.open(source) as picture:
             picture.load()
             return grey_of_rare_mode(picture).convert(mode or picture.mode)
-    return _read(read, lambda: name)
+    return read(decoded, name if callable(name) else lambda: str(name))
 
 
-def _read(read: Callable[[], Any], name: Callable[[], str | Path]) -> Any:
+def decode_file(path: str) -> Image.Image:
+    """As torchvision's folders want to be told how a file is read."""
+    return decode(path, path)
+
+
+def read(function: Callable[[], Any], name: Callable[[], str]) -> Any:
+    """Call a function that reads a picture, and name the picture where it cannot be read.
+
+    Raises:
+        BrokenPictureError: The function raised what Pillow and the system raise for broken files.
+    """
     try:
-        return read()
+        return function()
     except BROKEN as error:
+        if isinstance(error, BrokenPictureError):
+            raise
         reason = ' '.join(str(error).split())  # on one line
-        raise BrokenPictureError(f'{name()} cannot be read as a picture: {reason}{_ADVICE}') from error
+        raise BrokenPictureError(f'{name()} cannot be read as a picture: {reason}{ADVICE}') from error

@@ -101,8 +101,9 @@ def bounded_build(what: str) -> Iterator[None]:
         try:
             check_memory(size, what)
             if count > (most := _TENSORS_A_GB * _limit()):
-                raise TooLargeError(f'{what} would be more than {most:.0f} tensors, {_TENSORS_A_GB} for each GB allowed: '
-                                    f'take less, or set {VARIABLE} in the environment')
+                raise TooLargeError(
+                    f'{what} would be more than {most:.0f} tensors, {_TENSORS_A_GB} for each GB allowed: take less, or '
+                    f'set {VARIABLE} in the environment')
         except TooLargeError as error:  # ends the building, whatever that does with it
             refused.append(error)
             raise
@@ -164,8 +165,9 @@ def check_arguments(values: Mapping[str, Any]) -> None:
 def check_memory(needed: float, what: str) -> None:
     """Compare bytes with the limit; arguments and error as in `check_pass`."""
     if needed > 1e9 * (limit := _limit()):
+        amount = f'at least {needed / 1e9:.3g} GB' if math.isfinite(needed) else 'more bytes than can be counted'
         raise TooLargeError(
-            f'{what} would take at least {needed / 1e9:.3g} GB, more than the {limit:g} GB allowed: take less, or set '
+            f'{what} would take {amount}, more than the {limit:g} GB allowed: take less, or set '
             f'{VARIABLE} in the environment')
 
 

@@ -100,7 +100,8 @@ def build(
 
     Three things are added. For a tag of this package `pretrained=True` searches wherever its weights may be (`locate`);
     files, state dicts, folders and repositories that the user names are loaded by timm. And `img_size` is by default
-    the input size of the cfg in force, whether weights are wanted or not. And what no machine can hold is refused at once.
+    the input size of the cfg in force, whether weights are wanted or not. What no machine can hold is refused before
+    any memory is taken.
 
     Args:
         model_cls: Makes the model; takes `img_size`.

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from timm.data import create_transform
 from timm.data.transforms import MaybeToTensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 from torchvision.transforms import Compose, Normalize
 
 from aa_models.device import process_on
@@ -97,6 +97,8 @@ def measure_corruptions(
         configs = [data_config_of(model, recipe) for model, recipe in zip(models, recipes)]
         crop = _crop_of(configs)
         dataset = open_dataset(recipes[0].dataset, data_dir, recipes[0].val_split, download=download)
+        if isinstance(dataset, IterableDataset):
+            raise InputError(f'corruptions need a dataset with random access, not {recipes[0].dataset!r}')
         outputs = [match_classes(dataset, model) for model in models]
         indices = list(range(len(dataset)))
         if images and images < len(indices):

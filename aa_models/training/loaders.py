@@ -19,7 +19,8 @@ from torch.utils.data import IterableDataset, Subset
 from torchvision import transforms
 
 from aa_models.data.folders import folder_options, overlooked
-from aa_models.data.strict_images import leave_out_broken, strict
+from aa_models.data.labels import KnownLabel
+from aa_models.data.strict_datasets import leave_out_broken, strict
 from aa_models.errors import InputError
 
 from .image_sizes import ByEpoch, training_sizes
@@ -201,12 +202,15 @@ def labels_of(dataset: Images) -> list[int] | None:
 
 
 def check_labels(dataset: Images, num_classes: int) -> None:
-    """Compare the labels with the model's classes.
+    """Compare the labels with the model's classes; those that are not known yet, when they are read.
 
     Raises:
         InputError: There are labels that the model has no output for.
     """
-    labels = labels_of(dataset.dataset if isinstance(dataset, _Part) else dataset)
+    dataset = dataset.dataset if isinstance(dataset, _Part) else dataset
+    labels = labels_of(dataset)
+    if labels is None and getattr(dataset, 'target_transform', 0) is None:
+        dataset.target_transform = KnownLabel(num_classes)
     if labels and max(labels) >= num_classes:
         raise InputError(f'num_classes = {num_classes}, but the images have labels to {max(labels)}')
 

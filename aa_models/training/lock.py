@@ -42,8 +42,8 @@ def alone_in(folder: Path, name: str = LOCK) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        raise HeldError(
-            f'output = {str(folder)!r} is in use by {_text_of(holder)}: let it end, or choose another directory') from None
+        what = f'output = {str(folder)!r} is in use by {_text_of(holder)}'
+        raise HeldError(f'{what}: let it end, or choose another directory') from None
     except OSError as error:
         if error.errno not in (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK):
             raise InputError(f'output = {str(folder)!r} cannot be made a directory to write in: {error}') from error

@@ -3,6 +3,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aa_models.device import machine_name
+from aa_models.layers import GridAttention
 
 from .distillation import Teacher
 from .image_sizes import training_sizes
@@ -26,7 +27,9 @@ def plan_of(trainer: Trainer, teacher: Teacher | None, classes: Sequence[str] | 
     start = 'from its pretrained weights' if recipe.pretrained else 'from random weights'
     if recipe.initial_checkpoint is not None:
         start = f'{"widened " if recipe.widen else ""}from the weights in {recipe.initial_checkpoint}'
-    plan = [f'model: {recipe.model}, {sum(p.numel() for p in model.parameters()):,} parameters, {start}']
+    augmented = sum(isinstance(module, GridAttention) for module in model.modules())
+    attention = f', attention in {augmented} layers' if augmented else ''
+    plan = [f'model: {recipe.model}, {sum(p.numel() for p in model.parameters()):,} parameters{attention}, {start}']
     if teacher is not None:
         labels = ', which alone says what a picture shows' if recipe.unlabelled else ''
         plan.append(f'teacher: {recipe.teacher}, {sum(p.numel() for p in teacher.parameters()):,} parameters, at '

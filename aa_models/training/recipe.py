@@ -75,8 +75,8 @@ class Recipe:
     teacher: OrNone[str] = Field(
         None, description='network with weights to learn from: a name, name and tag, hf-hub:… or local-dir:…')
     kd_distill_type: Literal['logit', 'feature'] = Field(
-        'logit', description='what is learned of the teacher: its logits, the scores before they become probabilities, or '
-        'the pooled features before its classifier')
+        'logit', description='what is learned of the teacher: its logits, the scores before they become probabilities, '
+        'or the pooled features before its classifier')
     kd_temperature: Positive = Field(4.0, description='what logits are divided by before they are compared')
     task_loss_weight: OrNone[Float] = Field(
         None, ge=0, description="weight of the labels' loss; none: 1; 0: pictures need no labels, the classes are the "
@@ -90,7 +90,8 @@ class Recipe:
     opt_kwargs: dict[str, Any] = Field({}, description='further arguments of the optimiser')
     momentum: Float = Field(0.9, ge=0, lt=1, description='momentum: share of an update that the next one repeats')
     weight_decay: Float = Field(
-        2e-5, ge=0, description='weight decay, which draws weights towards 0 (not norms, biases and what the model exempts)')
+        2e-5, ge=0, description='weight decay, which draws weights towards 0 (not norms, biases and what the model '
+        'exempts)')
     layer_decay: OrNone[Positive] = Field(None, description='factor on the learning rate for each layer below the head')
     lr: Float = Field(0.1, gt=0, description='largest learning rate, for the batch of all devices together')
     # all of these schedules are functions of the step alone, which exact resume needs
@@ -112,8 +113,8 @@ class Recipe:
     ema_decay: Float = Field(0.9998, ge=0, lt=1, description='decay of the average at each update')
     ema_warmup: bool = Field(False, description='average over fewer updates at first')
     amp: BoolOrAuto = Field(
-        False, description='automatic mixed precision: what stands it is computed in amp_dtype; auto: on CUDA, and on a '
-        'CPU that has instructions for amp_dtype; a run goes on as it began')
+        False, description='automatic mixed precision: what stands it is computed in amp_dtype; auto: on CUDA, and on '
+        'a CPU that has instructions for amp_dtype; a run goes on as it began')
     amp_dtype: Literal['bfloat16', 'float16'] = Field('bfloat16', description='the 16-bit numbers of amp')
     channels_last: bool = Field(False, description='channels_last: the channels of a pixel lie side by side in memory')
     compile: bool = Field(False, description='compile the model by torch.compile')

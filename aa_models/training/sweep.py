@@ -68,6 +68,8 @@ def read_sweep(path: Path) -> list[tuple[dict[str, Any], Recipe]]:
     """
     sweep = checked(Sweep, {'values': {}, **parsed_yaml(path)}, f'sweep {path}')
     runs = [(settings, load_recipe(sweep.recipe, **settings)) for settings in sweep.settings()]
+    if not runs:
+        raise InputError(f'sweep {path} has no run: `runs` is a list of them')
     names = [_name(settings) for settings, _ in runs]
     for settings, _ in runs:
         if names.count(_name(settings)) > 1:

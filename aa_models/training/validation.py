@@ -11,7 +11,7 @@ from timm.utils import load_checkpoint_metadata
 from torch import nn
 
 from aa_models.data.labels import outputs_of
-from aa_models.data.strict_images import leave_out_broken
+from aa_models.data.strict_datasets import leave_out_broken
 from aa_models.device import Process, autocast, process_on
 from aa_models.errors import InputError, NoSuchFileError
 from aa_models.models._augmented import checkpoint_filter_fn

@@ -1,5 +1,6 @@
 """Any JSON as config.json, any YAML as recipe or sweep: every command answers, or refuses in words."""
 import json
+import os
 import re
 import shutil
 
@@ -13,7 +14,9 @@ from command import run_command
 from fake_weights import NAME, save_checkpoint
 from repository import TESTS
 
-EXAMPLES = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+EXAMPLES = settings(
+    max_examples=int(os.environ.get('AA_MODELS_EXAMPLES', 60)), deadline=None, derandomize=True,
+    suppress_health_check=list(HealthCheck))
 # words of Python and torch, which tell a user nothing
 FOREIGN_WORDS = re.compile(
     "Traceback|NoneType|object (is|has|cannot|does)|not supported between|unexpected keyword|data type 'str'|"

@@ -47,6 +47,17 @@ def test_wrong_usage(arguments, capsys):
     assert 'usage: aa-models' in refused(capsys, *arguments)
 
 
+@pytest.mark.parametrize('words, said', [
+    (['train', 'finetune', '--output', 'o', '--modle', 'x'], 'unknown option --modle; did you mean --model?'),
+    (['predict', 'a.png', '--treshold=1'], 'unknown option --treshold; did you mean --threshold?'),
+    (['benchmark', 'layer', '--chanels', '3'], 'unknown option --chanels; did you mean --channels?'),
+    (['list', '--zzz'], 'unknown option --zzz\n'),
+])
+def test_unknown_option_names_the_nearest(words, said, capsys):
+    err = refused(capsys, *words)
+    assert said in err and f'usage: aa-models {words[0]} ' in err
+
+
 @pytest.mark.parametrize('error, status', [
     (errors.InputError, 2), (errors.InputTypeError, 2), (errors.NoSuchFileError, 2), (errors.WeightsError, 2),
     (errors.WriteError, 1), (errors.HubError, 1), (errors.HubWeightsError, 1), (errors.DivergenceError, 1),
@@ -209,7 +220,7 @@ def test_model_without_class_names_and_with_one_channel(tmp_path):
     (['predict', PICTURES, '--top', '0'], ['--top', '0']),
     (['predict', PICTURES, '--threshold', '1.1'], ['--threshold', '1.1']),
     (['predict', PICTURES, '--output', 'nowhere/a.csv'], ['nowhere', 'does not exist']),
-    (['predict', 'https://example.org/cat.jpg'], ['address', 'curl']),
+    (['predict', 'https://example.org/cat.jpg'], ['https://example.org/cat.jpg is an address', 'curl']),
     (['predict', PICTURES, '--device', 'toaster'], ['--device', 'toaster']),
     (['predict', PICTURES, '--model', 'aa_resnet19'], ['aa_resnet19', 'did you mean', 'aa_resnet18']),
     (['predict', PICTURES, '--model', f'{NAME}.nothing'], ['nothing', NAME_TAG]),
@@ -259,8 +270,8 @@ def test_attention(options, lines, attention, capsys):
 @pytest.mark.parametrize('options, said', [
     (['--query', '32,0'], ['--query 32,0', '32 x 32']),
     (['--query=-1,0'], ['--query -1,0', '32 x 32']),
-    (['--img-size', '100000'], ['pixels would take at least', 'AA_MODELS_MAX_GB']),
-    (['--img-size', '1000000000'], ['would take at least', 'AA_MODELS_MAX_GB']),
+    (['--img-size', '100000'], ['pixels would take more bytes than can be counted', 'AA_MODELS_MAX_GB']),
+    (['--img-size', '5000'], ['would take at least', 'AA_MODELS_MAX_GB']),
     (['--query', '3'], ["X,Y", "'3'"]),
     (['--query', '3,4.5'], ["X,Y", "'3,4.5'"]),
     (['--img-size', '0'], ['--img-size', '0']),

@@ -25,7 +25,7 @@ PYTHON = re.compile(
     r"\(\d+, |\('|'\)|\['|'\]|\[\]|\{\}|\{'|dict\(")
 JARGON = {  # what explains it where it stands
     r'channels_last': 'the channels of a pixel lie side by side in memory',
-    r'[Tt]op-1': 'share of (pictures whose most probable|right first guesses|right answers)|best top-1|table with|agreement',
+    r'[Tt]op-1': 'share of (pictures whose most probable|right first guesses|right answers)|agreement',
     r'[Ll]ogits': 'scores before they become probabilities|products of queries and keys',
     r'\b[qkv], [qkv]': '[Qq]ueries, keys and values',
     r'\bdk\b': 'how many channels, or which share',
@@ -107,7 +107,8 @@ def test_defaults_are_said_and_can_be_typed(name):
         field = recipe_fields().get(action.dest)
         if field and action.help.startswith(field.description):
             default = field.get_default(call_default_factory=True)
-            typed = {} if default == {} and words == ['none'] else ' '.join(words) if action.nargs is None else words
+            typed = {} if default == {} and words == ['none'] else (
+                ' '.join(words) if action.nargs in (None, '?') else words)
             typed = getattr(checked(Recipe, {action.dest: typed}, 'help'), action.dest)
         elif default in (None, '', [], (), 0, argparse.SUPPRESS) and not words[0].isdigit():
             continue  # words say what is done without

@@ -2,6 +2,7 @@
 import importlib
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -46,6 +47,21 @@ def test_answers_at_once(words, tmp_path):
         assert all(text in out for text in SAID[words])
         assert not SLOW & {line.split('|')[-1].strip().split('.')[0] for line in imports.splitlines()}
         assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+
+
+@pytest.mark.parametrize('status', [-signal.SIGINT, 130])
+def test_interrupted_while_it_is_imported(status, tmp_path):
+    """Before `main` has begun and after: no traceback of whatever is being imported."""
+    script = tmp_path / 'aa-models'
+    kill = 'import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n'
+    if status == 130:
+        kill = ('import sys\nfrom aa_models.cli import main\n'
+                f'main._parser = lambda: exec({kill!r})\nsys.exit(main.main(["list"]))\n')
+    script.write_text(f'import aa_models\n{kill}')
+    done = subprocess.run(
+        [sys.executable, script], env={'PYTHONPATH': str(ROOT)}, capture_output=True, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    assert (done.returncode, done.stderr) == (status, '')
 
 
 # --- which processes are the command line: asked where it matters, while the package is being imported

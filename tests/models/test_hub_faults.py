@@ -187,7 +187,7 @@ def test_repository_of_which_the_config_alone_is_kept(file, hub, places, expecte
     assert check_name(model) == NAME
     for ask in (lambda: build_model(model, pretrained=True), lambda: check_name(model, weights=True)):
         hub.fault, hub.requests[:] = hang_up, []
-        with pytest.raises(HubError, match=f'{file} of aa-models/{NAME_TAG} is not on this machine, and the Hub was not'):
+        with pytest.raises(HubError, match=f'{file} of aa-models/{NAME_TAG} is not on this machine, and the Hub was'):
             ask()
         assert hub.requests == [f'HEAD /aa-models/{NAME_TAG}/resolve/main/{file}'] and not hub.pauses
     hub.requests.clear()

@@ -97,5 +97,5 @@ def test_every_key_is_an_option():
     text = parser.format_help()
     for key, field in recipe_fields().items():
         assert f'--{key.replace("_", "-")}' in parser._option_string_actions and field.description
-    assert re.search(r'--batch-size INT\s+images in a batch of one device \(default: 128\)', text)
-    assert re.search(r'--mean FLOAT \[FLOAT \.\.\.\]\s', text) and '--amp-dtype {bfloat16,float16}' in text
+    assert re.search(r'--batch-size N\s+images in a batch of one device \(default: 128\)', text)
+    assert re.search(r'--mean X \[X \.\.\.\]\s', text) and '--amp-dtype {bfloat16,float16}' in text

@@ -66,6 +66,7 @@ def test_runs_of_another_process_are_left_to_it(tmp_path, data):
     ([dict(each=[1])], r'each = \[1\] must be a mapping of lists'),
     ([dict(lr=0.1), dict(each=dict(lr=[0.1, 0.2]))], 'there more than once'),
     ({}, r'runs = \{\} must be a valid list'),
+    ([], 'has no run'), ([dict(each=dict(lr=[]))], 'has no run'),
 ])
 def test_impossible_sweeps_are_refused(tmp_path, data, runs, message):
     path = write_sweep(tmp_path, runs)

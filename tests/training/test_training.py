@@ -64,19 +64,21 @@ def test_directory_belongs_to_its_recipe(tmp_path, data):
         run_training(output, data, epochs=1, lr=0.1)
 
 
-def test_a_run_says_its_plan_and_what_to_do_with_the_result(tmp_path, data, caplog):
-    words = ['--model', 'test_resnet', '--img-size', 32]
+@pytest.mark.parametrize('model, attention', [('test_resnet', ''), ('aa_simplecnn', ', attention in 2 layers')])
+def test_a_run_says_its_plan_and_what_to_do_with_the_result(model, attention, tmp_path, data, caplog):
+    words = ['--model', model, '--img-size', 32]
     with caplog.at_level('INFO'):
         output = run_training(tmp_path / 'out', data, *words, epochs=1, model_kwargs={})
     said = [(record.name.partition('.')[0], record.getMessage()) for record in caplog.records]
     assert {name for name, _ in said} == {'aa_models'}
     plan, rest = [message for _, message in said[:5]], [message for _, message in said[5:]]
-    assert re.match(r'model: test_resnet, [\d,]+ parameters, from random weights', plan[0])
+    assert re.match(rf'model: {model}, [\d,]+ parameters{attention}, from random weights', plan[0])
     assert plan[1:4] == [
         'data: 24 images to train, 24 to validate, at 32 px', 'classes: 3 (class0, class1, class2)',
         'updates: 3 an epoch of 1, 3 in all, sgd with learning rates up to 0.05']
     assert plan[4].endswith(f'saved in {str(output)!r}')
-    assert rest[-1] == f'done: aa-models predict PICTURE --model local-dir:{output / "test_resnet.out"}'
+    assert [message.partition(' ')[0] for message in rest[:-1]] == ['epoch', 'best']
+    assert rest[-1] == f'done: aa-models predict PICTURE --model local-dir:{output / model}.out'
 
 
 def test_folder_of_class_folders(tmp_path, caplog):
