@@ -76,8 +76,8 @@ def export_pretrained(
 def _padded_by_size(model: nn.Module) -> str | None:
     """The first layer that pads as TensorFlow does, by an amount worked out from the size of its map; None for none."""
     return next((
-        name for name, module in model.named_modules()
-        if type(module).__module__.startswith('timm.layers.') and type(module).__name__.endswith('Same')), None)
+        name for name, module in model.named_modules() for kind in type(module).__mro__
+        if kind.__module__.startswith('timm.layers.') and kind.__name__.endswith('Same')), None)
 
 
 @torch.no_grad()
