@@ -10,7 +10,7 @@ import torch
 
 import aa_models  # noqa: F401, registers the models
 
-# what timm's validate.py and its like do: options, a helper beside the script, `create_model` by name, a loader's processes
+# what timm's validate.py and its like do: options, a file beside the script, `create_model`, a loader's processes
 SCRIPT = """
 import argparse, json, sys
 import torch, timm

@@ -4,6 +4,7 @@
 """
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import timm
@@ -24,7 +25,7 @@ Target = dict[str, torch.Tensor]
 
 def make_detector(name: str = 'aa_resnet18', pretrained: bool = True) -> nn.Module:
     """FCOS that finds figures, on features at strides of 8, 16 and 32 pixels."""
-    body = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(2, 3, 4))
+    body: Any = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(2, 3, 4))
     layers = {module: str(i) for i, module in enumerate(body.feature_info.module_name())}
     backbone = BackboneWithFPN(body, layers, body.feature_info.channels(), out_channels=64)
     anchors = AnchorGenerator(sizes=((8,), (16,), (32,), (64,)), aspect_ratios=((1.,),) * 4)  # the pyramid adds a level

@@ -6,6 +6,7 @@ Grad-CAM shows which places speak for the class; the attention shows which place
 """
 import sys
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -35,7 +36,7 @@ def explain(name: str, picture: Image.Image) -> Figure:
         name: A ResNet of this package, with weights.
         picture: Any picture; it is resized, not cropped.
     """
-    model = timm.create_model(name, pretrained=True).eval()
+    model: Any = timm.create_model(name, pretrained=True).eval()
     cfg = model.pretrained_cfg
     seen = picture.convert('RGB').resize(cfg['input_size'][:0:-1])
     x = make_transform(model, crop_pct=1., crop_mode='squash')(seen)[None]

@@ -25,12 +25,12 @@ class AugmentedConvPruner(tp.BasePruningFunc):
     def prune_out_channels(self, layer: AugmentedConv2d, idxs: Sequence[int]) -> AugmentedConv2d:
         """Of the convolution and of the attention's projection; a part that would lose all goes as a whole."""
         split = layer.out_channels - layer.dv
-        parts = dict(conv=[i for i in idxs if i < split], attn=[i - split for i in idxs if i >= split])
+        parts = {'conv': [i for i in idxs if i < split], 'attn.proj': [i - split for i in idxs if i >= split]}
         for name, pruned in parts.items():
             if pruned and len(pruned) == (split if name == 'conv' else layer.dv):
-                setattr(layer, name, None)
+                setattr(layer, name.removesuffix('.proj'), None)
             elif pruned:
-                tp.prune_conv_out_channels(layer.conv if name == 'conv' else layer.attn.proj, pruned)
+                tp.prune_conv_out_channels(layer.get_submodule(name), pruned)
         layer.out_channels -= len(idxs)
         layer.dv = layer.attn.proj.out_channels if layer.attn else 0
         return layer
@@ -68,7 +68,7 @@ if __name__ == '__main__':
     model = timm.create_model('aa_resnet18', pretrained=True).eval()
     x = torch.randn(8, 3, 128, 128)
     wanted = model(x).detach().softmax(1)  # what fine-tuning is to win back
-    prune(model, x[:1], 0.3, keep=[model.get_classifier()])
+    prune(model, x[:1], 0.3, keep=[model.get_submodule('fc')])
     print(f'{sum(p.numel() for p in model.parameters()):,} parameters are left')
     optimizer = torch.optim.SGD(model.train().parameters(), lr=0.01)
     for step in range(4):

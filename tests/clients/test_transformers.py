@@ -6,7 +6,7 @@ import timm
 import torch
 from PIL import Image
 
-import aa_models  # noqa: F401, registers the models
+import aa_models
 from aa_models.release.saving import save_folder
 from aa_models.zoo import own_checkpoints
 from repository import ROOT
@@ -83,17 +83,16 @@ def test_detr():
     """A small DETR on one of this package's networks: its features, a loss, and a gradient in its attention."""
     backbone = transformers.TimmBackboneConfig(backbone='aa_resnet18', out_indices=[4], use_pretrained_backbone=False)
     config = transformers.DetrConfig(
-        use_timm_backbone=False, use_pretrained_backbone=False, backbone=None, backbone_config=backbone, d_model=32,
-        encoder_layers=1, decoder_layers=1, encoder_ffn_dim=32, decoder_ffn_dim=32, encoder_attention_heads=2,
-        decoder_attention_heads=2, num_queries=4, num_labels=2)
+        backbone_config=backbone, d_model=32, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=32,
+        decoder_ffn_dim=32, encoder_attention_heads=2, decoder_attention_heads=2, num_queries=4, num_labels=2)
     model = transformers.DetrForObjectDetection(config)
-    body, = (m for m in model.modules() if type(m).__name__ == 'TimmBackbone')
+    body, = (m for m in model.modules() if type(m).__name__ == 'FeatureListNet')  # timm's, its norms frozen
     x = torch.randn(1, 3, 64, 64)
     same = timm.create_model('aa_resnet18', features_only=True, out_indices=(4,)).eval()
-    missing = same.load_state_dict(body._backbone.state_dict(), strict=False)
-    assert not missing.missing_keys and not missing.unexpected_keys
+    missing, unexpected = same.load_state_dict(body.state_dict(), strict=False)
+    assert not unexpected and all(name.endswith('num_batches_tracked') for name in missing)
     with torch.no_grad():
-        torch.testing.assert_close(body.eval()(x).feature_maps[0], same(x)[0])
+        torch.testing.assert_close(body.eval()(x)[-1], same(x)[0])
     labels = [dict(class_labels=torch.tensor([1]), boxes=torch.tensor([[0.5, 0.5, 0.2, 0.3]]))]
     answer = model.train()(pixel_values=x, labels=labels)
     assert answer.logits.shape == (1, 4, 3) and answer.pred_boxes.shape == (1, 4, 4)
