@@ -160,7 +160,9 @@ class _Widening:
         self._bias(name, out)
         return out
 
-    def _conv(self, name: str, few: nn.Conv2d, many: nn.Conv2d, source: torch.Tensor) -> torch.Tensor:
+    def _conv(
+            self, name: str, few: nn.Conv1d | nn.Conv2d, many: nn.Conv1d | nn.Conv2d, source: torch.Tensor,
+    ) -> torch.Tensor:
         weight = self.old[f'{name}.weight']
         if few.groups == few.in_channels == few.out_channels > 1 and many.groups == many.in_channels:
             out, weight = source, weight[source]  # each channel by itself

@@ -23,6 +23,7 @@ from aa_models.data.labels import KnownLabel
 from aa_models.data.strict_datasets import leave_out_broken, strict
 from aa_models.errors import InputError
 
+from .device_cache import CachedLoader
 from .image_sizes import ByEpoch, training_sizes
 from .recipe import Recipe
 
@@ -227,6 +228,8 @@ def choose_evenly(indices: list[int], labels: list[int] | None, count: int, seed
 
 def make_train_loader(dataset: Images, recipe: Recipe, config: Config, device: torch.device, distributed: bool) -> Any:
     """Batches of augmented images, normalised and on the device; in the sizes that the recipe has for each epoch."""
+    if recipe.device_cache:
+        return _filled(CachedLoader(dataset, recipe, config, device, distributed), dataset, recipe)
     transforms: dict[int, Any] = {}
     for epoch, input_size in training_sizes(recipe, config['input_size']).items():
         loader = _train_loader(dataset, recipe, config | dict(input_size=input_size), device, distributed)
@@ -235,6 +238,11 @@ def make_train_loader(dataset: Images, recipe: Recipe, config: Config, device: t
         dataset.transform = ByEpoch(transforms)
     if distributed and hasattr(loader.sampler, 'seed'):
         loader.sampler.seed = recipe.seed
+    return _filled(loader, dataset, recipe)
+
+
+def _filled(loader: Any, dataset: Images, recipe: Recipe) -> Any:
+    """The loader, if it has a batch."""
     if len(loader) == 0:
         raise InputError(f'{len(dataset)} training images do not fill one batch (batch_size = {recipe.batch_size})')
     return loader

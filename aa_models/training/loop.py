@@ -153,8 +153,9 @@ class Trainer:
         # all random numbers of an epoch are a function of these three, whatever was drawn before it
         seeds = np.random.SeedSequence([self.recipe.seed, epoch, self.process.rank])
         random_seed(int(seeds.generate_state(1)[0]))
-        dataset = self.train_loader.dataset
-        parts: tuple[Any, ...] = (dataset, self.train_loader.sampler, getattr(dataset, 'transform', None))
+        loader = self.train_loader
+        parts: tuple[Any, ...] = (
+            loader, loader.dataset, loader.sampler, getattr(loader.dataset, 'transform', None))
         for part in parts:
             if hasattr(part, 'set_epoch'):
                 part.set_epoch(epoch)

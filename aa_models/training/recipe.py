@@ -54,6 +54,8 @@ class Recipe:
     interpolation: OrNone[Literal['bilinear', 'bicubic', 'nearest', 'lanczos']] = Field(
         None, description="resizing filter; none: the model's own")
     crop_pct: OrNone[Float] = Field(None, gt=0, description="centre crop in validation; none: the model's own")
+    device_cache: bool = Field(False, description='keep the training pictures decoded on the device and change them '
+                               'there, with crop_padding and hflip alone: for small pictures of one size')
     # augmentation
     crop_padding: Count = Field(0, description='shift by up to that many source pixels, reflecting at the border, '
                                 'instead of cropping to scale and ratio')
@@ -162,10 +164,22 @@ class Recipe:
             raise ValueError(f'initial_checkpoint = {self.initial_checkpoint!r} and pretrained: give one of them')
         if self.widen and not self.initial_checkpoint:
             raise ValueError('widen needs initial_checkpoint, the run of a narrower network')
+        if self.device_cache:
+            self._check_cache()
         self._check_distillation()
         if self.mixing and self.batch_size % 2:
             raise ValueError(f'batch_size = {self.batch_size} must be even with mixup or cutmix, which pair images')
         return self
+
+    def _check_cache(self) -> None:
+        for name, off in (('color_jitter', 0), ('auto_augment', None), ('re_prob', 0)):
+            if (value := getattr(self, name)) != off:
+                raise ValueError(f'device_cache shifts and flips only, and {name} = {value!r}: possible is '
+                                 f'{"none" if off is None else off}')
+        if not self.crop_padding and (self.scale, self.ratio) != ((1, 1), (1, 1)):
+            raise ValueError('device_cache crops by crop_padding only: without it, scale and ratio must be 1 and 1')
+        if self.input_size and len(set(self.input_size[1:])) > 1:
+            raise ValueError(f'device_cache needs a square input, not {list(self.input_size)}')
 
     def _check_distillation(self) -> None:
         labels, teacher = self.task_loss_weight, self.distill_loss_weight

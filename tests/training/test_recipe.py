@@ -52,7 +52,7 @@ def test_recipe_names_what_is_wrong(tmp_path, values, message):
 
 def test_unknown_recipe_names_those_there_are():
     with pytest.raises(ValueError, match='neither a file nor .*cifar100_resnet, .*finetune'):
-        load_recipe('cifar10_resnet')
+        load_recipe('cifar10_vit')
 
 
 @pytest.mark.parametrize('name', recipe_names())
