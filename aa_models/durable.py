@@ -2,9 +2,12 @@
 
 A system may write names and contents in any order; without this a new file may come out empty and the old one gone.
 """
+import contextlib
 import os
 import sys
 from pathlib import Path
+
+from .errors import WriteError
 
 
 def flush(path: str | os.PathLike[str]) -> None:
@@ -27,13 +30,18 @@ def flush_tree(folder: Path) -> None:
 
 
 def replace_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a file in one step: a reader, or a run that was killed here, finds the old one or the whole new one."""
+    """Write a file in one step: a reader, or a run that was killed here, finds the old one or the whole new one.
+
+    Raises:
+        WriteError: It cannot be written, as on a full disk. The old one is there.
+    """
     part = Path(f'{path}.part')
     try:
         part.write_text(text, encoding='utf-8')
         flush(part)
         os.replace(part, path)
-    except OSError:  # such as a full disk
-        part.unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise WriteError(f'{path} cannot be written: {error.strerror or error}') from error
     flush(Path(path).absolute().parent)

@@ -1,10 +1,12 @@
 """Flushing to the disk, on systems that differ in what they open."""
+import errno
 import os
 import sys
 
 import pytest
 
 from aa_models import durable
+from aa_models.errors import WriteError
 
 
 @pytest.mark.parametrize('platform', ['linux', 'win32'])
@@ -26,3 +28,16 @@ def test_flush(platform, tmp_path, monkeypatch):
     files = [(tmp_path / name).stat().st_ino for name in 'ab']
     assert set(files) <= set(flushed) and (tmp_path.stat().st_ino in flushed) == (platform == 'linux')
     assert (tmp_path / 'b').read_text() == 'text'
+
+
+@pytest.mark.parametrize('failing', ['fsync', 'replace'])
+def test_no_room(failing, tmp_path, monkeypatch):
+    file = tmp_path / 'a'
+    durable.replace_text(file, 'old')
+
+    def fail(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(os, failing, fail)
+    with pytest.raises(WriteError, match='a cannot be written: No space left on device'):
+        durable.replace_text(file, 'new')
+    assert file.read_text() == 'old' and list(tmp_path.iterdir()) == [file]

@@ -14,9 +14,11 @@ import csv
 import dataclasses
 import inspect
 import io
+import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
+from aa_models.durable import replace_text
 from aa_models.errors import InputError
 
 from .options import path_text
@@ -152,42 +154,38 @@ def run(args: argparse.Namespace) -> int:
     values, picture = vars(args), getattr(args, 'output', None)
     if picture:
         check_plot(picture)
+    if args.results_file and not os.path.isdir(os.path.dirname(os.path.abspath(args.results_file))):
+        raise InputError(f'results_file = {args.results_file!r} is in a folder that does not exist')
     settings = benchmark.Settings(**{f.name: values[f.name] for f in dataclasses.fields(benchmark.Settings)})
     measure = getattr(benchmark, f'benchmark_{args.benchmark}')
     rows = measure(settings=settings, **{n: values[n] for n in inspect.signature(measure).parameters if n in values})
     shown = ('channels', 'num_heads', 'dim_head', 'dv', 'batch_size', 'dtype', 'channels_last', 'compile', 'rounds')
     chosen = ', '.join(f'{name} {values[name]}' for name in shown if values.get(name))
     title = f'{benchmark.describe_machine(settings.where)}\n{args.benchmark}: {chosen}'
-    with _open(args.results_file) as file:
-        print(title)
-        names = [name for pair in ['model', *values.get('models', RIVALS)] for name in pair.split(':')]
-        done = _print_rows(rows, max(map(len, names)), settings.modes, settings.memory, file)
+    print(title)
+    names = [name for pair in ['model', *values.get('models', RIVALS)] for name in pair.split(':')]
+    done = _print_rows(rows, max(map(len, names)), settings.modes, settings.memory, args.results_file)
     if picture:
         benchmark.draw_growth(done, picture, title)
     return 0
 
 
-def _open(path: str | None) -> TextIO:
-    try:
-        return open(path, 'w', newline='', encoding='utf-8') if path else io.StringIO()
-    except OSError as error:
-        raise InputError(f'results_file = {path!r} cannot be written: {error.strerror}') from error
-
-
-def _print_rows(rows: 'Iterable[Row]', width: int, modes: list[str], memory: bool, file: TextIO) -> 'list[Row]':
+def _print_rows(rows: 'Iterable[Row]', width: int, modes: list[str], memory: bool, path: str | None) -> 'list[Row]':
     """Print row by row as the results come, and write them into the file: an interrupted run keeps what it has."""
     from aa_models.benchmark import COLUMNS
     figures = [name for name in HEADS if name.split('_')[0] in modes and (memory or 'memory' not in name)]
     heads = [HEADS[name] for name in figures]
     line = '  '.join([f'{{:{width}}}  {{:>7}}  {{:{width}}}', *(f'{{:>{max(8, len(head))}}}' for head in heads)])
     print(line.format('model', 'size', 'rival', *heads), flush=True)
-    writer = csv.DictWriter(file, COLUMNS)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, COLUMNS, lineterminator='\n')
     writer.writeheader()
     done = []
     for row in rows:
         cells = (f'{row[name]:.2f}' if name in row else '' for name in figures)
         print(line.format(row['model'], row['size'], row.get('rival', ''), *cells).rstrip(), flush=True)
         writer.writerow({name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()})
-        file.flush()
+        if path:
+            replace_text(path, table.getvalue())
         done.append(row)
     return done

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from aa_models.durable import flush
 from aa_models.errors import InputError, NoSuchFileError, WriteError
 
 from .options import add_device, add_model, path, path_text
@@ -101,6 +102,7 @@ def _opened(path: Path | None) -> Iterator[TextIO]:
     try:
         with part.open('w', encoding='utf-8', newline='') as file:
             yield file
+        flush(part)
         os.replace(part, path)
     except OSError as error:
         raise WriteError(f'output = {str(path)!r} cannot be written: {error}') from error

@@ -15,6 +15,7 @@ from torch import nn
 from aa_models.analysis.macs import count_macs, in_giga
 from aa_models.data.known_datasets import KnownDataset
 from aa_models.data.labels import describe_synsets
+from aa_models.durable import replace_text
 from aa_models.errors import InputError
 from aa_models.layers import GridAttention
 from aa_models.layers.linear_attention import LinearAttention
@@ -108,7 +109,7 @@ def write_accuracy(
         'image-classification', dataset_type=dataset.hub_name or 'imagefolder', dataset_name=dataset.title,
         dataset_split=split, metric_type='accuracy', metric_name=figure, metric_value=float(value))
         for figure, value in (('top-1 accuracy', top1), ('top-5 accuracy', top5))]
-    card.save(folder / CARD)
+    replace_text(folder / CARD, str(card))
 
 
 def stated_accuracy(card: ModelCard) -> tuple[tuple[str, ...], tuple[str, ...]]:

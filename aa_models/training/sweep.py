@@ -1,6 +1,7 @@
 """A sweep: one recipe with several settings, each a run, each run a row of a table."""
 import contextlib
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ import torch
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from aa_models.errors import InputError
+from aa_models.errors import InputError, WriteError
 from aa_models.models.create import build_model
 from aa_models.schema import checked, parsed_yaml
 
@@ -119,7 +120,7 @@ def _done(results: Path) -> set[tuple[str, str]]:
     """Settings and seeds of the rows that are there."""
     if not results.absolute().parent.is_dir():
         raise InputError(f'results = {str(results)!r} is in a folder that does not exist')
-    if not results.exists():
+    if not results.exists() or not results.stat().st_size:
         return set()
     with results.open(newline='', encoding='utf-8') as file:
         reader = csv.DictReader(file)
@@ -149,10 +150,19 @@ def _add_row(results: Path, row: dict[str, Any]) -> None:
     """Append in one write, so that processes that share the table do not mix their rows."""
     text = StringIO()
     writer = csv.DictWriter(text, fieldnames=COLUMNS, lineterminator='\n')
-    if not results.exists():
+    if not results.exists() or not results.stat().st_size:
         writer.writeheader()
     writer.writerow(row)
-    with results.open('a', encoding='utf-8') as file:
-        file.write(text.getvalue())
-        file.flush()
-        os.fsync(file.fileno())
+    content = text.getvalue().encode()
+    try:
+        with results.open('ab', buffering=0) as file:
+            before = file.tell()
+            try:
+                if file.write(content) < len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(before)  # half a row would spoil the table
+                raise
+    except OSError as error:
+        raise WriteError(f'results = {str(results)!r} cannot be written: {error.strerror}') from error

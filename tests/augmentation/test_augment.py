@@ -117,6 +117,19 @@ class Shared(nn.Module):
         return self.body(self.stem(x))
 
 
+def test_everything_twice():
+    """Augmented layers are left as they are, and the convolutions that they are made of."""
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1))
+    aa_models.augment(model, where='1', img_size=8, **SETTINGS)
+    first, layer = dict(model.named_modules()), model[1]
+    aa_models.augment(model, where='*', img_size=8, **SETTINGS)
+    assert model[1] is layer and list(augmented(model)) == ['0', '1']
+    assert {name: module for name, module in model.named_modules() if name.startswith('1')} == {
+        name: module for name, module in first.items() if name.startswith('1')}
+    with pytest.raises(ValueError, match='chooses none of the 0 convolutions'):
+        aa_models.augment(model, where='*', img_size=8, **SETTINGS)
+
+
 def test_shared_tensors_are_left_where_they_are():
     model = Shared()
     before = {name: (id(tensor), tensor.clone()) for name, tensor in model.body[0].named_parameters()}

@@ -203,6 +203,16 @@ def test_predict_from_standard_input(folder, monkeypatch, capsys):
         assert done == status and (out.startswith('-\n') if status == 0 else 'standard input is not a picture' in err)
 
 
+@pytest.mark.parametrize('words', [
+    ['predict', 'a.png', '--model'], ['validate', '--model'], ['train', 'finetune', '--output', 'o', '--model'],
+    ['train', 'finetune', '--output', 'o', '--teacher'], ['corruptions', '-o', 'a.csv'], ['info'],
+    ['export', '--format', 'onnx'], ['convert', '--output', 'o', '--augment=*']])
+def test_path_of_a_folder_names_a_model(words, folder):
+    args = cli._parser().parse_args([*words, str(folder)])
+    named = [getattr(args, name, None) for name in ('model', 'teacher', 'models', 'name', 'base')]
+    assert f'local-dir:{folder}' in named or [f'local-dir:{folder}'] in named
+
+
 def test_predict_is_the_same_for_every_source(folder, capsys):
     sources = [NAME, NAME_TAG, f'local-dir:{folder}', str(folder)]
     assert len({answered(capsys, 'predict', PICTURES, '--model', source, '--json') for source in sources}) == 1

@@ -1,5 +1,7 @@
 """Validation, and the folder for the Hub that a finished run becomes."""
+import errno
 import json
+import os
 import re
 import shutil
 from unittest import mock
@@ -15,6 +17,7 @@ from timm.models import load_checkpoint
 from aa_models.cli import pack
 from aa_models.errors import DivergenceError
 from aa_models.release import folder as packing
+from command import run_command
 from training_runs import RECIPE, checkpoint_of, log_of, make_pictures, run, run_training, run_validation
 
 
@@ -195,6 +198,18 @@ def test_validation_prints_and_writes_true_figures(folder, data, tmp_path, capsy
     card = ModelCard.load(folder / 'README.md')
     assert card.text.count('| top-1 |') == 1 and {r.dataset_split for r in card.data.eval_results} == {'train'}
     assert card.text.count('## Use') == 1
+
+
+def test_no_room_for_figures(folder, data, tmp_path, monkeypatch, capsys):
+    """One line, and the card and the folder of the table are as they were."""
+    def no_room(number):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
+    monkeypatch.setattr(os, 'fsync', no_room)
+    for words in (['--card'], ['--results-file', tmp_path / 'results.csv']):
+        status, _, err = run_command(capsys, 'validate', '--model', folder, '--data-dir', data, '--workers', 0, *words)
+        assert status == 1 and 'cannot be written: No space left on device' in err and len(err.splitlines()) == 1, err
+    assert {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()} == before
 
 
 def test_card_says_what_it_is(folder):

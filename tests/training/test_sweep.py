@@ -1,11 +1,14 @@
 """Sweeps: which runs they make, what the table says of them, and what is refused."""
 import csv
+import errno
 import json
+import os
 
 import pytest
 import yaml
 
 from aa_models.cli import sweep as command
+from aa_models.errors import WriteError
 from aa_models.models.create import build_model
 from aa_models.training import sweep
 from aa_models.training.lock import alone_in
@@ -86,3 +89,23 @@ def test_foreign_files_are_refused(tmp_path, data):
         with pytest.raises(ValueError, match=message):
             sweep_all(path, data)
     assert not (tmp_path / 'runs').exists()
+
+
+@pytest.mark.parametrize('there', [False, True])
+def test_no_room_for_a_row(there, tmp_path, monkeypatch):
+    """The table is as it was, and takes the row when there is room."""
+    results, row = tmp_path / 'table.csv', dict.fromkeys(sweep.COLUMNS, '1')
+    if there:
+        sweep._add_row(results, row)
+    before = results.read_bytes() if there else b''
+
+    def no_room(number):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'fsync', no_room)
+        with pytest.raises(WriteError, match='cannot be written: No space left on device'):
+            sweep._add_row(results, row)
+    assert results.read_bytes() == before
+    assert len(sweep._done(results)) == there
+    sweep._add_row(results, row)
+    assert len(results.read_text().splitlines()) == 2 + there

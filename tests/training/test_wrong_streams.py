@@ -221,6 +221,14 @@ def test_sample_without_a_label_or_twice(stream, trained, capsys):
         assert status == 1 and top1 is None and words in text and said_in_one_line(text), text
 
 
+def test_corruptions_of_a_stream(stream, capsys):
+    pytest.importorskip('imagecorruptions')
+    status, _, err = run_command(
+        capsys, 'corruptions', 'aa_simplecnn.cifar100', '--dataset', 'wds/pictures', '--data-dir', stream,
+        '-o', stream / 'table.csv')
+    assert status == 2 and "a dataset with random access, not 'wds/pictures'" in err
+
+
 @pytest.mark.parametrize('name', ['', 'torch/image_folder'])
 def test_datasets_travel_to_worker_processes(name, data):
     """Where processes are not forked, as on macOS and Windows, they are pickled."""
