@@ -61,18 +61,6 @@ def test_program_of_any_batch_and_size(name, tmp_path):
     check_sizes(name, 'torch-export', tmp_path / 'model.pt2', 1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('name', ['aa_resnet18', 'laa_simplecnn'])
-def test_core_ml_takes_an_exported_program(name):
-    """As this room's README says; what it makes runs on Macs alone."""
-    coremltools = pytest.importorskip('coremltools')
-    model = timm.create_model(name, num_classes=7, **FAMILIES[name]).eval()
-    program = torch.export.export(model, (torch.randn(1, 3, 64, 64),)).run_decompositions({})
-    network = coremltools.convert(program).get_spec().description
-    assert list(network.input[0].type.multiArrayType.shape) == [1, 3, 64, 64]
-    assert list(network.output[0].type.multiArrayType.shape) == [1, 7]
-
-
 @pytest.fixture(scope='module')
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp('weights') / 'aa_simplecnn'
