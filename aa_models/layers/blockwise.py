@@ -118,7 +118,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> N
 def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     saved = ctx.saved_tensors  # gradient checkpointing allows this to be asked once
     if torch.is_grad_enabled():  # create_graph=True: second derivatives are wanted, and the operator below has none
-        return (*attention_gradients(grad, *saved, ctx.scale, ctx.causal), None, None)
+        return (*attention_gradients(grad, *saved, scale=ctx.scale, causal=ctx.causal), None, None)
     *grads, rel_h, rel_w = blockwise_attention_backward(grad, *saved, ctx.scale, ctx.causal)
     tables = [grad if table is not None else None for grad, table in zip((rel_h, rel_w), saved[3:])]
     return (*grads, *tables, None, None)

@@ -50,7 +50,7 @@ def attention_weights(
 
 def attention_gradients(
         grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rel_h: torch.Tensor | None,
-        rel_w: torch.Tensor | None, scale: float, causal: bool,
+        rel_w: torch.Tensor | None, *, scale: float, causal: bool,
 ) -> list[torch.Tensor | None]:
     """The gradients of attention as functions that can be differentiated again, to any order.
 
@@ -63,10 +63,11 @@ def attention_gradients(
         Those of q, k, v, rel_h and rel_w, None where none is wanted.
     """
     # as views of their own: of a tensor that is given twice, each place has its own gradient
-    inputs = [None if t is None else t.view_as(t) for t in (q, k, v, rel_h, rel_w)]
+    q, k, v = (t.view_as(t) for t in (q, k, v))
+    rel_h, rel_w = (None if t is None else t.view_as(t) for t in (rel_h, rel_w))
+    inputs = (q, k, v, rel_h, rel_w)
     wanted = [t for t in inputs if t is not None and t.requires_grad]
     with torch.autocast(q.device.type, enabled=False):
-        queries, keys, values, *tables = inputs
-        out = attention_weights(queries, keys, *tables, causal, scale) @ values.flatten(2, 3)
+        out = attention_weights(q, k, rel_h, rel_w, causal, scale) @ v.flatten(2, 3)
         found = iter(torch.autograd.grad(out.view_as(v), wanted, grad, create_graph=True))
     return [next(found) if t is not None and t.requires_grad else None for t in inputs]

@@ -25,6 +25,8 @@ IMPORTS = {  # what the rows take for granted, as each tool's own documentation 
     "torchvision's detectors": dict(
         FCOS='torchvision.models.detection:FCOS',
         BackboneWithFPN='torchvision.models.detection.backbone_utils:BackboneWithFPN'),
+    'its features': dict(
+        create_feature_extractor='torchvision.models.feature_extraction:create_feature_extractor'),
     'transformers': dict(AutoModelForImageClassification='transformers:AutoModelForImageClassification'),
     'its pipelines': dict(pipeline='transformers:pipeline'),
     'its detectors': {name: f'transformers:{name}' for name in ('DetrConfig', 'TimmBackboneConfig')},

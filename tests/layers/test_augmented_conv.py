@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 import reference
 from aa_models.layers import AugmentedConv1d, AugmentedConv2d
@@ -78,6 +78,20 @@ def test_dv_0_is_the_plain_convolution():
     assert layer.attn is None and [n for n, _ in layer.named_parameters()] == ['conv.weight', 'conv.bias']
     x = torch.randn(1, 4, 7, 8)
     assert torch.equal(layer(x), layer.conv(x))
+
+
+@pytest.mark.parametrize('axes, kind', [
+    *itertools.product((1, 2), KINDS), (1, dict(causal=True, pos_embed='rel'))], ids=str)
+def test_traced_by_fx(axes, kind):
+    """Alone and in a network; it holds for other sizes, and learns."""
+    layer = (AugmentedConv1d, AugmentedConv2d)[axes - 1](4, 8, 3, 2, dk=4, dv=4, num_heads=2, feat_size=4, **kind)
+    for traced in (fx.symbolic_trace(layer), fx.symbolic_trace(nn.Sequential(nn.Identity(), layer))):
+        for size in ((9, 8), (4, 12)):
+            x = torch.randn(2, 4, *size[:axes])
+            torch.testing.assert_close(traced(x), layer(x))
+        layer.zero_grad()
+        traced(x).sum().backward()
+        assert all(p.grad is not None for p in layer.parameters())
 
 
 @pytest.mark.parametrize('dv', [8, 1.0])

@@ -9,7 +9,9 @@ import torch
 from timm.layers import set_scriptable
 from timm.models import create_feature_extractor, get_graph_node_names, group_parameters
 from timm.optim import create_optimizer_v2
-from torch import nn
+from torch import fx, nn
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torchvision.models import feature_extraction
 
 from aa_models.layers import AttentionArgs
 from daily import daily
@@ -112,6 +114,19 @@ def test_fills_empty_memory(name):
     model.init_weights()
     assert all(t.isfinite().all() for t in [*model.parameters(), *model.buffers()])
     assert model.eval()(images(name, dtype=torch.float64)).isfinite().all()
+
+
+@every_network
+def test_made_and_run_without_data(name):
+    """In FakeTensorMode, as on the meta device."""
+    with FakeTensorMode():
+        model, x = create(name), images(name)
+        y = model(x)
+        y.sum().backward()
+    tensors = [y, *model.parameters(), *model.buffers(), *(p.grad for p in model.parameters())]
+    assert all(isinstance(t, FakeTensor) and t.device.type == 'cpu' for t in tensors) and y.shape == (2, 7)
+    meta = create(name, device='meta')
+    assert {n: t.shape for n, t in model.state_dict().items()} == {n: t.shape for n, t in meta.state_dict().items()}
 
 
 # what it computes
@@ -237,6 +252,20 @@ def test_fx_features(model, x):
     node = [n for n in get_graph_node_names(model)[1] if n.startswith(model.feature_info[-1]['module'])][-1]
     expected = model.forward_intermediates(x, intermediates_only=True)[-1]
     torch.testing.assert_close(create_feature_extractor(model, [node])(x)[node], expected)
+
+
+@every_network
+@torch.no_grad()
+def test_traced_by_fx_without_an_argument(model, x):
+    """By torch, and by torchvision, which traces training and evaluation; it holds for every size."""
+    traced = fx.symbolic_trace(model)
+    last = model.feature_info[-1]['module']
+    extractor = feature_extraction.create_feature_extractor(model, {last: 'map'}).eval()
+    for other in (x, torch.randn(1, 3, 48, 80)):
+        torch.testing.assert_close(traced(other), model(other))
+        torch.testing.assert_close(
+            extractor(other)['map'], model.forward_intermediates(other, intermediates_only=True)[-1])
+    assert dict(traced.named_parameters()).keys() == dict(model.named_parameters()).keys()
 
 
 @slow_but_for_two
