@@ -109,7 +109,10 @@ def blockwise_attention_backward(
     with torch.autocast(q.device.type, enabled=False):
         layout, blocks, dropout = _blocks(q, k, v, rel_h, rel_w, scale, causal, dropout_p, seed)
         values, grad_out = _by_heads(v).transpose(1, 2), _by_heads(grad)
-        short_q, short_k, short_grad = (_by_heads(t, blocks.factor_dtype).transpose(1, 2) for t in (q, k, grad))
+        short = [blocks.q, blocks.k, grad_out]
+        if blocks.factor_dtype != blocks.q.dtype:
+            short = [_by_heads(t, blocks.factor_dtype) for t in (q, k, grad)]
+        short_q, short_k, short_grad = (t.transpose(1, 2) for t in short)
         grad_q, grad_k, grad_v = (blocks.q.new_zeros(t.shape) for t in (short_q, short_k, values))
         grad_table = None if blocks.table is None else torch.zeros_like(blocks.table)
         kept_scale, mask = 1., torch.empty(0)

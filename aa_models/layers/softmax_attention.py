@@ -101,6 +101,13 @@ def choose_backend(device: str) -> str:
     return 'blockwise'
 
 
+def _fitted(table: torch.Tensor | None, size: int, resize: bool = True) -> torch.Tensor | None:
+    """`offset_table`, but for a table that fits as it is: interpolation costs as much as attention on a small map."""
+    if table is None or (table.shape[0] == 2 * size - 1 and not torch.compiler.is_compiling()):
+        return table  # a compiled layer would have to be compiled again for another size
+    return offset_table(table, size, resize)
+
+
 class SoftmaxAttention(GridAttention):
     """Multi-head softmax attention over a map or a sequence, by default with relative positions.
 
@@ -187,8 +194,7 @@ class SoftmaxAttention(GridAttention):
         elif self.fused_attn and not self.is_watched() and not is_transformed(q, k, v, self.rel_h, self.rel_w):
             backend = choose_backend(q.device.type)
             if backend == 'blockwise':
-                rel_h = None if self.rel_h is None else offset_table(self.rel_h, q.shape[2])
-                rel_w = None if self.rel_w is None else offset_table(self.rel_w, q.shape[3], not self.causal)
+                rel_h, rel_w = _fitted(self.rel_h, q.shape[2]), _fitted(self.rel_w, q.shape[3], not self.causal)
                 # a tensor, because a number would have to be known when the layer is compiled
                 seed = torch.randint(2 ** 62, (1,)) if dropout_p > 0 else None
                 return blockwise_attention(q, k, v, rel_h, rel_w, self.scale, self.causal, dropout_p, seed)
