@@ -69,8 +69,8 @@ def attention_gradients(
     inputs: list[Any] = [None if t is None else t.view_as(t) for t in (q, k, v, rel_h, rel_w)]
     wanted = [t for t in inputs if t is not None and t.requires_grad]
     with torch.autocast(q.device.type, enabled=False):
-        queries, keys, values, *tables = inputs
-        weights = attention_weights(queries, keys, *tables, causal, scale)
+        queries, keys, values, table_h, table_w = inputs
+        weights = attention_weights(queries, keys, table_h, table_w, causal, scale)
         out = (weights if factors is None else weights * factors) @ values.flatten(2, 3)
         found = iter(torch.autograd.grad(out.view_as(v), wanted, grad, create_graph=True))
     return [next(found) if t is not None and t.requires_grad else None for t in inputs]
