@@ -20,10 +20,11 @@ from torch.utils._pytree import tree_leaves
 from aa_models.errors import InputError
 from aa_models.layers import AugmentedConv1d, AugmentedConv2d
 
+from .aa_efficientnet import TraceableConv2dSame
 from .create import cfg_of
 
 # Of these very classes: a subclass may change its weights, or its output, on the way
-_CONVS = (nn.Conv1d, nn.Conv2d, Conv2dSame, AugmentedConv1d, AugmentedConv2d)
+_CONVS = (nn.Conv1d, nn.Conv2d, Conv2dSame, TraceableConv2dSame, AugmentedConv1d, AugmentedConv2d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, BatchNormAct2d)
 
 
