@@ -3,13 +3,14 @@ from typing import TYPE_CHECKING, Any
 
 from .cli import end_at_interrupts, is_command_line
 
-__all__ = ['attention_maps', 'augment']
+__all__ = ['attention_maps', 'augment', 'fold_batch_norms']
 __version__ = '0.1.0'
 
 if TYPE_CHECKING or not is_command_line():
     from . import models
     from .analysis.maps import attention_maps
     from .augmentation.conversion import augment
+    from .models.folding import fold_batch_norms
 else:
     end_at_interrupts()
 
@@ -21,4 +22,5 @@ else:
         from . import models
         from .analysis.maps import attention_maps
         from .augmentation.conversion import augment
-        return {'attention_maps': attention_maps, 'augment': augment}[name]
+        from .models.folding import fold_batch_norms
+        return {'attention_maps': attention_maps, 'augment': augment, 'fold_batch_norms': fold_batch_norms}[name]

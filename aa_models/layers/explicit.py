@@ -2,6 +2,8 @@
 
 Attention Augmented Convolutional Networks (arXiv 1904.09925), section 3.1.
 """
+from typing import Any
+
 import torch
 
 from .position import rel_logits_h, rel_logits_w
@@ -50,13 +52,14 @@ def attention_weights(
 
 def attention_gradients(
         grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rel_h: torch.Tensor | None,
-        rel_w: torch.Tensor | None, *, scale: float, causal: bool,
+        rel_w: torch.Tensor | None, *, scale: float, causal: bool, factors: torch.Tensor | None = None,
 ) -> list[torch.Tensor | None]:
     """The gradients of attention as functions that can be differentiated again, to any order.
 
     Args:
         grad: Of the output (B, num_heads, H, W, dim_v).
         v: Values (B, num_heads, H, W, dim_v).
+        factors: Of dropout, (B, num_heads, H * W, H * W), which the weights are multiplied by.
     The others are as for `attention_weights`.
 
     Returns:
@@ -68,6 +71,7 @@ def attention_gradients(
     inputs = (q, k, v, rel_h, rel_w)
     wanted = [t for t in inputs if t is not None and t.requires_grad]
     with torch.autocast(q.device.type, enabled=False):
-        out = attention_weights(q, k, rel_h, rel_w, causal, scale) @ v.flatten(2, 3)
+        weights = attention_weights(q, k, rel_h, rel_w, causal, scale)
+        out = (weights if factors is None else weights * factors) @ v.flatten(2, 3)
         found = iter(torch.autograd.grad(out.view_as(v), wanted, grad, create_graph=True))
     return [next(found) if t is not None and t.requires_grad else None for t in inputs]

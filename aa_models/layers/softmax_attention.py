@@ -77,12 +77,11 @@ def fused_attention(
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=causal, scale=scale)[..., :dim_v]
 
 
-def choose_backend(device: str, dropout_p: float) -> str:
+def choose_backend(device: str) -> str:
     """Choose among implementations of equal results.
 
     Args:
         device: Type of the device, e.g. `'cpu'`.
-        dropout_p: Dropout probability of the weights.
 
     Returns:
         `'folded'`: one fused call on lengthened q and k.
@@ -96,12 +95,17 @@ def choose_backend(device: str, dropout_p: float) -> str:
         # as H + W are added) by the memory-efficient kernel, which has none. The operator's loop over blocks is written
         # for the caches of a CPU and was never run elsewhere.
         return 'folded'
-    if dropout_p > 0:
-        return 'explicit'  # blocks would have to draw the same numbers again in the backward pass
     # At every map size and dtype: the folded product is H + W longer, and values are padded to its length (2 to 4 times
     # the time at 16×16 and beyond); bfloat16's fused backward is slow on small maps (3 to 6 times); explicit weights
     # are as fast up to 14×14, but then limited by memory (2 to 5 times). `aa-models benchmark attention` measures it.
     return 'blockwise'
+
+
+def _fitted(table: torch.Tensor | None, size: int, resize: bool = True) -> torch.Tensor | None:
+    """`offset_table`, but for a table that fits as it is: interpolation costs as much as attention on a small map."""
+    if table is None or (table.shape[0] == 2 * size - 1 and not torch.compiler.is_compiling()):
+        return table  # a compiled layer would have to be compiled again for another size
+    return offset_table(table, size, resize)
 
 
 class SoftmaxAttention(GridAttention):
@@ -188,11 +192,12 @@ class SoftmaxAttention(GridAttention):
         if torch.jit.is_scripting():
             backend = 'folded' if self.fused_attn else 'explicit'  # a script, too, runs without this package
         elif self.fused_attn and not self.is_watched() and not is_transformed(q, k, v, self.rel_h, self.rel_w):
-            backend = choose_backend(q.device.type, dropout_p)
+            backend = choose_backend(q.device.type)
             if backend == 'blockwise':
-                rel_h = None if self.rel_h is None else offset_table(self.rel_h, q.shape[2])
-                rel_w = None if self.rel_w is None else offset_table(self.rel_w, q.shape[3], not self.causal)
-                return blockwise_attention(q, k, v, rel_h, rel_w, self.scale, self.causal)
+                rel_h, rel_w = _fitted(self.rel_h, q.shape[2]), _fitted(self.rel_w, q.shape[3], not self.causal)
+                # a tensor, because a number would have to be known when the layer is compiled
+                seed = torch.randint(2 ** 62, (1,)) if dropout_p > 0 else None
+                return blockwise_attention(q, k, v, rel_h, rel_w, self.scale, self.causal, dropout_p, seed)
         else:
             backend = 'explicit'
         H, W = v.shape[2], v.shape[3]
