@@ -2,7 +2,6 @@
 
 Attention Augmented Convolutional Networks (arXiv 1904.09925), section 3.1.
 """
-from typing import Any
 
 import torch
 
