@@ -50,9 +50,9 @@ class TraceableConv2dSame(Conv2dSame):
         if not torch.jit.is_scripting():  # noqa: SIM102, TorchScript would compile the rest of one condition
             if isinstance(x, fx.Proxy):
                 return as_one_node(self, x)
-        return conv2d_same(
+        return conv2d_same(  # torch types these for any number of axes, and TorchScript takes nothing after an ignore
             x, self.weight, self.bias,
-            self.stride, self.padding, self.dilation,  # type: ignore[arg-type]  # torch types them for any axes
+            self.stride, self.padding, self.dilation,  # type: ignore[arg-type]
             self.groups)
 
 
