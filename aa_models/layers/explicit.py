@@ -41,7 +41,7 @@ def attention_weights(
     if rel_h is not None:
         logits = logits + rel_logits_h(q, rel_h.to(q.dtype)).unsqueeze(-1)
     if rel_w is not None:
-        logits = logits + rel_logits_w(q, rel_w.to(q.dtype), not causal).unsqueeze(-2)
+        logits = logits + rel_logits_w(q, rel_w.to(q.dtype), not causal, sequence=rel_h is None).unsqueeze(-2)
     logits = logits.flatten(4, 5).flatten(2, 3)
     if causal:
         position = torch.arange(H * W, device=q.device)

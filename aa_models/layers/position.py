@@ -45,25 +45,14 @@ def offset_table(table: torch.Tensor, size: int, resize: bool = True) -> torch.T
     return table[offset.clamp(-furthest, furthest) + furthest]
 
 
-def _rel_logits(q: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Logits of the queries along an axis against every position of it.
-
-    Memory holds the logits against all offsets and two views of them. The embedding of each pair of positions would be
-    `dim` times as large as a sequence's own logits.
-
-    Args:
-        q: (B, num_heads, M, L, dim), L being the length of the axis.
-        table: (2 * L - 1, dim), one row for each offset.
+def rel_offsets(table: torch.Tensor, size: int, resize: bool = True) -> torch.Tensor:
+    """Look up the embedding of the offset j - i between any two positions of an axis; arguments as in `offset_table`.
 
     Returns:
-        (B, num_heads, M, L, L), the last axis being the key's position.
+        (size, size, dim), entry [i, j] for the query at i and the key at j.
     """
-    length = q.shape[3]
-    by_offset = q @ F.pad(table, [0, 0, 0, 1]).t()  # (B, num_heads, M, L, 2 * L)
-    # Query i meets key j at the offset j - i, which is column j - i + L - 1 of row i: read without a break, each row
-    # but one number short, that is a matrix whose row i begins with j = 0.
-    flat = by_offset.flatten(3).narrow(3, length - 1, length * (2 * length - 1))
-    return flat.unflatten(3, [length, 2 * length - 1])[..., :length]
+    position = torch.arange(size, device=table.device)
+    return offset_table(table, size, resize)[position.unsqueeze(0) - position.unsqueeze(1) + (size - 1)]
 
 
 def rel_logits_h(q: torch.Tensor, rel_h: torch.Tensor) -> torch.Tensor:
@@ -76,16 +65,26 @@ def rel_logits_h(q: torch.Tensor, rel_h: torch.Tensor) -> torch.Tensor:
     Returns:
         (B, num_heads, H, W, H), the last axis being the key's row.
     """
-    return _rel_logits(q.transpose(2, 3), offset_table(rel_h, q.shape[2])).transpose(2, 3)
+    return torch.einsum('bnhwd,hjd->bnhwj', q, rel_offsets(rel_h, q.shape[2]))
 
 
-def rel_logits_w(q: torch.Tensor, rel_w: torch.Tensor, resize: bool = True) -> torch.Tensor:
+def rel_logits_w(
+        q: torch.Tensor, rel_w: torch.Tensor, resize: bool = True, sequence: bool = False) -> torch.Tensor:
     """Logits of every query against every column, as `rel_logits_h` those of the rows: (B, num_heads, H, W, W).
 
     Args:
         resize: As for `offset_table`.
+        sequence: There is one row. The embedding of each pair would take `dim` times the memory of the logits, so these
+            are read off the logits against all offsets, twice as many.
     """
-    return _rel_logits(q, offset_table(rel_w, q.shape[3], resize))
+    length = q.shape[3]
+    if not sequence:
+        return torch.einsum('bnhwd,wjd->bnhwj', q, rel_offsets(rel_w, length, resize))
+    by_offset = q @ F.pad(offset_table(rel_w, length, resize), [0, 0, 0, 1]).t()  # (B, num_heads, 1, L, 2 * L)
+    # Query i meets key j at the offset j - i, which is column j - i + L - 1 of row i: read without a break, each row
+    # but one number short, that is a matrix whose row i begins with j = 0.
+    flat = by_offset.flatten(3).narrow(3, length - 1, length * (2 * length - 1))
+    return flat.unflatten(3, [length, 2 * length - 1])[..., :length]
 
 
 def _waves(length: int, channels: int, like: torch.Tensor) -> torch.Tensor:

@@ -47,7 +47,7 @@ def fold_rel_pos(
         row = torch.arange(H, device=k.device)
         keys.append((row.unsqueeze(1) == row).to(k.dtype).mul(one).view(1, 1, H, 1, H).expand(B, num_heads, H, W, H))
     if rel_w is not None:
-        queries.append(rel_logits_w(q, rel_w / one, not causal))
+        queries.append(rel_logits_w(q, rel_w / one, not causal, sequence=rel_h is None))
         column = torch.arange(W, device=k.device)
         keys.append((column.unsqueeze(1) == column).to(k.dtype).mul(one).expand(B, num_heads, H, W, W))
     return torch.cat(queries, dim=-1).flatten(2, 3), torch.cat(keys, dim=-1).flatten(2, 3)

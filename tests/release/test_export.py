@@ -143,7 +143,7 @@ def test_no_room_for_the_file(format, checkpoint, tmp_path):
 @pytest.mark.parametrize('words', [['--batch-size', '10000000'], ['--img-size', '3000000', '3000000']])
 def test_more_than_the_memory(words, checkpoint, tmp_path, capsys):
     err = refused(capsys, 'export', f'local-dir:{checkpoint}', '--format', 'onnx', *words)
-    assert 'would take at least' in err and 'AA_MODELS_MAX_GB' in err and not list(tmp_path.iterdir())
+    assert 'would take' in err and 'AA_MODELS_MAX_GB' in err and not list(tmp_path.iterdir())
 
 
 def test_nothing_half_written_is_left(tmp_path, monkeypatch):
