@@ -49,8 +49,10 @@ class CachedLoader:
         self.sizes = training_sizes(recipe, config['input_size'])
         self.size: Size = config['input_size']
         self.images, self.labels = _read(dataset, recipe.workers, config['input_size'][0], device)
-        if recipe.crop_padding >= min(self.images.shape[1:3]):
-            height, width = self.images.shape[1:3]
+        height, width = self.images.shape[1:3]
+        if not recipe.crop_padding and height != width:  # the ordinary loader crops these before it resizes them
+            raise InputError(f'device_cache without crop_padding needs square pictures, not of {width} × {height} px')
+        if recipe.crop_padding >= min(height, width):
             raise InputError(
                 f'crop_padding = {recipe.crop_padding} needs pictures larger than that, not {(width, height)}')
         self.mean, self.std = (

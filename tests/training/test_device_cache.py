@@ -76,16 +76,19 @@ def test_pictures_are_shifted_and_flipped_as_by_the_ordinary_loader(data):
 
 
 def test_resized_as_by_the_ordinary_loader(data):
-    values = dict(crop_padding=0, hflip=0.0, batch_size=24, train_img_size={0: 9, 1: 27})
+    values = dict(crop_padding=1, hflip=0.0, batch_size=24, train_img_size={0: 9, 1: 27})
     cached, ordinary = (
         make_loader(open_dataset('', str(data), 'train'), **values, device_cache=cache) for cache in (True, False))
     for epoch, size in enumerate((9, 27)):
         cached.set_epoch(epoch)
         ordinary.dataset.transform.set_epoch(epoch)
-        expected = np.stack([np.asarray(picture).transpose(1, 2, 0) for picture, _ in ordinary.dataset]).astype(int)
-        found = pixels(cached._changed(torch.arange(24)))
+        with mock.patch('random.randint', return_value=-1):
+            expected = np.stack([np.asarray(ordinary.dataset[i][0]).transpose(1, 2, 0) for i in range(24)]).astype(int)
+        with mock.patch('torch.randint', lambda low, high, size: torch.full(size, -1)):
+            found = pixels(cached._changed(torch.arange(24)))
         assert found.shape == (24, size, size, 3)
-        assert np.abs(found - expected).max() <= 2  # of 255: the two libraries round in other places
+        off = np.abs(found - expected)  # of 255: the libraries round, and cut off what is below 0, in other places
+        assert (off <= 2).mean() > 0.99 and off.max() < 16
 
 
 def test_a_run_goes_on_exactly(tmp_path, data):
@@ -104,6 +107,7 @@ def test_a_run_goes_on_exactly(tmp_path, data):
     (dict(re_prob=0.2), 're_prob = 0.2: possible is 0'),
     (dict(crop_padding=0, scale=[0.5, 1.0]), 'device_cache crops by crop_padding only'),
     (dict(input_size=[3, 16, 24], img_size=None, crop_padding=0), 'device_cache needs a square input'),
+    (dict(crop_padding=0), 'without crop_padding needs square pictures, not of 20 × 18 px'),
     (dict(interpolation='lanczos'), "not 'lanczos'"),
     (dict(crop_padding=18), r'crop_padding = 18 needs pictures larger than that, not \(20, 18\)'),
     (dict(batch_size=64), '24 training images do not fill one batch'),
