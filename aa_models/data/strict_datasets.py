@@ -49,7 +49,8 @@ def leave_out_broken(dataset: Any) -> list[str]:
 def _broken_of_table(dataset: Any) -> tuple[list[str], int]:
     """Of a dataset with random access: what is wrong with each broken picture, and the number of all."""
     owner = getattr(dataset, 'reader', dataset)
-    samples, table = getattr(owner, 'samples', None), getattr(owner, 'dataset', None)
+    samples: Any = getattr(owner, 'samples', None)
+    table: Any = getattr(owner, 'dataset', None)
     is_folder = isinstance(samples, list) and bool(samples) and isinstance(samples[0][0], (str, Path))
     if not is_folder and not (isinstance(dataset, StrictImages) and hasattr(table, 'select')):
         raise InputError(

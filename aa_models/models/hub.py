@@ -47,7 +47,8 @@ def check_repository_reached(
     Raises:
         HubError: They are not in the cache, and nobody answers.
     """
-    files, kept = _WEIGHTS_FILES, try_to_load_from_cache(repository, config, cache_dir, revision)
+    files: tuple[str, ...] = _WEIGHTS_FILES
+    kept = try_to_load_from_cache(repository, config, cache_dir, revision)
     if isinstance(kept, str):
         with contextlib.suppress(InputError):  # which is said where the config is read
             cfg = parsed_json(Path(kept)).get('pretrained_cfg')
