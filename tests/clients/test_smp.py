@@ -27,9 +27,9 @@ def test_encoder(stride):
 def test_networks_learn(architecture, options):
     torch.manual_seed(0)
     make = getattr(smp, architecture)
-    model = make('tu-aa_resnet18', encoder_weights=True, classes=2, **options).eval()  # without dropout
-    x, masks = torch.randn(2, 3, 64, 64), torch.randint(2, (2, 64, 64))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model = make('tu-aa_resnet18', encoder_weights=True, classes=2, **options).eval().double()  # without dropout, exact
+    x, masks = torch.randn(2, 3, 64, 64, dtype=torch.float64), torch.randint(2, (2, 64, 64))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     losses = []
     for _ in range(2):
         logits = model(x)
