@@ -16,7 +16,7 @@ from aa_models.data.pictures import find_pictures, read_picture
 from repository import TESTS
 
 FOLDER = TESTS / 'golden'
-PICTURES = {'cifar100': TESTS / 'pictures', 'tiny_in': TESTS / 'photographs', 'in1k': TESTS / 'photographs'}
+PICTURES = {'cifar100': TESTS / 'pictures', 'muon_cifar100': TESTS / 'pictures', 'tiny_in': TESTS / 'photographs', 'in1k': TESTS / 'photographs'}
 
 
 @torch.inference_mode()

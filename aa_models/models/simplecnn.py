@@ -68,19 +68,23 @@ def _create_simplecnn(variant: str, pretrained: bool = False, **kwargs: Any) -> 
         feature_cfg=dict(out_indices=(0, 1, 2), flatten_sequential=True), **kwargs)
 
 
-def _cifar100(name: str, sha256: str, **kwargs: Any) -> dict[str, Any]:
-    return cifar_cfg(
-        first_conv='stem.conv', label_names=CIFAR100_LABELS, **weights_cfg(f'{name}.cifar100', sha256), **kwargs)
+def _cifar100(name_tag: str, sha256: str, **kwargs: Any) -> dict[str, Any]:
+    return cifar_cfg(first_conv='stem.conv', label_names=CIFAR100_LABELS, **weights_cfg(name_tag, sha256), **kwargs)
 
+
+_PAPERS = {'': {}, 'aa_': dict(paper_ids='arXiv:1904.09925'), 'laa_': dict(paper_ids='arXiv:1812.01243')}
+_SHA256 = {  # of each network the default tag first
+    'simplecnn.muon_cifar100': '3f1cfb5f15d44cb9dcf906d38f508fafd9802253c978806da69d2ef4a9c04284',
+    'simplecnn.cifar100': '1b8b2696166ffc0de2cde2ce3c2e4c8763b274946d7c9d10e7d4d71e68ae4bde',
+    'aa_simplecnn.muon_cifar100': 'af056b320c386bc43632c022b833678b5e443182e1fa356bb89579b30156e78e',
+    'aa_simplecnn.cifar100': '36a42da3a64942cf4328d6e1fc0ff362fbf0aea7bf122619d6320c824acab1c8',
+    'laa_simplecnn.muon_cifar100': '666b0427fec862f23ac591fe24874b0450cc02e20241c391c27571cf04d3e83a',
+    'laa_simplecnn.cifar100': 'd8269cd43713f187a98db133d0aab772e0e6eafdd29d191c4d9fb4599745cb38',
+}
 
 default_cfgs = generate_default_cfgs({
-    'simplecnn.cifar100': _cifar100('simplecnn', '1b8b2696166ffc0de2cde2ce3c2e4c8763b274946d7c9d10e7d4d71e68ae4bde'),
-    'aa_simplecnn.cifar100': _cifar100(
-        'aa_simplecnn', '36a42da3a64942cf4328d6e1fc0ff362fbf0aea7bf122619d6320c824acab1c8',
-        paper_ids='arXiv:1904.09925'),
-    'laa_simplecnn.cifar100': _cifar100(
-        'laa_simplecnn', 'd8269cd43713f187a98db133d0aab772e0e6eafdd29d191c4d9fb4599745cb38',
-        paper_ids='arXiv:1812.01243'),
+    name_tag: _cifar100(name_tag, sha256, **_PAPERS[name_tag.partition('simplecnn')[0]])
+    for name_tag, sha256 in _SHA256.items()
 })
 
 # half of the 128 channels, in ints: a share would raise the keys to 20 a head
