@@ -62,6 +62,8 @@ def test_other_classes_features_and_back(tmp_path):
     assert torch.equal(other.timm_model.forward_features(x), own.forward_features(x))
     features = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()(x)
     assert torch.equal(features.last_hidden_state, own.forward_features(x))
+    with pytest.raises(RuntimeError, match='ignore_mismatched_sizes'):  # tables of another size are not interpolated
+        loaded(folder, model_args=dict(img_size=[40, 40]))
     loaded(folder).save_pretrained(tmp_path)
     assert torch.equal(timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()(x), own(x))
 
