@@ -16,7 +16,9 @@ from aa_models.data.pictures import find_pictures, read_picture
 from repository import TESTS
 
 FOLDER = TESTS / 'golden'
-PICTURES = {'cifar100': TESTS / 'pictures', 'muon_cifar100': TESTS / 'pictures', 'tiny_in': TESTS / 'photographs', 'in1k': TESTS / 'photographs'}
+PICTURES = {
+    **dict.fromkeys(('cifar100', 'muon_cifar100'), TESTS / 'pictures'),
+    **dict.fromkeys(('tiny_in', 'in1k'), TESTS / 'photographs')}
 
 
 @torch.inference_mode()
