@@ -99,7 +99,7 @@ def test_base_of_this_package(tmp_path):
     model = timm.create_model('aa_simplecnn', channels=(8, 8, 16, 16, 16), num_classes=5, img_size=16, **ARGS)
     aa_models.augment(model, where='stages.1.0.conv', **ARGS)
     name, config = saved(model, tmp_path)
-    assert config['model_args']['base'] == 'aa_simplecnn.cifar100' and list(config['model_args']['where']) == [
+    assert config['model_args']['base'] == 'aa_simplecnn.muon_cifar100' and list(config['model_args']['where']) == [
         'stages.1.0.conv']
     assert_same(model, timm.create_model(name, pretrained=True), 16)
 

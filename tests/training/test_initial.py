@@ -53,7 +53,7 @@ def test_a_run_starts_there_and_goes_on(tmp_path, data, first, caplog):
         output = run_training(
             tmp_path / 'same', data, '--initial-checkpoint', first, '--tag', 'noise', epochs=1, lr=1e-12,
             freeze_bn=True)
-    assert f'parameters, from the weights in {first}' in caplog.text
+    assert f', from the weights in {first}' in caplog.text
     stored = load_file(first / 'aa_simplecnn.noise' / 'model.safetensors')
     torch.testing.assert_close(load_file(output / 'aa_simplecnn.noise' / 'model.safetensors'), stored)
     assert log_of(output)[0]['eval_top1'] == log_of(first)[0]['eval_top1']
@@ -91,7 +91,7 @@ def test_a_run_that_widens(tmp_path, data, first, caplog):
         output = run_training(
             tmp_path / 'wide', data, '--initial-checkpoint', first, '--widen', epochs=1, lr=1e-12, freeze_bn=True,
             model_kwargs=WIDE)
-    assert f'parameters, widened from the weights in {first}' in caplog.text
+    assert f', widened from the weights in {first}' in caplog.text
     (now,), (before,) = log_of(output), log_of(first)
     assert now['eval_top1'] == before['eval_top1']
     assert float(now['eval_loss']) == pytest.approx(float(before['eval_loss']), abs=1e-4)

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from aa_models.errors import WorkError
 from aa_models.release import folder as export
+from aa_models.release import saving
 from aa_models.training import checkpoints, loop
 from aa_models.training import run as train
 from command import run_command
@@ -67,7 +68,7 @@ def half_weights(model, folder, *args, **kwargs):
     (train, 'update_summary', half_line, 0, 0),
     (train, 'update_summary', half_line, 1, 1),
     (train.checkpoints, 'write_facts', no_room, 0, 0),
-    (export, 'save_for_hf', half_weights, 0, 2),
+    (saving, 'save_for_hf', half_weights, 0, 2),
 ])
 def test_disk_full(tmp_path, data, unbroken, monkeypatch, capsys, owner, name, failing, calls, epochs):
     output = tmp_path / 'out'
