@@ -10,7 +10,7 @@ import pytest
 import timm.utils.checkpoint_saver
 import torch
 
-from aa_models.release import folder as export
+from aa_models.release import saving
 from aa_models.training import checkpoints, loop, run
 from interruptions import after, lose_epochs, save_half, start_process
 from training_runs import assert_goes_on, assert_same_run, log_of, make_pictures, run_training
@@ -45,7 +45,7 @@ DEATHS = {
     'in naming': lambda: (os, 'replace', die_naming_last),
     'in trimming the log': lambda: (checkpoints, 'trim_log', die),
     'in linking': lambda: (os, 'link', after(1, os.link, die)),
-    'in exporting': lambda: (export, 'save_for_hf', die),
+    'in exporting': lambda: (saving, 'save_for_hf', die),
 }
 SAVE = timm.utils.CheckpointSaver.save_checkpoint
 
