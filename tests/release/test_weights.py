@@ -89,6 +89,17 @@ def test_tables_of_readme(title, tag, model, seeds):
     assert f'{figure} %' in rows_of(README, title)[model]
 
 
+@pytest.mark.parametrize('model', ['simplecnn', 'aa_simplecnn', 'laa_simplecnn'])
+def test_table_of_late_attention(model):
+    """Its figures are those of the files; the epochs are those of the plain net before and of the run after it."""
+    name_tag = f'{model}.muon_cifar100'
+    epochs, _, *figures = rows_of(README, 'CIFAR-100')[name_tag]
+    assert figures == [f'{float(measured(name_tag)[column]):.2f} %' for column in ('top1', 'top5')]
+    first, last = (read_log(WEIGHTS / path) for path in ('logs-muon_cifar100/plain8.csv', f'{name_tag}/log.csv'))
+    assert epochs == f'{len(first) + len(last)}, {0 if model == "simplecnn" else len(last)}'
+    assert f'({float(first[-1]["eval_top1"]):.2f} %)' in README
+
+
 @pytest.mark.parametrize('task, words', [('cifar100', 'a tenth of its pictures'), ('shapes', 'eight drawn figures')])
 def test_gains_of_fine_tuning_in_readme(task, words):
     runs = [read_log(WEIGHTS / 'logs-finetune' / f'{task}_{start}.csv') for start in ('pretrained', 'scratch')]
