@@ -1,7 +1,8 @@
 """Exact softmax attention with relative positions, a block of queries at a time.
 
 Attention Augmented Convolutional Networks (arXiv 1904.09925), section 3.1. The backward pass makes the logits of each
-block again. Everything is computed in float32 (float64 for float64 inputs), whatever the inputs are.
+block again. Sums are in float32 (float64 for float64 inputs), whatever the inputs are; factors of bfloat16 layers are
+rounded to it where the CPU has instructions for that.
 
 Tracers would unroll the Python loop over the blocks; registered with `torch.library` it is one operator to them.
 """
