@@ -15,19 +15,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
 from aa_models.errors import InputError, InputTypeError
 
 from .channel_paths import follow_channels, trace_calls
 from .imitation import imitate
-from .ridge import Moments, ridge_regression
+from .passes import Passes
+from .patches import can_read_patches, input_patches, output_pixels
+from .ridge import Moments, add_gram, ridge_regression
 
 _logger = logging.getLogger(__name__)
 
 LEAST = 16  # images
-_SAMPLES = 10  # positions of the map for each weight of an output channel, at most
 
 
 Images = torch.Tensor | Iterable[torch.Tensor | Sequence[torch.Tensor]]
@@ -39,10 +39,6 @@ class Calibrated(NamedTuple):
     fitted: str  # its attention, or the convolution that reads it
     before: float
     after: float
-
-
-class _Reached(Exception):
-    """A forward pass came to the module that was waited for."""
 
 
 def read_images(images: Images, in_chans: int) -> list[torch.Tensor]:
@@ -84,21 +80,27 @@ def calibrate_layers(
     Yields:
         A row for each fit, at most two for a layer.
     """
-    calls = trace_calls(model)
     modes = [(module, module.training) for net in (plain, model) for module in net.modules()]
     plain.eval()
     model.eval()
+    like = next(model.parameters())
+    batches = [batch.to(like.device, like.dtype) for batch in batches]
     try:
-        readers = {layer: reader for layer in layers if (reader := _reader(model, layer, calls))}
-        outputs = _outputs(plain, set(readers.values()), batches)
-        for layer, filters in layers.items():
-            if filters is not None and _can_unfold(model.get_submodule(layer)):
-                yield _fit_attention(model, layer, follow_channels(model, layer, calls).norm, filters, batches)
-            if reader := readers.get(layer):
-                norm = follow_channels(model, reader, calls).norm
-                yield _fit_reader(model, layer, reader, norm, batches, outputs[reader])
-            elif filters is None:
+        calls = trace_calls(model)
+        passes = Passes(model, batches, calls)
+        imitators = {name: filters for name, filters in layers.items()
+                     if filters is not None and can_read_patches(model.get_submodule(name))}
+        readers = {reader: layer for layer in layers if (reader := _reader(model, layer, calls))}
+        for layer in layers:
+            if layer not in imitators and layer not in readers.values():
                 _logger.warning('%s is not calibrated: no plain convolution is known to be alone in reading it', layer)
+        outputs = _outputs(plain, readers, batches)
+        for name in sorted([*imitators, *readers], key=passes.place):
+            norm, inputs = follow_channels(model, name, calls).norm, passes.inputs(name)
+            if name in readers:
+                yield _fit_reader(model, readers[name], name, norm, inputs, outputs[name])
+            else:
+                yield _fit_attention(model, name, norm, inputs, imitators[name], sum(map(len, batches)))
     finally:
         for module, training in modes:
             module.training = training
@@ -107,26 +109,21 @@ def calibrate_layers(
 def _reader(model: nn.Module, layer: str, calls: Mapping[str, list[fx.Node]] | None) -> str | None:
     """The name of the convolution that can make good what a layer misses, None where there is none."""
     reader = follow_channels(model, layer, calls).reader
-    if reader and type(conv := model.get_submodule(reader)) is nn.Conv2d and _can_unfold(conv):
+    if reader and type(conv := model.get_submodule(reader)) is nn.Conv2d and can_read_patches(conv):
         return reader
     return None
 
 
-def _can_unfold(conv: nn.Module) -> bool:
-    """Whether a convolution's inputs are laid out by `unfold`: it pads with as many zeros on either side, or not."""
-    return not isinstance(conv.padding, str) and getattr(conv, 'padding_mode', 'zeros') == 'zeros'
-
-
 def _fit_attention(
-        model: nn.Module, layer: str, norm: str | None, filters: torch.Tensor, batches: Sequence[torch.Tensor],
+        model: nn.Module, layer: str, norm: str | None, inputs: Iterable[torch.Tensor], filters: torch.Tensor,
+        images: int,
 ) -> Calibrated:
     """Have a layer's attention imitate the lost filters as well as it can on the inputs that it gets."""
     conv, target = cast(Any, model.get_submodule(layer)), filters.double().flatten(1)
     gram, total, count = target.new_zeros(target.shape[1], target.shape[1]), torch.zeros_like(target[0]), 0
-    for batch in batches:
-        x = _seen(model, layer, batch.to(filters.device, filters.dtype))
-        x = _patches(x, conv, batches).flatten(0, 1).double()
-        gram += x.T @ x
+    for x in inputs:
+        x = input_patches(x, conv, images).flatten(0, 1).double()
+        add_gram(gram, x)
         total += x.sum(0)
         count += len(x)
     mean = total / count
@@ -152,18 +149,14 @@ def _outputs(
 ) -> dict[str, list[torch.Tensor]]:
     """What the readers give in the plain network, batch by batch, (B, pixels, C) of the pixels that are looked at."""
     found: dict[str, list[torch.Tensor]] = {name: [] for name in readers}
-
-    def keep(conv: nn.Module, name: str, y: torch.Tensor) -> None:
-        y = y.flatten(2).movedim(1, -1)
-        found[name].append(y[:, _places(y.shape[1], cast(nn.Conv2d, conv), batches).to(y.device)])
-
+    images = sum(map(len, batches))
     hooks = [
-        plain.get_submodule(name).register_forward_hook(lambda conv, inputs, y, name=name: keep(conv, name, y))
-        for name in found]
+        plain.get_submodule(name).register_forward_hook(
+            lambda conv, inputs, y, into=into: into.append(output_pixels(y, conv, images)))
+        for name, into in found.items()]
     try:
-        like = next(plain.parameters())
         for batch in batches if found else ():
-            plain(batch.to(like.device, like.dtype))
+            plain(batch)
     finally:
         for hook in hooks:
             hook.remove()
@@ -171,25 +164,25 @@ def _outputs(
 
 
 def _fit_reader(
-        model: nn.Module, layer: str, reader: str, norm: str | None, batches: Sequence[torch.Tensor],
+        model: nn.Module, layer: str, reader: str, norm: str | None, inputs: Iterable[torch.Tensor],
         outputs: Sequence[torch.Tensor],
 ) -> Calibrated:
     """Solve for the reader's weights, and for a constant where a bias or the batch norm behind it can take one."""
     conv = cast(nn.Conv2d, model.get_submodule(reader))
     mean = cast(torch.Tensor | None, getattr(model.get_submodule(norm), 'running_mean', None)) if norm else None
-    old, inputs = conv.weight.flatten(1).double().T, conv.weight[0].numel()  # (inputs, outputs)
+    old, weights = conv.weight.flatten(1).double().T, conv.weight[0].numel()  # (inputs, outputs)
     if conv.bias is not None or mean is not None:
         old = torch.cat([old, torch.zeros_like(old[:1]) if conv.bias is None else conv.bias.double().unsqueeze(0)])
-    halves, seen = (Moments(old), Moments(old)), 0
-    for batch, y in zip(batches, outputs):
-        x = _patches(_seen(model, reader, batch.to(conv.weight.device, conv.weight.dtype)), conv, batches)
+    halves, seen, images = (Moments(old), Moments(old)), 0, sum(map(len, outputs))
+    for x, y in zip(inputs, outputs):
+        x = input_patches(x, conv, images)
         for parity, half in enumerate(halves):  # by images: pixels of one are too much alike to test each other
             inside, outside = (t[(seen + parity) % 2::2].flatten(0, 1).double() for t in (x, y))
-            half.add(torch.cat([inside, inside.new_ones(len(inside), len(old) - inputs)], 1), outside)
-        seen += len(batch)
+            half.add(torch.cat([inside, inside.new_ones(len(inside), len(old) - weights)], 1), outside)
+        seen += len(x)
     total = halves[0] + halves[1]
-    new = ridge_regression(*halves, old, inputs)
-    conv.weight.copy_(new[:inputs].T.reshape(conv.weight.shape))
+    new = ridge_regression(*halves, old, weights)
+    conv.weight.copy_(new[:weights].T.reshape(conv.weight.shape))
     if conv.bias is not None:
         conv.bias.copy_(new[-1])
     elif mean is not None:
@@ -197,35 +190,3 @@ def _fit_reader(
     row = Calibrated(layer, reader, total.error(old), total.error(new))
     _logger.info('%s: the output of %s is off by %.3f of its spread, calibrated by %.3f', *row)
     return row
-
-
-def _patches(x: torch.Tensor, conv: nn.Module, batches: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The inputs (B, pixels, I) of some output pixels of a convolution, the same of every map."""
-    like = cast(nn.Conv2d, conv)
-    x = F.unfold(x, like.kernel_size, like.dilation, cast(Any, like.padding), like.stride).movedim(1, -1)
-    return x[:, _places(x.shape[1], like, batches).to(x.device)]
-
-
-def _places(pixels: int, conv: nn.Conv2d, batches: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Which of the pixels of a convolution's output map are looked at."""
-    inputs = conv.in_channels * math.prod(conv.kernel_size)
-    most = -(-_SAMPLES * inputs // sum(map(len, batches)))
-    return torch.randperm(pixels, generator=torch.Generator().manual_seed(0))[:most]
-
-
-def _seen(net: nn.Module, name: str, batch: torch.Tensor) -> torch.Tensor:
-    """The input of a module; neither it nor what comes after it is run."""
-    found: list[torch.Tensor] = []
-
-    def stop(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        found.append(inputs[0])
-        raise _Reached
-
-    handle = net.get_submodule(name).register_forward_pre_hook(stop)
-    try:
-        net(batch)
-    except _Reached:
-        pass
-    finally:
-        handle.remove()
-    return found[0]

@@ -3,7 +3,17 @@ import math
 
 import torch
 
+_BLOCK = 512  # rows
 _RIDGES = (1e-12, 1e-7, 1e-5, 1e-3, 1e-2, 1e-1, 1., 1e1, 1e2)  # of the inputs' mean square
+
+
+def add_gram(gram: torch.Tensor, x: torch.Tensor) -> None:
+    """Add xᵀx of samples x (N, inputs) to a symmetric matrix, its halves computed once."""
+    for start in range(0, len(gram), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        block = x[:, part].T @ x[:, start:]
+        gram[part, start:] += block
+        gram[start + _BLOCK:, part] += block[:, _BLOCK:].T
 
 
 class Moments:
@@ -16,7 +26,7 @@ class Moments:
 
     def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Count samples x (N, inputs) and the outputs y (N, outputs) that they should give."""
-        self.gram.addmm_(x.T, x)
+        add_gram(self.gram, x)
         self.cross.addmm_(x.T, y)
         self.squares += y.square().sum(0)
         self.sums += y.sum(0)

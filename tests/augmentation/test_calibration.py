@@ -71,6 +71,19 @@ def test_row_and_modes():
     assert all(0 < row.after < row.before for row in rows)
 
 
+def test_layers_are_fitted_in_the_order_in_which_they_run():
+    plain = timm.create_model('resnet18', num_classes=5).eval()
+    names = ['layer1.0.conv1', 'layer1.1.conv1']
+    args = dict(dk=16, dv=16, num_heads=2, img_size=48)
+    models = [aa_models.augment(copy.deepcopy(plain), where=names, **args) for _ in names]
+    lost = {name: plain.get_submodule(name).weight[-16:].detach() for name in names}
+    images = [torch.randn(16, 3, 48, 48)]
+    models[1].load_state_dict(models[0].state_dict())
+    rows = list(calibrate_layers(plain, models[0], lost, images))
+    assert [row.fitted for row in rows] == [part for n in names for part in (f'{n}.attn', n.replace('conv1', 'conv2'))]
+    assert rows == list(calibrate_layers(plain, models[1], dict(reversed(lost.items())), images))
+
+
 def test_inputs_that_are_never_active():
     plain = network()
     plain[0][2].bias.data.fill_(-100)

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from aa_models.augmentation.ridge import Moments, ridge_regression
+from aa_models.augmentation.ridge import Moments, add_gram, ridge_regression
 
 
 def samples(count, seed=0, noise=0.):
@@ -19,6 +19,14 @@ def moments(x, y):
     for part in zip(x.split(7), y.split(7)):
         found.add(*part)
     return found
+
+
+@pytest.mark.parametrize('inputs', [7, 512, 700, 1100])  # below and beyond a block
+def test_gram_matrix(inputs):
+    x, start = torch.randn(30, inputs, dtype=torch.float64), torch.eye(inputs, dtype=torch.float64)
+    gram = start.clone()
+    add_gram(gram, x)
+    torch.testing.assert_close(gram, start + x.T @ x)
 
 
 @pytest.mark.parametrize('ridge', [1e-7, 1e-2, 10.])
