@@ -25,6 +25,7 @@ from aa_models.training.recipe import Recipe, load_recipe
 from aa_models.zoo import WEIGHTS_FILE
 
 from .card import CARD, make_card
+from .half_range import shrink_variances
 from .saving import CONFIG, save_folder
 
 FILES = {WEIGHTS_FILE, CONFIG, CARD, checkpoints.RECIPE, checkpoints.LOG}
@@ -122,6 +123,7 @@ def _fill(
     make_card(name, model, config['input_size'], recipe, directory / checkpoints.LOG, dataset, labels,
               machine or facts.get('machine'), repo).save(part / CARD)
     cfg_of(model)['tag'] = name.partition('.')[2]
+    shrink_variances(model)
     largest = {name: tensor.abs().max().item() for name, tensor in model.state_dict().items() if tensor.numel()}
     model.half()
     for name, tensor in model.state_dict().items():
