@@ -32,6 +32,11 @@ def is_transformed(*tensors: torch.Tensor | None) -> bool:
     return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
+def is_recorded() -> bool:
+    """Whether operators are recorded for a program that may run without this package: traced or exported."""
+    return torch.jit.is_tracing() or torch.compiler.is_exporting()
+
+
 def as_one_node(module: nn.Module, x: fx.Proxy) -> Any:
     """Have torch.fx record the call of a module, into which it cannot look: what runs there depends on the input."""
     tracer = cast(fx.Tracer, x.tracer)

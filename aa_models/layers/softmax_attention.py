@@ -1,4 +1,4 @@
-"""Softmax attention over a map, with relative positions: three implementations of equal results, and which runs when.
+"""Softmax attention over a map, with relative positions: four implementations of equal results, and which runs when.
 
 Attention Augmented Convolutional Networks (arXiv 1904.09925), section 3.1:
 logit(i, j) = q_i / sqrt(dk / num_heads) · (k_j + r_w[j_x - i_x] + r_h[j_y - i_y]).
@@ -15,9 +15,11 @@ from torch.jit import Final
 from .attention_args import AttentionArgs
 from .blockwise import blockwise_attention
 from .explicit import attention_weights
-from .grid_attention import GridAttention, is_transformed
+from .grid_attention import GridAttention, is_recorded, is_transformed
 from .local_start import STRENGTH, head_offsets, local_query, start_locally
 from .position import offset_table, rel_logits_h, rel_logits_w
+from .triton_attention import triton_attention
+from .triton_trial import Case, case_of, passes_trial
 
 
 def fold_rel_pos(
@@ -77,20 +79,24 @@ def fused_attention(
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=causal, scale=scale)[..., :dim_v]
 
 
-def choose_backend(device: str) -> str:
+def choose_backend(device: str, case: Case | None = None) -> str:
     """Choose among implementations of equal results.
 
     Args:
         device: Type of the device, e.g. `'cpu'`.
+        case: What the Triton kernels would be compiled for, if they are for this attention.
 
     Returns:
         `'folded'`: one fused call on lengthened q and k.
-        `'blockwise'`: the operator of this package.
+        `'triton'`: the operator of this package for GPUs.
+        `'blockwise'`: its operator for CPUs.
         `'explicit'`: all weights at once, (H * W)² for each head.
     """
-    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+    if is_recorded():
         return 'folded'  # what is recorded may run without this package, so it has operators of every runtime only
     if device != 'cpu':
+        if case is not None and passes_trial(*case):
+            return 'triton'
         # On CUDA, fused calls take head dims beyond flash attention's limit of 256 (maps of more than about 118 × 118,
         # as H + W are added) by the memory-efficient kernel, which has none. The operator's loop over blocks is written
         # for the caches of a CPU and was never run elsewhere.
@@ -192,9 +198,12 @@ class SoftmaxAttention(GridAttention):
         if torch.jit.is_scripting():
             backend = 'folded' if self.fused_attn else 'explicit'  # a script, too, runs without this package
         elif self.fused_attn and not self.is_watched() and not is_transformed(q, k, v, self.rel_h, self.rel_w):
-            backend = choose_backend(q.device.type)
-            if backend == 'blockwise':
+            backend = choose_backend(
+                q.device.type, case_of(q, v, self.rel_h, self.rel_w, self.causal, dropout_p))
+            if backend == 'blockwise' or backend == 'triton':
                 rel_h, rel_w = _fitted(self.rel_h, q.shape[2]), _fitted(self.rel_w, q.shape[3], not self.causal)
+                if backend == 'triton':
+                    return triton_attention(q, k, v, rel_h, rel_w, self.scale, self.causal)[0]
                 # a tensor, because a number would have to be known when the layer is compiled
                 seed = torch.randint(2 ** 62, (1,)) if dropout_p > 0 else None
                 return blockwise_attention(q, k, v, rel_h, rel_w, self.scale, self.causal, dropout_p, seed)
