@@ -9,7 +9,7 @@ Tensors are contiguous, M being images times heads and N = H * W: q and k (M, N,
 delta (M, N); by_row (M, N, 2 * H - 1) and by_column (M, N, 2 * W - 1), logits against all offsets, or None. Vectors are
 read into registers of PADDED_K and PADDED_V numbers, powers of two. The grid has one axis.
 """
-# mypy: disable-error-code='no-untyped-def'
+# mypy: allow-untyped-defs, allow-incomplete-defs
 import triton
 import triton.language as tl
 
@@ -169,9 +169,8 @@ def backward_keys(
     v_j = _read(v, start + j, present, DIM_V, PADDED_V)
     sum_k = tl.zeros((ROWS * COLUMNS, PADDED_K), tl.float32)
     sum_v = tl.zeros((ROWS * COLUMNS, PADDED_V), tl.float32)
-    begin = column // QUERIES * QUERIES if CAUSAL else 0
-    for block in range(begin, N, QUERIES):
-        i = block + tl.arange(0, QUERIES)
+    for first in range(column if CAUSAL else 0, N, QUERIES):
+        i = first + tl.arange(0, QUERIES)
         there = i < N
         q_i = _read(q, start + i, there, DIM_K, PADDED_K)
         grad_i = _read(grad, start + i, there, DIM_V, PADDED_V)  # zeros where there is no query, so it adds nothing

@@ -99,24 +99,24 @@ def _fault(case: Case) -> str:
 
 def _difference(case: Case) -> float:
     """How far a small attention and its gradients are from the explicit ones, in parts of each one's largest number."""
-    random = torch.Generator().manual_seed(0)
     W = {8: 7, 16: 15}.get(case.columns, 75)  # on a wide map more than one tile is beside another
     H = 1 if case.causal else 80 // W + 1  # more than one block of queries
-    sizes = [(1, 2, H, W, case.dim_k)] * 2 + [(1, 2, H, W, case.dim_v)] * 2
+    random = torch.Generator().manual_seed(0)
+    sizes = [(1, 2, H, W, dim) for dim in (case.dim_k, case.dim_k, case.dim_v, case.dim_v)]
     q, k, v, grad = (torch.randn(size, generator=random).to(case.dtype) for size in sizes)
     rel_h, rel_w = (
         torch.randn(2 * length - 1, case.dim_k, generator=random) if there else None
         for length, there in ((H, case.has_rows), (W, case.has_columns)))
-    scale = case.dim_k ** -0.5
+    scale, causal = case.dim_k ** -0.5, case.causal
 
-    here = [None if t is None else t.to(case.device) for t in (q, k, v, rel_h, rel_w)]
+    on_device = [None if t is None else t.to(case.device) for t in (q, k, v, rel_h, rel_w)]
     with torch.no_grad():
-        out, log_sum = triton_attention(*here, scale, case.causal)
-        grads = triton_attention_backward(grad.to(case.device), *here, out, log_sum, scale, case.causal)
+        out, log_sum = triton_attention(*on_device, scale, causal)
+        found = [out, *triton_attention_backward(grad.to(case.device), *on_device, out, log_sum, scale, causal)]
 
-    q, k, v, rel_h, rel_w = (None if t is None else t.double().requires_grad_() for t in (q, k, v, rel_h, rel_w))
-    weights = attention_weights(q, k, rel_h, rel_w, case.causal, scale)
-    exact = attention_gradients(grad.double(), q, k, v, rel_h, rel_w, scale=scale, causal=case.causal)
-    pairs = zip((out, *grads), ((weights @ v.flatten(2, 3)).view_as(grad), *exact))
-    differences = [(a.cpu() - b).abs().max() / b.abs().max() for a, b in pairs if b is not None]
+    q, k, v = (t.double().requires_grad_() for t in (q, k, v))
+    rel_h, rel_w = (None if t is None else t.double().requires_grad_() for t in (rel_h, rel_w))
+    out = attention_weights(q, k, rel_h, rel_w, causal, scale) @ v.flatten(2, 3)
+    exact = [out.view_as(v), *attention_gradients(grad.double(), q, k, v, rel_h, rel_w, scale=scale, causal=causal)]
+    differences = [(a.cpu() - b).abs().max() / b.abs().max() for a, b in zip(found, exact) if b is not None]
     return torch.stack(differences).max().item()  # nan where one is

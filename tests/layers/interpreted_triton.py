@@ -5,6 +5,7 @@
 import random
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import triton.language as tl
@@ -62,6 +63,29 @@ def bfloat16_products():
         yield
 
 
+@pytest.fixture
+def within_bounds(monkeypatch):
+    """Every address that is read or written lies in a tensor that the kernel was given."""
+    bounds = []
+
+    def launch(self, name, heads, *args, original=triton_attention._Launch.__call__):
+        bounds[:] = [(t.data_ptr(), t.data_ptr() + t.numel() * t.element_size()) for t in args if torch.is_tensor(t)]
+        original(self, name, heads, *args)
+
+    def checked(method, place):
+        def access(self, pointers, *args):
+            addresses = pointers.data[args[place].data]
+            begins, ends = np.array(bounds, dtype=addresses.dtype).T[:, :, None]
+            assert ((begins <= addresses) & (addresses < ends)).any(0).all()
+            return method(self, pointers, *args)
+        return access
+
+    monkeypatch.setattr(triton_attention._Launch, '__call__', launch)
+    for name, place in (('create_masked_load', 0), ('create_masked_store', 1)):  # of the mask among what follows
+        method = getattr(interpreter.InterpreterBuilder, name)
+        monkeypatch.setattr(interpreter.InterpreterBuilder, name, checked(method, place))
+
+
 def inputs(shape, rows, columns, dtype):
     B, num_heads, H, W, dim_k, dim_v = shape
     q, k, v, grad = (torch.randn(B, num_heads, H, W, dim).to(dtype) for dim in (dim_k, dim_k, dim_v, dim_v))
@@ -98,7 +122,7 @@ def assert_close(found, exact, dtype):
 
 
 @pytest.mark.parametrize('case', daily(CASES, *NAMED[:5]), ids=str)
-def test_equals_the_definition(case):
+def test_equals_the_definition(within_bounds, case):
     shape, rows, columns, causal, dtype = case
     tensors, grad = inputs(shape, rows, columns, dtype)
     args = grad, shape[4] ** -0.5, causal
