@@ -53,9 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 _EPILOG = """`aa-models COMMAND --help` explains a command and shows examples. The Hub is huggingface.co.
 
-Two variables of the environment are read:
+Three variables of the environment are read:
   AA_MODELS_WEIGHTS  a folder of checkpoints, the first to be searched
-  AA_MODELS_MAX_GB   memory in GB above which a request is refused (default: 16)"""
+  AA_MODELS_MAX_GB   memory in GB above which a request is refused (default: 16)
+  AA_MODELS_TRITON   0: attention on GPUs goes without the Triton kernels of this package"""
 
 
 class _Parser(argparse.ArgumentParser):

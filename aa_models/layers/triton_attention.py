@@ -1,11 +1,10 @@
 """Exact softmax attention with relative positions by Triton kernels (`triton_kernels.py`), as one operator of torch.
 
 Where the folded way lengthens queries and keys by H + W numbers and pads values to their length, the kernels add the
-relative logits to the product of what there is. Of those, against offsets, a part of the heads is held at a time.
+relative logits to the product of what there is. Those, against all offsets, are held for some heads at a time.
 
-Triton comes with torch's CUDA builds for Linux; only what launches a kernel imports it.
+Triton comes with torch's CUDA builds for Linux; it is imported by the first launch of a kernel.
 """
-import importlib
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 
 from .explicit import attention_gradients
 
-_LOGITS = 2 ** 26  # relative ones held at a time, 256 MiB
+_NUMBERS = 2 ** 26  # relative logits, or their gradients, that are held at a time: 256 MiB
 _KEYS = 32  # of a tile: with more, registers overflow
 
 
@@ -29,35 +28,42 @@ class _Launch:
     Args:
         q: Queries (B, num_heads, H, W, dim_k).
         v: Values (B, num_heads, H, W, dim_v).
-        tables: The relative tables of rows and of columns, each of which may be None.
+        rel_h: Relative table of the rows, or None.
+        rel_w: Relative table of the columns, or None.
+        scale: Factor of the queries.
+        causal: Query i sees keys 0 … i only.
     """
 
-    def __init__(self, q: torch.Tensor, v: torch.Tensor, tables: list[torch.Tensor | None], causal: bool) -> None:
+    def __init__(
+            self, q: torch.Tensor, v: torch.Tensor, rel_h: torch.Tensor | None, rel_w: torch.Tensor | None,
+            scale: float, causal: bool,
+    ) -> None:
         self.M, self.H, self.W = q.shape[0] * q.shape[1], q.shape[2], q.shape[3]
-        self.N = self.H * self.W
-        self.columns = tile_columns(self.W)
-        self.across = math.ceil(self.W / self.columns)
-        self.rows = _KEYS // self.columns
+        self.N, self.scale = self.H * self.W, scale
+        columns = tile_columns(self.W)
+        self.across, self.rows = math.ceil(self.W / columns), _KEYS // columns
         dim_k, dim_v = q.shape[4], v.shape[4]
         # of float32, and of longer vectors, fewer fit into the registers
         self.queries = 64 if q.element_size() == 2 and max(dim_k, dim_v) <= 32 else 32
         self.constants = dict(
             CAUSAL=causal, DIM_K=dim_k, DIM_V=dim_v, PADDED_K=_padded(dim_k), PADDED_V=_padded(dim_v),
-            QUERIES=self.queries, ROWS=self.rows, COLUMNS=self.columns, num_warps=4, num_stages=2)
-        self.numbers = self.N * sum(table.shape[0] for table in tables if table is not None)
+            QUERIES=self.queries, ROWS=self.rows, COLUMNS=columns, num_warps=4, num_stages=2)
+        offsets = (0 if rel_h is None else self.across * len(rel_h)) + (0 if rel_w is None else len(rel_w))
+        self.heads = max(1, _NUMBERS // max(1, self.N * offsets))  # at a time
 
     def parts(self) -> Iterator[slice]:
         """The heads by turns."""
-        heads = max(1, _LOGITS // max(1, self.numbers))
-        return (slice(first, min(first + heads, self.M)) for first in range(0, self.M, heads))
+        return (slice(first, min(first + self.heads, self.M)) for first in range(0, self.M, self.heads))
 
-    def __call__(self, name: str, heads: int, *args: Any) -> None:
+    def __call__(self, name: str, heads: int, *tensors: torch.Tensor | None) -> None:
         """Run a kernel on some heads; a program for each block of queries, or for each tile of keys."""
+        from . import triton_kernels
+
         programs = math.ceil(self.N / self.queries)
         if name == 'backward_keys':
             programs = math.ceil(self.H / self.rows) * self.across
-        kernel = getattr(importlib.import_module('.triton_kernels', __package__), name)
-        kernel[(heads * programs,)](*args, **self.constants)
+        kernel = getattr(triton_kernels, name)
+        kernel[(heads * programs,)](*tensors, self.H, self.W, self.scale, **self.constants)
 
 
 def _padded(dim: int) -> int:
@@ -94,7 +100,7 @@ def triton_attention(
         (B, num_heads, H, W, dim_v) in v's dtype, and for the backward pass the logarithms of the weights' sums
         (B * num_heads, H * W), which have no gradient.
     """
-    launch = _Launch(q, v, [rel_h, rel_w], causal)
+    launch = _Launch(q, v, rel_h, rel_w, scale, causal)
     out, log_sum = v.new_empty(v.shape), q.new_empty(launch.M, launch.N, dtype=torch.float32)
     if v.numel() == 0 or q.numel() == 0:
         return out.zero_(), log_sum.zero_()
@@ -103,8 +109,7 @@ def triton_attention(
         for part in launch.parts():
             offsets = [_by_offset(q[part], table, scale) for table in (rel_h, rel_w)]
             launch(
-                'forward', part.stop - part.start, q[part], k[part], v[part], *offsets, flat[part], log_sum[part],
-                launch.H, launch.W, scale)
+                'forward', part.stop - part.start, q[part], k[part], v[part], *offsets, flat[part], log_sum[part])
     return out, log_sum
 
 
@@ -120,23 +125,22 @@ def triton_attention_backward(
         rel_w: torch.Tensor | None, out: torch.Tensor, log_sum: torch.Tensor, scale: float, causal: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients of q, k, v, rel_h and rel_w (empty where a table is None); arguments and results as forward."""
-    launch, tables = _Launch(q, v, [rel_h, rel_w], causal), (rel_h, rel_w)
+    launch, tables = _Launch(q, v, rel_h, rel_w, scale, causal), (rel_h, rel_w)
     grads = [t.new_zeros(t.shape) for t in (q, k, v)]
     grad_tables = [q.new_zeros(0 if t is None else t.shape, dtype=torch.float32) for t in tables]
     if v.numel() > 0 and q.numel() > 0:
         with torch.autocast(q.device.type, enabled=False), torch.cuda.device_of(q):
-            delta = (grad.float() * out.float()).sum(4).view(launch.M, launch.N)
-            tensors = [*(_by_heads(t) for t in (grad, q, k, v)), log_sum, delta]
+            grad, q, k, v, out = (_by_heads(t) for t in (grad, q, k, v, out))
+            tensors = [grad, q, k, v, log_sum, (grad.float() * out.float()).sum(2)]
             results = [_by_heads(t) for t in grads]  # views
             for part in launch.parts():
-                _add_gradients(
-                    launch, [t[part] for t in tensors], tables, scale, [t[part] for t in results], grad_tables)
+                _add_gradients(launch, [t[part] for t in tensors], tables, [t[part] for t in results], grad_tables)
     grad_h, grad_w = (q.new_zeros(0) if t is None else g.to(t.dtype) for g, t in zip(grad_tables, tables))
     return grads[0], grads[1], grads[2], grad_h, grad_w
 
 
 def _add_gradients(
-        launch: _Launch, tensors: list[torch.Tensor], tables: Sequence[torch.Tensor | None], scale: float,
+        launch: _Launch, tensors: list[torch.Tensor], tables: Sequence[torch.Tensor | None],
         results: list[torch.Tensor], grad_tables: list[torch.Tensor],
 ) -> None:
     """Write the gradients of some heads, and add to those of the tables.
@@ -147,17 +151,17 @@ def _add_gradients(
         grad_tables: Those of the tables.
     """
     grad, q, k, v, log_sum, delta = tensors
-    by_row, by_column = offsets = [_by_offset(q, table, scale) for table in tables]
+    by_row, by_column = offsets = [_by_offset(q, table, launch.scale) for table in tables]
     size = [*q.shape[:2], launch.across, 2 * launch.H - 1]  # a part for each column of tiles
     grad_row = None if by_row is None else by_row.new_zeros(size)
     grad_column = None if by_column is None else torch.zeros_like(by_column)
     known = grad, q, k, v, *offsets, log_sum, delta
     grad_q = torch.empty_like(q, dtype=torch.float32)
-    launch('backward_queries', len(q), *known, grad_q, grad_row, grad_column, launch.H, launch.W, scale)
-    launch('backward_keys', len(q), *known, results[1], results[2], launch.H, launch.W, scale)
+    launch('backward_queries', len(q), *known, grad_q, grad_row, grad_column)
+    launch('backward_keys', len(q), *known, results[1], results[2])
     for by_offset, table, grad_table in zip((grad_row, grad_column), tables, grad_tables):
         if by_offset is not None and table is not None:
-            by_offset = (by_offset.sum(2) if by_offset is grad_row else by_offset).flatten(0, 1).mul_(scale)
+            by_offset = (by_offset.sum(2) if by_offset is grad_row else by_offset).flatten(0, 1).mul_(launch.scale)
             grad_q.flatten(0, 1).addmm_(by_offset, table.float())
             grad_table.addmm_(by_offset.t(), q.flatten(0, 1).float())
     results[0].copy_(grad_q)

@@ -15,18 +15,19 @@ import triton.language as tl
 
 
 @triton.jit
-def _read(tensor, positions, present, DIM: tl.constexpr, PADDED: tl.constexpr):
-    """The vectors (positions, PADDED) of some positions, zero where there is none and beyond DIM."""
+def _read(tensor, start, positions, present, DIM: tl.constexpr, PADDED: tl.constexpr):
+    """Vectors (positions, PADDED) of the head that begins at `start`, zero where there is none and beyond DIM."""
     d = tl.arange(0, PADDED)
-    return tl.load(
-        tensor + positions[:, None] * DIM + d[None, :], mask=present[:, None] & (d < DIM)[None, :], other=0.)
+    places = tensor + start * DIM + (positions[:, None] * DIM + d[None, :])
+    return tl.load(places, mask=present[:, None] & (d < DIM)[None, :], other=0.)
 
 
 @triton.jit
-def _write(tensor, vectors, positions, present, DIM: tl.constexpr, PADDED: tl.constexpr):
+def _write(tensor, vectors, start, positions, present, DIM: tl.constexpr, PADDED: tl.constexpr):
     """Put vectors where `_read` finds them."""
     d = tl.arange(0, PADDED)
-    tl.store(tensor + positions[:, None] * DIM + d[None, :], vectors, mask=present[:, None] & (d < DIM)[None, :])
+    places = tensor + start * DIM + (positions[:, None] * DIM + d[None, :])
+    tl.store(places, vectors, mask=present[:, None] & (d < DIM)[None, :])
 
 
 @triton.jit
@@ -72,7 +73,7 @@ def forward(
     start = tl.program_id(0).to(tl.int64) // blocks * N  # of the head
     i = tl.program_id(0) % blocks * QUERIES + tl.arange(0, QUERIES)
     there, row_of, column_of = i < N, i // W, i % W
-    q_i = _read(q, start + i, there, DIM_K, PADDED_K)
+    q_i = _read(q, start, i, there, DIM_K, PADDED_K)
     largest = tl.full((QUERIES,), -float('inf'), tl.float32)
     total = tl.zeros((QUERIES,), tl.float32)
     average = tl.zeros((QUERIES, PADDED_V), tl.float32)
@@ -85,8 +86,8 @@ def forward(
             row_logits = _relative(by_row, start + i, row_of, row + tl.arange(0, ROWS), H, there)
             rows_t, columns_t = row + t // COLUMNS, column + t % COLUMNS
             present, j = (rows_t < H) & (columns_t < W), rows_t * W + columns_t
-            k_j = _read(k, start + j, present, DIM_K, PADDED_K)
-            v_j = _read(v, start + j, present, DIM_V, PADDED_V)
+            k_j = _read(k, start, j, present, DIM_K, PADDED_K)
+            v_j = _read(v, start, j, present, DIM_V, PADDED_V)
             logits = _logits(q_i, k_j, row_logits, column_logits, i, j, present, scale, CAUSAL)
             larger = tl.maximum(largest, tl.max(logits, 1))  # finite: every query sees a key of the first tile
             weights = tl.exp(logits - larger[:, None])
@@ -94,7 +95,7 @@ def forward(
             total = total * shrink + tl.sum(weights, 1)
             average = tl.dot(weights.to(v_j.dtype), v_j, average * shrink[:, None], input_precision='ieee')
             largest = larger
-    _write(out, average / total[:, None], start + i, there, DIM_V, PADDED_V)
+    _write(out, average / total[:, None], start, i, there, DIM_V, PADDED_V)
     tl.store(log_sum + start + i, largest + tl.log(total), mask=there)
 
 
@@ -114,8 +115,8 @@ def backward_queries(
     start = tl.program_id(0).to(tl.int64) // blocks * N
     i = tl.program_id(0) % blocks * QUERIES + tl.arange(0, QUERIES)
     there, row_of, column_of = i < N, i // W, i % W
-    q_i = _read(q, start + i, there, DIM_K, PADDED_K)
-    grad_i = _read(grad, start + i, there, DIM_V, PADDED_V)
+    q_i = _read(q, start, i, there, DIM_K, PADDED_K)
+    grad_i = _read(grad, start, i, there, DIM_V, PADDED_V)
     log_sum_i = tl.load(log_sum + start + i, mask=there, other=0.)
     delta_i = tl.load(delta + start + i, mask=there, other=0.)
     sum_q = tl.zeros((QUERIES, PADDED_K), tl.float32)
@@ -130,8 +131,8 @@ def backward_queries(
             row_logits = _relative(by_row, start + i, row_of, rows, H, there)
             rows_t, columns_t = row + t // COLUMNS, column + t % COLUMNS
             present, j = (rows_t < H) & (columns_t < W), rows_t * W + columns_t
-            k_j = _read(k, start + j, present, DIM_K, PADDED_K)
-            v_j = _read(v, start + j, present, DIM_V, PADDED_V)
+            k_j = _read(k, start, j, present, DIM_K, PADDED_K)
+            v_j = _read(v, start, j, present, DIM_V, PADDED_V)
             logits = _logits(q_i, k_j, row_logits, column_logits, i, j, present, scale, CAUSAL)
             grad_weights = tl.dot(grad_i, tl.trans(v_j), input_precision='ieee')
             grad_logits = tl.exp(logits - log_sum_i[:, None]) * (grad_weights - delta_i[:, None])
@@ -145,7 +146,7 @@ def backward_queries(
         if by_column is not None:
             places = _places(grad_by_column, (start + i) * (2 * W - 1), column_of, columns, W)
             tl.store(places, sum_columns, mask=there[:, None] & (columns < W)[None, :])
-    _write(grad_q, sum_q * scale, start + i, there, DIM_K, PADDED_K)
+    _write(grad_q, sum_q * scale, start, i, there, DIM_K, PADDED_K)
 
 
 @triton.jit(do_not_specialize=['H', 'W'])
@@ -165,15 +166,15 @@ def backward_keys(
     t = tl.arange(0, ROWS * COLUMNS)
     rows_t, columns_t = row + t // COLUMNS, column + t % COLUMNS
     present, j = (rows_t < H) & (columns_t < W), rows_t * W + columns_t
-    k_j = _read(k, start + j, present, DIM_K, PADDED_K)
-    v_j = _read(v, start + j, present, DIM_V, PADDED_V)
+    k_j = _read(k, start, j, present, DIM_K, PADDED_K)
+    v_j = _read(v, start, j, present, DIM_V, PADDED_V)
     sum_k = tl.zeros((ROWS * COLUMNS, PADDED_K), tl.float32)
     sum_v = tl.zeros((ROWS * COLUMNS, PADDED_V), tl.float32)
     for first in range(column if CAUSAL else 0, N, QUERIES):
         i = first + tl.arange(0, QUERIES)
         there = i < N
-        q_i = _read(q, start + i, there, DIM_K, PADDED_K)
-        grad_i = _read(grad, start + i, there, DIM_V, PADDED_V)  # zeros where there is no query, so it adds nothing
+        q_i = _read(q, start, i, there, DIM_K, PADDED_K)
+        grad_i = _read(grad, start, i, there, DIM_V, PADDED_V)  # zeros where there is no query, so it adds nothing
         log_sum_i = tl.load(log_sum + start + i, mask=there, other=0.)
         delta_i = tl.load(delta + start + i, mask=there, other=0.)
         row_logits = _relative(by_row, start + i, i // W, rows, H, there)
@@ -184,5 +185,5 @@ def backward_keys(
         grad_weights = tl.dot(grad_i, tl.trans(v_j), input_precision='ieee')
         grad_logits = weights * (grad_weights - delta_i[:, None])
         sum_k = tl.dot(tl.trans(grad_logits).to(q_i.dtype), q_i, sum_k, input_precision='ieee')
-    _write(grad_k, sum_k * scale, start + j, present, DIM_K, PADDED_K)
-    _write(grad_v, sum_v, start + j, present, DIM_V, PADDED_V)
+    _write(grad_k, sum_k * scale, start, j, present, DIM_K, PADDED_K)
+    _write(grad_v, sum_v, start, j, present, DIM_V, PADDED_V)

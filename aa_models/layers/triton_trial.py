@@ -15,6 +15,7 @@ VARIABLE = 'AA_MODELS_TRITON'
 # Of the largest number. In float32, products with the tables are TF32's, of 10 bits, where the user allows these.
 _TOLERANCES = {torch.float32: 3e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 _LONGEST = {torch.float32: 32, torch.float16: 128, torch.bfloat16: 128}  # vectors; of longer ones registers overflow
+_POSITIONS = 2 ** 16  # on larger maps the parts of the rows' gradients take more memory than the folded way
 
 _DEVICE = 'cuda'
 _passed: dict['Case', bool] = {}
@@ -46,6 +47,8 @@ def case_of(
     # what is no plain tensor may have no memory, as in FakeTensorMode
     if type(q) is not torch.Tensor or max(q.shape[4], v.shape[4]) > _LONGEST.get(q.dtype, 0):
         return None
+    if q.shape[2] * q.shape[3] > _POSITIONS:
+        return None
     return Case(
         q.device, q.dtype, q.shape[4], v.shape[4], tile_columns(q.shape[3]), rel_h is not None, rel_w is not None,
         causal)
@@ -73,8 +76,8 @@ def passes_trial(*fields: Any) -> bool:
             if reason:
                 _refused.add(case.device)
                 warnings.warn(
-                    f'attention on {case.device} goes without the Triton kernels, by torch\'s own: in their trial '
-                    f'{reason}. {VARIABLE}=0 in the environment switches them off', stacklevel=2)
+                    f'attention on {case.device} is computed without the Triton kernels of aa_models, as exactly: in '
+                    f'their trial {reason}. With {VARIABLE}=0 in the environment they are not tried', stacklevel=2)
     return _passed[case]
 
 

@@ -138,7 +138,7 @@ def test_a_failed_trial_is_said_once(tried, way, result, reason):
     cases, layer = tried(0.), make()
     assert way(layer, 6, 6) == 'triton_attention'
     tried(result)
-    with pytest.warns(UserWarning, match=f'meta goes without the Triton kernels.*{reason}.*AA_MODELS_TRITON=0'):
+    with pytest.warns(UserWarning, match=f'meta is computed without the Triton kernels.*{reason}.*AA_MODELS_TRITON=0'):
         assert way(layer, 6, 40) == 'fused_attention'
     with warnings.catch_warnings(action='error'):  # for the rest of the process, whatever the case
         assert way(layer, 6, 40) == way(layer, 6, 6) == way(layer, 12, 12) == 'fused_attention' and len(cases) == 2
@@ -154,6 +154,7 @@ def test_not_tried_where_it_is_not_for(tried, way, monkeypatch):
     cases = tried(0.)
     for settings in (dict(dtype=torch.float64), dict(pos_embed=None), dict(attn_drop=0.1), dict(dk=80)):
         assert way(make(**settings), 6, 6) == 'fused_attention', settings
+    assert way(make(), 300, 300) == 'fused_attention'
     assert way(make(device='cpu'), 6, 6) == 'blockwise_attention'
     assert way(make(attn_drop=0.1).eval(), 6, 6) == 'triton_attention' and len(cases) == 1
     monkeypatch.setattr(triton_trial, '_passed', {})
