@@ -230,10 +230,12 @@ def test_is_an_operator_by_torchs_own_checks(shape, tables, causal):
 
 
 TRIALS = [
-    triton_trial.Case(torch.device('cpu'), dtype, 20, 4, columns, rows, True, causal) for dtype in TOLERANCES
-    for columns in (8, 16, 32) for rows, causal in ((True, False), (False, False), (False, True))]
+    triton_trial.Case(torch.device('cpu'), dtype, 20, 4, columns, rows, True, causal)
+    for dtype, columns, rows, causal in (
+        (torch.float32, 8, True, False), (torch.float32, 8, False, True), (torch.float32, 16, False, False),
+        (torch.float32, 32, False, True), (torch.float16, 16, True, False), (torch.bfloat16, 32, True, False))]
 
 
-@pytest.mark.parametrize('case', daily(TRIALS, TRIALS[2]), ids=str)
+@pytest.mark.parametrize('case', daily(TRIALS, TRIALS[1]), ids=str)
 def test_trial(case):
     assert triton_trial._fault(case) == ''

@@ -19,13 +19,14 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec('triton') is None, re
 
 
 @needs_triton
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize('marked', ['not slow', pytest.param('slow', marks=pytest.mark.slow)])
 def test_in_the_interpreter(marked):
     """In a process of its own: what triton is imported as, it stays."""
     file = Path(__file__).with_name('interpreted_triton.py')
     done = subprocess.run(
         [sys.executable, '-m', 'pytest', '-q', '-n', '0', '-m', marked, str(file)], cwd=ROOT, text=True,
-        capture_output=True, env=dict(os.environ, TRITON_INTERPRET='1'), timeout=280)
+        capture_output=True, env=dict(os.environ, TRITON_INTERPRET='1'), timeout=580)
     assert done.returncode == 0 and ' passed' in done.stdout, done.stdout + done.stderr
 
 
