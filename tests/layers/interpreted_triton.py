@@ -196,6 +196,7 @@ def test_layer(chosen, kind):
         torch.testing.assert_close(*results, rtol=0, atol=1e-5 * results[1].abs().max().item())
 
 
+@pytest.mark.slow
 def test_layer_under_autocast(chosen):
     layer, x = layer_and_input('map')
     chosen('triton')
