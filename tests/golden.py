@@ -18,7 +18,7 @@ from repository import TESTS
 FOLDER = TESTS / 'golden'
 PICTURES = {
     **dict.fromkeys(('cifar100', 'muon_cifar100'), TESTS / 'pictures'),
-    **dict.fromkeys(('tiny_in', 'in1k'), TESTS / 'photographs')}
+    **dict.fromkeys(('tiny_in', 'muon_tiny_in', 'in1k'), TESTS / 'photographs')}
 
 
 @torch.inference_mode()

@@ -16,7 +16,7 @@ from repository import ROOT
 
 NAME = f'aa_models-{aa_models.__version__}'
 CHECKPOINTS = [
-    'aa_efficientnet_lite0.in1k', 'aa_resnet18.tiny_in',
+    'aa_efficientnet_lite0.in1k', 'aa_resnet18.muon_tiny_in',
     *(f'{kind}simplecnn.{tag}' for kind in ('', 'aa_', 'laa_') for tag in ('cifar100', 'muon_cifar100'))]
 
 

@@ -97,12 +97,21 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
         'first_conv': 'conv1', 'classifier': 'fc', 'license': 'apache-2.0', 'paper_ids': 'arXiv:1904.09925', **kwargs}
 
 
-def _tiny_in(name: str, sha256: str, **kwargs: Any) -> dict[str, Any]:
-    """Trained here on Tiny-ImageNet, its 64 px pictures enlarged."""
+def _enlarged(name_tag: str, sha256: str, **kwargs: Any) -> dict[str, Any]:
+    """Trained here on small pictures, enlarged."""
     return _cfg(
-        num_classes=200, input_size=(3, 128, 128), pool_size=(4, 4), crop_pct=1.0,
-        label_names=tuple(TINY_IMAGENET_LABELS), label_descriptions=TINY_IMAGENET_LABELS,
-        **weights_cfg(f'{name}.tiny_in', sha256), **kwargs)
+        input_size=(3, 128, 128), pool_size=(4, 4), crop_pct=1.0, **weights_cfg(name_tag, sha256), **kwargs)
+
+
+def _tiny_in(name_tag: str, sha256: str, **kwargs: Any) -> dict[str, Any]:
+    return _enlarged(
+        name_tag, sha256, num_classes=200, label_names=tuple(TINY_IMAGENET_LABELS),
+        label_descriptions=TINY_IMAGENET_LABELS, **kwargs)
+
+
+def _cifar100(name_tag: str, sha256: str) -> dict[str, Any]:
+    return _enlarged(
+        name_tag, sha256, num_classes=100, mean=CIFAR100_MEAN, std=CIFAR100_STD, label_names=CIFAR100_LABELS)
 
 
 def _from_a1_in1k(depth: int) -> dict[str, Any]:
@@ -120,18 +129,21 @@ def _cifar10(**kwargs: Any) -> dict[str, Any]:
 
 
 default_cfgs = generate_default_cfgs({
-    'aa_resnet18.tiny_in': _tiny_in('aa_resnet18', '64fd2ea29248cd1686e64d64ae923ca36ac65eefde0210e56bdb71c7092cda47'),
-    'aa_resnet18.cifar100': _cfg(
-        num_classes=100, input_size=(3, 128, 128), pool_size=(4, 4), crop_pct=1.0, mean=CIFAR100_MEAN, std=CIFAR100_STD,
-        label_names=CIFAR100_LABELS, **weights_cfg(
-            'aa_resnet18.cifar100', '733b5b97a8b25c0b88ff2aa52bdf48728408f76241218978f8065fdd57562f9d')),
+    'aa_resnet18.muon_tiny_in': _tiny_in(
+        'aa_resnet18.muon_tiny_in', 'e462b126dea88ec7773036fa1c16c64d20cea52869ad25b46cbb86c2f5c12b24'),
+    'aa_resnet18.tiny_in': _tiny_in(
+        'aa_resnet18.tiny_in', '64fd2ea29248cd1686e64d64ae923ca36ac65eefde0210e56bdb71c7092cda47'),
+    'aa_resnet18.muon_cifar100': _cifar100(
+        'aa_resnet18.muon_cifar100', '90a5e8838a120e43024f98066faff0961a23dbfa0ccd92f15f69fbc11b7afa78'),
+    'aa_resnet18.cifar100': _cifar100(
+        'aa_resnet18.cifar100', '733b5b97a8b25c0b88ff2aa52bdf48728408f76241218978f8065fdd57562f9d'),
     'aa_resnet18.from_a1_in1k': _from_a1_in1k(18),
     # Converted weights were never trained as a whole, so `pretrained=True` alone must not mean them: `*` makes the tag
     # without weights the default. timm wants such a tag last.
     **{f'aa_resnet{depth}.{tag}': cfg for depth in (34, 50, 101, 152)
        for tag, cfg in (('from_a1_in1k', _from_a1_in1k(depth)), ('untrained*', _cfg()))},
     'laa_resnet18.tiny_in': _tiny_in(
-        'laa_resnet18', '1c94abd1d32e28d134d45483ba968a529d6172af7528825e2526385d04996a72',
+        'laa_resnet18.tiny_in', '1c94abd1d32e28d134d45483ba968a529d6172af7528825e2526385d04996a72',
         paper_ids='arXiv:1812.01243'),
     'laa_resnet50.untrained': _cfg(paper_ids='arXiv:1812.01243'),
     'resnet18_cifar.untrained': _cifar10(),

@@ -89,15 +89,26 @@ def test_tables_of_readme(title, tag, model, seeds):
     assert f'{figure} %' in rows_of(README, title)[model]
 
 
-@pytest.mark.parametrize('model', ['simplecnn', 'aa_simplecnn', 'laa_simplecnn'])
-def test_table_of_late_attention(model):
-    """Its figures are those of the files; the epochs are those of the plain net before and of the run after it."""
-    name_tag = f'{model}.muon_cifar100'
-    epochs, _, *figures = rows_of(README, 'CIFAR-100')[name_tag]
-    assert figures == [f'{float(measured(name_tag)[column]):.2f} %' for column in ('top1', 'top5')]
-    first, last = (read_log(WEIGHTS / path) for path in ('logs-muon_cifar100/plain8.csv', f'{name_tag}/log.csv'))
-    assert epochs == f'{len(first) + len(last)}, {0 if model == "simplecnn" else len(last)}'
-    assert f'({float(first[-1]["eval_top1"]):.2f} %)' in README
+@pytest.mark.parametrize('title, name_tag, before', [
+    *(('CIFAR-100', f'{prefix}simplecnn.muon_cifar100', ['plain8']) for prefix in ('', 'aa_', 'laa_')),
+    ('CIFAR-100', 'aa_resnet18.muon_cifar100', ['resnet18-plain11', 'resnet18-plain12']),
+    ('Tiny-ImageNet', 'aa_resnet18.muon_tiny_in', ['plain5']),
+])
+def test_tables_of_late_attention(title, name_tag, before):
+    """Their figures are those of the files; the epochs are those of the plain net before and of the run after it."""
+    row = rows_of(README, title)[name_tag]
+    assert row[-2:] == [f'{float(measured(name_tag)[column]):.2f} %' for column in ('top1', 'top5')]
+    tag = name_tag.partition('.')[2]
+    first = sum(len(read_log(WEIGHTS / f'logs-{tag}' / f'{name}.csv')) for name in before)
+    last = len(read_log(WEIGHTS / name_tag / 'log.csv'))
+    assert f'{first + last}, {0 if name_tag.startswith("simplecnn") else last}' in row
+
+
+def test_plain_nets_of_late_attention():
+    plain8, last = (read_log(WEIGHTS / 'logs-muon_cifar100' / f'{name}.csv') for name in ('plain8', 'resnet18-seed42'))
+    assert f'had {float(plain8[-1]["eval_top1"]):.2f} %' in README
+    assert '| plain ResNet-18 | 128 px | 14, 0 | – | ' + ' | '.join(
+        f'{float(last[-1][column]):.2f} %' for column in ('eval_top1', 'eval_top5')) in README
 
 
 @pytest.mark.parametrize('task, words', [('cifar100', 'a tenth of its pictures'), ('shapes', 'eight drawn figures')])
