@@ -1,9 +1,9 @@
 """List the models: name and tag, parameters, input size, classes, whether there are weights.
 
 A tag, after the dot of a name, says what the weights have learned: `in1k` (ImageNet), `cifar100`, `tiny_in`
-(Tiny-ImageNet: 200 classes of ImageNet at 64 px); with `muon_` before it, by the optimiser of that name. Those of `from_a1_in1k` are timm's ImageNet weights of the plain network (recipe A1), converted on
-loading: they are to be fine-tuned, and their accuracy before was not measured. Without weights a network starts from
-random ones.
+(Tiny-ImageNet: 200 classes of ImageNet at 64 px); with `muon_` before it, by the optimiser of that name. Those of
+`from_a1_in1k` are timm's ImageNet weights of the plain network (recipe A1), converted on loading: they are to be
+fine-tuned, and their accuracy before was not measured. Without weights a network starts from random ones.
 
 Examples:
   aa-models list                     every model

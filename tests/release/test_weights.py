@@ -104,11 +104,15 @@ def test_tables_of_late_attention(title, name_tag, before):
     assert f'{first + last}, {0 if name_tag.startswith("simplecnn") else last}' in row
 
 
-def test_plain_nets_of_late_attention():
-    plain8, last = (read_log(WEIGHTS / 'logs-muon_cifar100' / f'{name}.csv') for name in ('plain8', 'resnet18-seed42'))
-    assert f'had {float(plain8[-1]["eval_top1"]):.2f} %' in README
-    assert '| plain ResNet-18 | 128 px | 14, 0 | – | ' + ' | '.join(
-        f'{float(last[-1][column]):.2f} %' for column in ('eval_top1', 'eval_top5')) in README
+@pytest.mark.parametrize('tag, row', [('muon_cifar100', '128 px | 14, 0'), ('muon_tiny_in', '7, 0')])
+def test_plain_nets_of_late_attention(tag, row):
+    last = read_log(WEIGHTS / f'logs-{tag}' / 'resnet18-seed42.csv')[-1]
+    figures = ' | '.join(f'{float(last[column]):.2f} %' for column in ('eval_top1', 'eval_top5'))
+    assert f'| plain ResNet-18 | {row} | – | {figures} |' in README
+
+
+def test_first_epochs_of_late_attention():
+    assert f'had {float(read_log(WEIGHTS / "logs-muon_cifar100" / "plain8.csv")[-1]["eval_top1"]):.2f} %' in README
 
 
 @pytest.mark.parametrize('task, words', [('cifar100', 'a tenth of its pictures'), ('shapes', 'eight drawn figures')])

@@ -82,7 +82,7 @@ def test_options_replace_values():
     values = recipe_values(parser.parse_args(words.split()))
     recipe = load_recipe('cifar100_resnet', **values)
     assert (recipe.lr, recipe.mean, recipe.img_size, recipe.amp) == (5e-3, (0.1, 0.2, 0.3), None, False)
-    assert (recipe.model_kwargs, recipe.clip_grad, recipe.batch_size) == (dict(dk=0.5), 1.0, 128)
+    assert (recipe.model_kwargs, recipe.clip_grad, recipe.batch_size) == (dict(dk=0.5), 1.0, 256)
 
 
 @pytest.mark.parametrize('epochs, warmup', [('1', 0.05), ('20', 1), ('3', 1)])
