@@ -73,8 +73,8 @@ def calibrate_layers(
     Args:
         plain: The network before conversion.
         model: The converted one.
-        layers: The augmented layers in the order in which they run, each with the filters (dv, C_in, height, width)
-            that its attention imitates, None where it does not.
+        layers: The augmented layers in any order, each with the filters (dv, C_in, height, width) that its attention
+            imitates, None where it does not.
         batches: Images (B, C, H, W), normalised as the network takes them.
 
     Yields:

@@ -40,6 +40,14 @@ def _places(by_offset, first, own, keys, length):
 
 
 @triton.jit
+def _keys(row, column, H, W, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The positions of the keys of the tile that begins there, and which of them are on the map."""
+    t = tl.arange(0, ROWS * COLUMNS)
+    rows, columns = row + t // COLUMNS, column + t % COLUMNS
+    return rows * W + columns, (rows < H) & (columns < W)
+
+
+@triton.jit
 def _relative(by_offset, query, own, keys, length, present):
     """The relative logits (queries, keys of an axis); zeros for an axis without positions."""
     if by_offset is None:
@@ -77,15 +85,13 @@ def forward(
     largest = tl.full((QUERIES,), -float('inf'), tl.float32)
     total = tl.zeros((QUERIES,), tl.float32)
     average = tl.zeros((QUERIES, PADDED_V), tl.float32)
-    t = tl.arange(0, ROWS * COLUMNS)
     end = tl.minimum(W, tl.max(i) + 1) if CAUSAL else W
     for column in range(0, end, COLUMNS):
         columns = column + tl.arange(0, COLUMNS)
         column_logits = _relative(by_column, start + i, column_of, columns, W, there)
         for row in range(0, H, ROWS):
             row_logits = _relative(by_row, start + i, row_of, row + tl.arange(0, ROWS), H, there)
-            rows_t, columns_t = row + t // COLUMNS, column + t % COLUMNS
-            present, j = (rows_t < H) & (columns_t < W), rows_t * W + columns_t
+            j, present = _keys(row, column, H, W, ROWS, COLUMNS)
             k_j = _read(k, start, j, present, DIM_K, PADDED_K)
             v_j = _read(v, start, j, present, DIM_V, PADDED_V)
             logits = _logits(q_i, k_j, row_logits, column_logits, i, j, present, scale, CAUSAL)
@@ -120,7 +126,6 @@ def backward_queries(
     log_sum_i = tl.load(log_sum + start + i, mask=there, other=0.)
     delta_i = tl.load(delta + start + i, mask=there, other=0.)
     sum_q = tl.zeros((QUERIES, PADDED_K), tl.float32)
-    t = tl.arange(0, ROWS * COLUMNS)
     end = tl.minimum(W, tl.max(i) + 1) if CAUSAL else W
     for column in range(0, end, COLUMNS):
         columns = column + tl.arange(0, COLUMNS)
@@ -129,8 +134,7 @@ def backward_queries(
         for row in range(0, H, ROWS):
             rows = row + tl.arange(0, ROWS)
             row_logits = _relative(by_row, start + i, row_of, rows, H, there)
-            rows_t, columns_t = row + t // COLUMNS, column + t % COLUMNS
-            present, j = (rows_t < H) & (columns_t < W), rows_t * W + columns_t
+            j, present = _keys(row, column, H, W, ROWS, COLUMNS)
             k_j = _read(k, start, j, present, DIM_K, PADDED_K)
             v_j = _read(v, start, j, present, DIM_V, PADDED_V)
             logits = _logits(q_i, k_j, row_logits, column_logits, i, j, present, scale, CAUSAL)
@@ -163,9 +167,7 @@ def backward_keys(
     tile = tl.program_id(0) % tiles
     row, column = tile // across * ROWS, tile % across * COLUMNS
     rows, columns = row + tl.arange(0, ROWS), column + tl.arange(0, COLUMNS)
-    t = tl.arange(0, ROWS * COLUMNS)
-    rows_t, columns_t = row + t // COLUMNS, column + t % COLUMNS
-    present, j = (rows_t < H) & (columns_t < W), rows_t * W + columns_t
+    j, present = _keys(row, column, H, W, ROWS, COLUMNS)
     k_j = _read(k, start, j, present, DIM_K, PADDED_K)
     v_j = _read(v, start, j, present, DIM_V, PADDED_V)
     sum_k = tl.zeros((ROWS * COLUMNS, PADDED_K), tl.float32)

@@ -44,8 +44,8 @@ def test_what_is_within_the_range_stays():
 
 
 def test_what_something_else_reads_stays():
-    """A network that cannot be traced keeps its weights: the saved folder would be refused, not wrong."""
-    class Watched(nn.Module):
+    """A convolution that not the norm alone reads keeps its weights: its folder would be refused, not wrong."""
+    class ReadTwice(nn.Module):
         def __init__(self):
             super().__init__()
             self.conv, self.bn = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
@@ -54,7 +54,7 @@ def test_what_something_else_reads_stays():
             x = self.conv(x)
             return self.bn(x) + x
 
-    model = Watched()
+    model = ReadTwice()
     model.bn.running_var.fill_(1e6)
     before = copy.deepcopy(model.state_dict())
     shrink_variances(model)
