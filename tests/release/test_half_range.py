@@ -24,7 +24,9 @@ def grown(name, factor):
     return model.eval()
 
 
-@pytest.mark.parametrize('name', ['resnet18', 'aa_resnet18_cifar', 'laa_resnet18', 'aa_efficientnet_lite0'])
+@pytest.mark.parametrize('name', [
+    'resnet18', 'aa_resnet18_cifar', 'laa_resnet18', 'aa_efficientnet_lite0', 'wrn28_2', 'aa_wrn28_2',
+    'mobilenetv2_050'])
 @torch.no_grad()
 def test_same_function_within_the_range(name):
     model, x = grown(name, 400.), torch.randn(4, 3, 32, 32)
@@ -43,18 +45,33 @@ def test_what_is_within_the_range_stays():
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
-def test_what_something_else_reads_stays():
-    """A convolution that not the norm alone reads keeps its weights: its folder would be refused, not wrong."""
-    class ReadTwice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.bn = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+class ReadTwice(nn.Module):
+    """A convolution that not the norm alone reads."""
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
 
-        def forward(self, x):
-            x = self.conv(x)
-            return self.bn(x) + x
+    def forward(self, x):
+        x = self.conv(x)
+        return self.bn(x) + x
 
-    model = ReadTwice()
+
+class Shifted(ReadTwice):
+    """A constant is added before the norm."""
+    def forward(self, x):
+        return self.bn(self.conv(x) + 1.)
+
+
+class CalledTwice(ReadTwice):
+    """The convolution writes to the norm and, in another call, past it."""
+    def forward(self, x):
+        return self.bn(self.conv(x)) + self.conv(-x)
+
+
+@pytest.mark.parametrize('kind', [ReadTwice, Shifted, CalledTwice])
+def test_what_something_else_reads_stays(kind):
+    """Its folder is refused, not wrong."""
+    model = kind()
     model.bn.running_var.fill_(1e6)
     before = copy.deepcopy(model.state_dict())
     shrink_variances(model)
