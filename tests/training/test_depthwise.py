@@ -5,7 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from aa_models.training import loop
 from aa_models.training.depthwise import keep_depthwise_in_float32
+from training_runs import run_training
 
 
 def trained(conv, x, amp):
@@ -70,3 +72,12 @@ def test_recomputed_in_the_backward_pass():
         loss.backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     torch.testing.assert_close(*gradients)
+
+
+def test_a_run_in_bfloat16_does_so(tmp_path, data, monkeypatch):
+    calls = []
+    monkeypatch.setattr(loop, 'keep_depthwise_in_float32', calls.append)
+    run_training(tmp_path / 'float32', data, epochs=1)
+    assert not calls
+    run_training(tmp_path / 'bfloat16', data, epochs=1, amp=True)
+    assert len(calls) == 1
