@@ -16,8 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from aa_models.device import Process, autocast
 from aa_models.errors import DivergenceError, InputError
+from aa_models.models.depthwise import keep_depthwise_in_float32
 
-from .depthwise import keep_depthwise_in_float32
 from .distillation import Criterion, guesses_of_teacher
 from .progress import Progress
 from .recipe import Recipe
@@ -109,8 +109,8 @@ class Trainer:
         """Prepare for training: compilation, wrapping for several devices."""
         if self.recipe.compile:
             self.task.compile(mode=self.recipe.compile_mode)
-        elif self.process.device.type == 'cpu' and self.recipe.amp and self.recipe.amp_dtype == 'bfloat16':
-            keep_depthwise_in_float32(self.model)
+        elif self.recipe.amp:
+            keep_depthwise_in_float32(self.model, self.process.device, self.recipe.amp_dtype)
         if self.process.distributed:
             ids = [self.process.device] if self.process.device.type == 'cuda' else None
             self.task.prepare_distributed(device_ids=ids)

@@ -7,7 +7,7 @@ import yaml
 
 from aa_models.device import Process
 from aa_models.errors import InputError
-from aa_models.training import precision
+from aa_models.training import loop, precision
 from aa_models.training.recipe import load_recipe
 from interruptions import lose_epochs
 from training_runs import checkpoint_of, run_training, run_validation
@@ -64,3 +64,12 @@ def test_a_run_goes_on_as_it_began(has_bfloat16, tmp_path, data, caplog, capsys)
     capsys.readouterr()
     run_validation('--model', f'local-dir:{output / "aa_simplecnn.out"}', '--data-dir', data, '--amp', 'auto')
     assert capsys.readouterr().out.strip().endswith(' s, bfloat16 autocast')
+
+
+def test_depthwise_convolutions_stay_in_float32(tmp_path, data, monkeypatch):
+    calls = []
+    monkeypatch.setattr(loop, 'keep_depthwise_in_float32', lambda *args: calls.append(args[1:]))
+    run_training(tmp_path / 'float32', data, epochs=1)
+    assert not calls
+    run_training(tmp_path / 'bfloat16', data, epochs=1, amp=True)
+    assert calls == [(CPU.device, 'bfloat16')]

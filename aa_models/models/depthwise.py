@@ -5,15 +5,19 @@ import torch
 from torch import nn
 
 
-def keep_depthwise_in_float32(model: nn.Module) -> None:
-    """Let a network under bfloat16 autocast on a CPU train in float32 what is slower in bfloat16.
+def keep_depthwise_in_float32(model: nn.Module, device: torch.device, dtype: str) -> None:
+    """Let a network under autocast train in float32 what is slower in bfloat16 on a CPU.
 
     The backward pass of a depthwise convolution takes three to five times as long in bfloat16 as in float32, but for
     those of 3 × 3 with stride 1. Their input and result stay in bfloat16.
 
     Args:
         model: It gets hooks that act where gradients are computed; autocast is then expected.
+        device: Of the network; other than a CPU, nothing is done.
+        dtype: Of autocast; other than 'bfloat16', nothing is done.
     """
+    if device.type != 'cpu' or dtype != 'bfloat16':
+        return
     for conv in model.modules():
         if isinstance(conv, nn.Conv2d) and conv.groups == conv.in_channels > 1 and not _is_fast(conv):
             conv.register_forward_pre_hook(_enter)

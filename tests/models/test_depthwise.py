@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from aa_models.training import loop
-from aa_models.training.depthwise import keep_depthwise_in_float32
-from training_runs import run_training
+from aa_models.models.depthwise import keep_depthwise_in_float32
+
+WHERE = torch.device('cpu'), 'bfloat16'
 
 
 def trained(conv, x, amp):
@@ -25,7 +25,7 @@ def test_gradients_are_those_of_float32(kernel, stride):
     torch.manual_seed(0)
     conv, x = nn.Conv2d(8, 16, kernel, stride, groups=8), torch.randn(2, 8, 9, 9)
     output, *gradients = trained(conv, x, amp=False)
-    keep_depthwise_in_float32(conv)
+    keep_depthwise_in_float32(conv, *WHERE)
     rounded, *found = trained(conv, x, amp=True)
     assert rounded.dtype == torch.bfloat16
     torch.testing.assert_close(rounded, output.bfloat16(), rtol=0, atol=0)
@@ -37,19 +37,22 @@ def test_where_no_gradient_is_computed_all_is_in_bfloat16():
     conv, x = nn.Conv2d(8, 8, 5, groups=8), torch.randn(2, 8, 9, 9)
     with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
         alone = conv(x)
-        keep_depthwise_in_float32(conv)
+        keep_depthwise_in_float32(conv, *WHERE)
         torch.testing.assert_close(conv(x), alone, rtol=0, atol=0)
 
 
 def test_other_convolutions_have_no_hooks():
     model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 5, groups=2), nn.Conv2d(1, 8, 5))
-    keep_depthwise_in_float32(model)
-    assert not any(conv._forward_pre_hooks or conv._forward_hooks for conv in model)
+    keep_depthwise_in_float32(model, *WHERE)
+    slow = nn.Conv2d(8, 8, 5, groups=8)
+    keep_depthwise_in_float32(slow, torch.device('cpu'), 'float16')
+    keep_depthwise_in_float32(slow, torch.device('cuda'), 'bfloat16')
+    assert not any(conv._forward_pre_hooks or conv._forward_hooks for conv in (*model, slow))
 
 
 def test_a_failed_convolution_leaves_autocast_on():
     conv = nn.Conv2d(8, 8, 5, groups=8)
-    keep_depthwise_in_float32(conv)
+    keep_depthwise_in_float32(conv, *WHERE)
     with torch.autocast('cpu', torch.bfloat16):
         with pytest.raises(RuntimeError, match='channels'):
             conv(torch.randn(2, 7, 9, 9))
@@ -61,7 +64,7 @@ def test_recomputed_in_the_backward_pass():
     """Gradient checkpointing computes the layers again, with the same result."""
     torch.manual_seed(0)
     model = timm.create_model('tf_efficientnet_lite0', num_classes=3).train()
-    keep_depthwise_in_float32(model)
+    keep_depthwise_in_float32(model, *WHERE)
     x, gradients = torch.randn(2, 3, 64, 64), []
     for again in (False, True):
         model.set_grad_checkpointing(again)
@@ -72,12 +75,3 @@ def test_recomputed_in_the_backward_pass():
         loss.backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     torch.testing.assert_close(*gradients)
-
-
-def test_a_run_in_bfloat16_does_so(tmp_path, data, monkeypatch):
-    calls = []
-    monkeypatch.setattr(loop, 'keep_depthwise_in_float32', calls.append)
-    run_training(tmp_path / 'float32', data, epochs=1)
-    assert not calls
-    run_training(tmp_path / 'bfloat16', data, epochs=1, amp=True)
-    assert len(calls) == 1
