@@ -16,6 +16,7 @@ from aa_models.augmentation.channel_paths import trace_calls
 from aa_models.layers import AugmentedConv2d
 
 _MOST = 2. ** 15
+_LEAST = 2. ** -6  # beside which the usual eps, 1e-5, is less than the rounding to float16
 _SUMS = (operator.add, operator.iadd, torch.add)
 _Conv = nn.Conv2d | AugmentedConv2d
 
@@ -26,8 +27,8 @@ def shrink_variances(model: nn.Module) -> None:
 
     The statistics of the batch norm are divided accordingly, so the network computes what it did: its `eps` is nothing
     beside such variances. What is summed before it is read (the stream of a network with norms before the
-    convolutions) is divided alike in all its terms. Where something else than batch norms reads it, all stay as they
-    are.
+    convolutions) is divided alike in all its terms. All stay as they are where something else than batch norms reads
+    it, or where one of these has seen small variances.
     """
     norms = {name: norm for name, norm in model.named_modules()
              if isinstance(norm, _BatchNorm) and norm.running_var is not None and (norm.running_var > _MOST).any()}
@@ -77,8 +78,10 @@ def _shrink(convs: list[_Conv], norms: list[_BatchNorm]) -> None:
     """Divide what the convolutions write, channel by channel, by what brings all variances within the range."""
     if not norms or any(norm.running_var is None for norm in norms):
         return
-    variances = torch.stack([cast(torch.Tensor, norm.running_var) for norm in norms]).amax(0)
-    scales = (variances / _MOST).clamp_min(1.).log2().div(2).ceil().exp2()
+    variances = torch.stack([cast(torch.Tensor, norm.running_var) for norm in norms])
+    scales = (variances.amax(0) / _MOST).clamp_min(1.).log2().div(2).ceil().exp2()
+    if (variances / scales.square() < _LEAST)[:, scales > 1].any():
+        return
     for norm in norms:
         cast(torch.Tensor, norm.running_mean).div_(scales)
         cast(torch.Tensor, norm.running_var).div_(scales.square())
