@@ -115,6 +115,20 @@ def test_first_epochs_of_late_attention():
     assert f'had {float(read_log(WEIGHTS / "logs-muon_cifar100" / "plain8.csv")[-1]["eval_top1"]):.2f} %' in README
 
 
+@pytest.mark.parametrize('name', ['simplecnn', 'aa_simplecnn', 'laa_simplecnn'])
+def test_seeds_of_late_attention(name):
+    logs = [read_log(WEIGHTS / 'logs-muon_cifar100' / f'{name}-seed{seed}.csv') for seed in (43, 44)]
+    top1 = [float(measured(f'{name}.muon_cifar100')['top1']), *(float(log[-1]['eval_top1']) for log in logs)]
+    mean = f'{statistics.mean(top1):.2f} ± {statistics.stdev(top1):.2f} %'
+    assert f'| `{name}` | {" | ".join(f"{value:.2f} %" for value in top1)} | {mean} |' in README
+
+
+def test_plain_net_of_equal_parameters():
+    params = sum(p.numel() for p in timm.create_model('simplecnn', channels=[29, 58, 117, 117, 117]).parameters())
+    log = read_log(WEIGHTS / 'logs-muon_cifar100' / 'simplecnn-336k.csv')
+    assert f'{params:,} parameters' in README and f'comes to {float(log[-1]["eval_top1"]):.2f} % of the test' in README
+
+
 @pytest.mark.parametrize('task, words', [('cifar100', 'a tenth of its pictures'), ('shapes', 'eight drawn figures')])
 def test_gains_of_fine_tuning_in_readme(task, words):
     runs = [read_log(WEIGHTS / 'logs-finetune' / f'{task}_{start}.csv') for start in ('pretrained', 'scratch')]
