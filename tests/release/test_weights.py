@@ -115,12 +115,13 @@ def test_first_epochs_of_late_attention():
     assert f'had {float(read_log(WEIGHTS / "logs-muon_cifar100" / "plain8.csv")[-1]["eval_top1"]):.2f} %' in README
 
 
-@pytest.mark.parametrize('name', ['simplecnn', 'aa_simplecnn', 'laa_simplecnn'])
-def test_seeds_of_late_attention(name):
+@pytest.mark.parametrize('name, words', [
+    ('simplecnn', 'plain simple net'), ('aa_simplecnn', 'with attention'), ('laa_simplecnn', 'with linear attention')])
+def test_seeds_of_late_attention(name, words):
     logs = [read_log(WEIGHTS / 'logs-muon_cifar100' / f'{name}-seed{seed}.csv') for seed in (43, 44)]
     top1 = [float(measured(f'{name}.muon_cifar100')['top1']), *(float(log[-1]['eval_top1']) for log in logs)]
     mean = f'{statistics.mean(top1):.2f} ± {statistics.stdev(top1):.2f} %'
-    assert f'| `{name}` | {" | ".join(f"{value:.2f} %" for value in top1)} | {mean} |' in README
+    assert f'| {words} | {" | ".join(f"{value:.2f} %" for value in top1)} | {mean} |' in README
 
 
 def test_plain_net_of_equal_parameters():
