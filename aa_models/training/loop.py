@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from aa_models.device import Process, autocast
 from aa_models.errors import DivergenceError, InputError
-from aa_models.models.depthwise import keep_depthwise_in_float32
+from aa_models.models.depthwise import speed_up_depthwise
 
 from .distillation import Criterion, guesses_of_teacher
 from .progress import Progress
@@ -110,7 +110,7 @@ class Trainer:
         if self.recipe.compile:
             self.task.compile(mode=self.recipe.compile_mode)
         elif self.recipe.amp:
-            keep_depthwise_in_float32(self.model, self.process.device, self.recipe.amp_dtype)
+            speed_up_depthwise(self.model, self.process.device, self.recipe.amp_dtype)
         if self.process.distributed:
             ids = [self.process.device] if self.process.device.type == 'cuda' else None
             self.task.prepare_distributed(device_ids=ids)

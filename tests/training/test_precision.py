@@ -68,7 +68,7 @@ def test_a_run_goes_on_as_it_began(has_bfloat16, tmp_path, data, caplog, capsys)
 
 def test_depthwise_convolutions_stay_in_float32(tmp_path, data, monkeypatch):
     calls = []
-    monkeypatch.setattr(loop, 'keep_depthwise_in_float32', lambda *args: calls.append(args[1:]))
+    monkeypatch.setattr(loop, 'speed_up_depthwise', lambda *args: calls.append(args[1:]))
     run_training(tmp_path / 'float32', data, epochs=1)
     assert not calls
     run_training(tmp_path / 'bfloat16', data, epochs=1, amp=True)
