@@ -130,6 +130,12 @@ def test_plain_net_of_equal_parameters():
     assert f'{params:,} parameters' in README and f'comes to {float(log[-1]["eval_top1"]):.2f} % of the test' in README
 
 
+@pytest.mark.parametrize('name', ['cifar100', 'cifar100_tenth'])
+def test_fine_tuning_by_muon(name):
+    top1 = float(read_log(WEIGHTS / 'logs-finetune_muon' / f'{name}.csv')[-1]['eval_top1'])
+    assert f'{top1:.2f} %' in README[README.index('**By Muon** ([logs](logs-finetune_muon))'):]
+
+
 @pytest.mark.parametrize('task, words', [('cifar100', 'a tenth of its pictures'), ('shapes', 'eight drawn figures')])
 def test_gains_of_fine_tuning_in_readme(task, words):
     runs = [read_log(WEIGHTS / 'logs-finetune' / f'{task}_{start}.csv') for start in ('pretrained', 'scratch')]
