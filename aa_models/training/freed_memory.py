@@ -12,7 +12,7 @@ def keep_freed_memory() -> bool:
 
     By default it gives the memory of large tensors back, and the system clears it again, page by page, for the next
     ones. The orders are environment variables that glibc itself reads; any of `MALLOC_MMAP_THRESHOLD_`,
-    `MALLOC_TRIM_THRESHOLD_` and `GLIBC_TUNABLES` counts.
+    `MALLOC_TRIM_THRESHOLD_` and `GLIBC_TUNABLES` counts, be it empty.
 
     Returns:
         Whether it was told.
