@@ -3,9 +3,11 @@
 The network is traced by torch.fx. A path ends where anything else takes part than what treats each channel by itself.
 """
 import logging
+import operator
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
 from timm.layers import SEModule
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -15,6 +17,7 @@ from aa_models.layers import AugmentedConv2d
 _logger = logging.getLogger(__name__)
 
 NORM_KEYS = ('weight', 'bias', 'running_mean', 'running_var')
+SUMS = (operator.add, operator.iadd, torch.add)
 # what treats every channel alike and by itself, so that channels can be reordered on both sides of it
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Sigmoid, nn.Tanh, nn.ELU)
 CHANNELWISE = (*_ACTIVATIONS, nn.Identity, nn.Dropout, nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d)
@@ -40,14 +43,20 @@ class ChannelTracer(fx.Tracer):
         return not inner and module.__module__.startswith('timm.layers')
 
 
-def trace_calls(model: nn.Module) -> dict[str, list[fx.Node]] | None:
-    """Find the calls of each module, by its name; None, with a warning, where the network cannot be traced."""
+def trace_calls(
+        model: nn.Module, consequence: str = 'nobody knows where its channels lead',
+) -> dict[str, list[fx.Node]] | None:
+    """Find the calls of each module, by its name; None, with a warning, where the network cannot be traced.
+
+    Args:
+        model: The network.
+        consequence: What the warning says of that.
+    """
     try:
         graph = ChannelTracer().trace(model)
     except Exception as error:  # a network may do anything to the stand-in for its input
         _logger.warning(
-            '%s cannot be traced (%s: %s): in all its augmented layers the last channels give way to attention, '
-            'whatever they are worth', type(model).__name__, type(error).__name__, error)
+            '%s cannot be traced (%s: %s): %s', type(model).__name__, type(error).__name__, error, consequence)
         return None
     calls: dict[str, list[fx.Node]] = {}
     for node in graph.nodes:

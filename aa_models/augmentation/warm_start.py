@@ -100,7 +100,9 @@ def plain_to_augmented(
         The state dict of the augmented network; and by layer the filters that gave way, (dv, C_in, height, width), for
         those whose attention imitates them.
     """
-    weights, calls = dict(state_dict), trace_calls(model)
+    weights = dict(state_dict)
+    calls = trace_calls(
+        model, 'in all its augmented layers the last channels give way to attention, whatever they are worth')
     lost: StateDict = {}
     imitators: list[str] = []
     for name, layer in layers.items():

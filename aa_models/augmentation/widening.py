@@ -3,7 +3,6 @@
 Every channel of the wide network is a copy of one of the narrow network's, and what reads the copies has their weight
 divided among them. So a narrow network, whose training is cheap, is the start of a wide one.
 """
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -18,14 +17,13 @@ from aa_models.layers import AugmentedConv2d, GridAttention
 from aa_models.layers.linear_attention import LinearAttention
 from aa_models.layers.position import add_sincos, resize_rel_table
 
-from .channel_paths import CHANNELWISE, NORM_KEYS, ChannelTracer
+from .channel_paths import CHANNELWISE, NORM_KEYS, SUMS, ChannelTracer
 from .copies import Reading, sources
 
 StateDict = dict[str, torch.Tensor]
 
 NOISE = 0.5
 _CHANNELWISE = (*CHANNELWISE, DropPath, SelectAdaptivePool2d, nn.AdaptiveAvgPool2d, nn.Flatten)
-_SUMS = (operator.add, operator.iadd, torch.add)
 _PASSING = (F.relu, F.relu_, torch.relu, F.dropout, F.avg_pool2d, F.adaptive_avg_pool2d, torch.flatten)
 
 
@@ -108,7 +106,7 @@ class _Widening:
         what = str(getattr(node.target, '__name__', node.target))
         if node.op == 'call_module':
             return self._module(str(node.target), inputs[0])
-        if node.target in _SUMS and len(inputs) == 2:
+        if node.target in SUMS and len(inputs) == 2:
             if not torch.equal(*inputs):
                 raise InputError(f'{node.name} cannot be widened: it adds channels that are copied in other ways')
             return inputs[0]

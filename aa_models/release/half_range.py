@@ -3,7 +3,6 @@
 How large a convolution's weights are makes no difference before a batch norm, and optimisers whose steps do not depend
 on it (Muon) let them grow: the variances of their outputs can pass 65504, where float16 ends.
 """
-import operator
 from collections.abc import Mapping
 from typing import cast
 
@@ -12,12 +11,11 @@ from timm.layers import DropPath
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from aa_models.augmentation.channel_paths import trace_calls
+from aa_models.augmentation.channel_paths import SUMS, trace_calls
 from aa_models.layers import AugmentedConv2d
 
 _MOST = 2. ** 15
 _LEAST = 2. ** -6  # beside which the usual eps, 1e-5, is less than the rounding to float16
-_SUMS = (operator.add, operator.iadd, torch.add)
 _Conv = nn.Conv2d | AugmentedConv2d
 
 
@@ -32,7 +30,7 @@ def shrink_variances(model: nn.Module) -> None:
     """
     norms = {name: norm for name, norm in model.named_modules()
              if isinstance(norm, _BatchNorm) and norm.running_var is not None and (norm.running_var > _MOST).any()}
-    calls = trace_calls(model) if norms else None
+    calls = trace_calls(model, 'its variances beyond float16 stay') if norms else None
     if calls is None:
         return
     once = {nodes[0]: model.get_submodule(name) for name, nodes in calls.items() if len(nodes) == 1}
@@ -71,7 +69,7 @@ def _written_and_read(tensor: fx.Node, modules: Mapping[fx.Node, nn.Module]) -> 
 
 
 def _sums_tensors(node: fx.Node) -> bool:
-    return node.target in _SUMS and all(isinstance(term, fx.Node) for term in node.args)
+    return node.target in SUMS and all(isinstance(term, fx.Node) for term in node.args)
 
 
 def _shrink(convs: list[_Conv], norms: list[_BatchNorm]) -> None:

@@ -2,7 +2,7 @@
 import ctypes
 import os
 
-_BY_HAND = ('MALLOC_MMAP_THRESHOLD_', 'MALLOC_TRIM_THRESHOLD_', 'GLIBC_TUNABLES')
+GLIBC_SETTINGS = ('MALLOC_MMAP_THRESHOLD_', 'MALLOC_TRIM_THRESHOLD_', 'GLIBC_TUNABLES')
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # the numbers of glibc's malloc.h
 _NEVER = 2 ** 31 - 1  # bytes, the most that mallopt takes
 
@@ -17,7 +17,7 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether it was told.
     """
-    if os.name != 'posix' or any(name in os.environ for name in _BY_HAND):
+    if os.name != 'posix' or any(name in os.environ for name in GLIBC_SETTINGS):
         return False
     library = ctypes.CDLL(None)
     if not hasattr(library, 'mallopt'):

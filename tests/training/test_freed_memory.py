@@ -28,7 +28,7 @@ print(told, faults() - before)
 
 def faults(word):
     """What `keep_freed_memory` says, and the page faults of four tensors of 64 MiB."""
-    environment = {name: value for name, value in os.environ.items() if name not in freed_memory._BY_HAND}
+    environment = {name: value for name, value in os.environ.items() if name not in freed_memory.GLIBC_SETTINGS}
     told, count = subprocess.check_output([sys.executable, '-c', FAULTS, word], env=environment, text=True).split()
     return told, int(count)
 
@@ -40,14 +40,14 @@ def test_kept_memory_causes_no_page_faults():
     assert told == 'True' and kept < given_back / 10
 
 
-@pytest.mark.parametrize('name', freed_memory._BY_HAND)
+@pytest.mark.parametrize('name', freed_memory.GLIBC_SETTINGS)
 def test_other_orders_count(monkeypatch, name):
     monkeypatch.setenv(name, '')
     assert not freed_memory.keep_freed_memory()
 
 
 def test_no_allocator_of_that_kind(monkeypatch):
-    for name in freed_memory._BY_HAND:
+    for name in freed_memory.GLIBC_SETTINGS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(freed_memory.ctypes, 'CDLL', lambda name: object())
     assert not freed_memory.keep_freed_memory()

@@ -66,7 +66,7 @@ def test_a_run_goes_on_as_it_began(has_bfloat16, tmp_path, data, caplog, capsys)
     assert capsys.readouterr().out.strip().endswith(' s, bfloat16 autocast')
 
 
-def test_depthwise_convolutions_stay_in_float32(tmp_path, data, monkeypatch):
+def test_depthwise_gradients_are_faster_in_bfloat16_alone(tmp_path, data, monkeypatch):
     calls = []
     monkeypatch.setattr(loop, 'speed_up_depthwise', lambda *args: calls.append(args[1:]))
     run_training(tmp_path / 'float32', data, epochs=1)
