@@ -70,6 +70,15 @@ def test_every_layer_runs_and_leaves_no_gradient(monkeypatch, name, dtype, chann
     assert all(p.grad is None for p in module.parameters())
 
 
+@pytest.mark.parametrize('dtype, own_gradients', [('float32', False), ('bfloat16', True)])
+def test_depthwise_convolutions_are_trained_as_in_training(monkeypatch, dtype, own_gradients):
+    conv = torch.nn.Conv2d(4, 4, 5, groups=4)
+    monkeypatch.setattr(Case, 'module', lambda *_: conv)
+    settings = Settings(batch_size=2, dtype=dtype, device='cpu')
+    Case('net', torch.nn.Identity, (7, 7), 4, settings, network=True).step('train')()
+    assert ('forward' in vars(conv)) == own_gradients
+
+
 @pytest.mark.parametrize('channels_last', [False, True])
 def test_attention_of_q_k_and_v(channels_last):
     settings = Settings(batch_size=2, channels_last=channels_last, device='cpu')
