@@ -16,6 +16,12 @@ def seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def fresh_compiler():
+    """Neither the programs that earlier tests compiled nor the sizes that their code met count."""
+    torch.compiler.reset()
+
+
 def pytest_ignore_collect(collection_path, config):
     """Tests of other packages are found only where `-m clients` asks for them: to import those takes long."""
     if collection_path == Path(__file__).with_name('clients'):

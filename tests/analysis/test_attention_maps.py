@@ -110,7 +110,7 @@ def test_model_is_left_as_it_was():
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
 
 
-def test_compiled_model():
+def test_compiled_model(fresh_compiler):
     """Its program was made without hooks, and would call none."""
     model, x = timm.create_model('aa_simplecnn').eval(), torch.randn(1, 3, 16, 16)
     compiled = torch.compile(model, backend='eager')
@@ -120,7 +120,7 @@ def test_compiled_model():
 
 
 @pytest.mark.parametrize('compiled', ['whole', 'in place', 'a part'])
-def test_compiled_in_other_ways(compiled):
+def test_compiled_in_other_ways(compiled, fresh_compiler):
     model, x = timm.create_model('aa_simplecnn').eval(), torch.randn(1, 3, 16, 16)
     expected = list(attention_maps(model, x).values())
     if compiled == 'a part':

@@ -10,8 +10,7 @@ import aa_models  # noqa: F401, registers the models
 pytestmark = pytest.mark.clients
 
 
-def test_training_step():
-    torch._dynamo.reset()
+def test_training_step(fresh_compiler):
     model = timm.create_model('aa_simplecnn.cifar100', pretrained=True).eval()
     compiled, x = torch.compile(copy.deepcopy(model), fullgraph=True, backend='aot_eager'), torch.randn(2, 3, 32, 32)
     for net in (model, compiled):

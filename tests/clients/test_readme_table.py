@@ -65,12 +65,11 @@ def loaders(tmp_path):
 
 
 @pytest.mark.parametrize('tool', [tool for tool in TOOLS if tool not in SCRIPTS])
-def test_row(tool, monkeypatch, tmp_path, request):
+def test_row(tool, monkeypatch, tmp_path, request, fresh_compiler):
     names = {name: found(target) for name, target in IMPORTS.get(tool, {}).items()}
     for link in ('weights',):
         (tmp_path / link).symlink_to(ROOT / link)
     monkeypatch.chdir(tmp_path)
-    torch._dynamo.reset()
     names.update(torch=torch, timm=timm, self=nn.Module(), x=torch.randn(1, 3, 64, 64),
                  model=timm.create_model('aa_resnet18', pretrained=True).eval())
     if tool == 'fastai':

@@ -209,7 +209,7 @@ def test_layer_under_autocast(chosen):
 
 
 @pytest.mark.slow
-def test_layer_compiled(chosen):
+def test_layer_compiled(chosen, fresh_compiler):
     """One operator forward, one backward."""
     chosen('triton')
     layer, x = layer_and_input('map')

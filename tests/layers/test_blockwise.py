@@ -82,7 +82,7 @@ def test_is_an_operator_by_torchs_own_checks():
         torch.library.opcheck(blockwise_attention, (*tensors, 0.5, causal))
 
 
-def test_one_node_when_compiled():
+def test_one_node_when_compiled(fresh_compiler):
     skip_where_compiling_is_called_exporting()
     graphs = []
     layer = AugmentedConv2d(8, 16, 3, padding=1, dk=8, dv=8, num_heads=2, feat_size=6).eval()

@@ -117,7 +117,7 @@ def test_first_and_in_between_in_a_network(tmp_path):
 
 
 @torch.no_grad()
-def test_compiled_exported_and_scripted_are_equal(fused):
+def test_compiled_exported_and_scripted_are_equal(fused, fresh_compiler):
     layer = small(act_layer='relu').eval()
     x, other = torch.randn(2, 8, 6, 7), torch.randn(3, 8, 9, 5)
     sizes = {0: torch.export.Dim('batch', max=64)} | {

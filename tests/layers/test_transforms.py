@@ -170,12 +170,11 @@ def test_a_gradient_penalty_with_checkpointing():
     close(penalty(layer), expected)
 
 
-def test_a_transform_that_is_compiled():
+def test_a_transform_that_is_compiled(fresh_compiler):
     """The one that would be wrong without a word: a tangent of 0."""
     skip_where_compiling_is_called_exporting()
     layer = plain_layer()
     x, tangent = torch.randn(2, 2, 3, 5, 4, dtype=torch.float64)
-    torch._dynamo.reset()
     compiled = torch.compile(lambda x: jvp(layer, (x,), (tangent,))[1], fullgraph=True, backend='eager')
     close(compiled(x), jvp(layer, (x,), (tangent,))[1])
 

@@ -174,7 +174,7 @@ def test_not_recorded_for_elsewhere(tried, way):
     assert not cases
 
 
-def test_asked_while_compiling(tried):
+def test_asked_while_compiling(tried, fresh_compiler):
     """One operator in the graph, for all sizes that have tiles of the same width."""
     skip_where_compiling_is_called_exporting()
     cases, graphs = tried(0.), []

@@ -270,8 +270,7 @@ def test_traced_by_fx_without_an_argument(model, x):
 
 @slow_but_for_two
 @torch.no_grad()
-def test_compile_fullgraph(model, x):
-    torch._dynamo.reset()
+def test_compile_fullgraph(model, x, fresh_compiler):
     dynamic = False if pads_by_size(model) else None  # torch would work for minutes on formulas of padding
     compiled = torch.compile(model, fullgraph=True, backend='aot_eager', dynamic=dynamic)
     for other in (x, torch.randn(2, 3, 48, 80)):
@@ -305,13 +304,12 @@ def test_script(name, x):
 
 @pytest.mark.filterwarnings('ignore:.*torch.jit.*deprecated')
 @torch.no_grad()
-def test_explicit_attention_compiles_exports_and_scripts():
+def test_explicit_attention_compiles_exports_and_scripts(fresh_compiler):
     model, x = evaluating('aa_simplecnn'), images('aa_simplecnn')
     expected = model(x)
     for layer in augmented(model).values():
         layer.attn.fused_attn = False
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
-    torch._dynamo.reset()
     for way in (
             torch.compile(model, fullgraph=True, backend='aot_eager'), torch.export.export(model, (x,)).module(),
             torch.jit.trace(model, x), torch.jit.script(model)):
@@ -320,8 +318,7 @@ def test_explicit_attention_compiles_exports_and_scripts():
 
 @pytest.mark.slow  # inductor calls a C++ compiler
 @pytest.mark.parametrize('name', ['aa_simplecnn', 'laa_simplecnn'])
-def test_compile_inductor_trains(model, x):
-    torch._dynamo.reset()
+def test_compile_inductor_trains(model, x, fresh_compiler):
     compiled = torch.compile(model, fullgraph=True)
     compiled(x).square().sum().backward()
     gradients = [p.grad.clone() for p in model.parameters()]
