@@ -2,7 +2,7 @@
 
 Attention Augmented Convolutional Networks (arXiv 1904.09925), section 3.1. The backward pass makes the logits of each
 block again. Sums are in float32 (float64 for float64 inputs), whatever the inputs are; factors of bfloat16 layers are
-rounded to it where the CPU has instructions for that.
+rounded to it where the CPU has instructions for that. Where there is a C++ kernel for the inputs, it computes all that.
 
 Tracers would unroll the Python loop over the blocks; registered with `torch.library` it is one operator to them.
 """
@@ -13,6 +13,7 @@ import torch
 from .attention_blocks import AttentionBlocks
 from .attention_dropout import AttentionDropout, dropout_factors, dropout_layout
 from .block_layout import BlockLayout
+from .cpp_attention import kernel_for
 from .explicit import attention_gradients
 
 
@@ -69,6 +70,8 @@ def blockwise_attention(
     """
     if v.numel() == 0 or q.numel() == 0:
         return torch.zeros_like(v)
+    if kernel := kernel_for(q, k, v, seed):
+        return kernel.forward(q, k, v, rel_h, rel_w, scale, causal)
     with torch.autocast(q.device.type, enabled=False):
         layout, blocks, dropout = _blocks(q, k, v, rel_h, rel_w, scale, causal, dropout_p, seed)
         values = _by_heads(v, blocks.factor_dtype).transpose(1, 2)
@@ -107,6 +110,8 @@ def blockwise_attention_backward(
     tables = [q.new_zeros(0) if table is None else table.new_zeros(table.shape) for table in (rel_h, rel_w)]
     if v.numel() == 0 or q.numel() == 0:
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v), tables[0], tables[1]
+    if kernel := kernel_for(q, k, v, seed):
+        return kernel.backward(grad, q, k, v, rel_h, rel_w, scale, causal)
     with torch.autocast(q.device.type, enabled=False):
         layout, blocks, dropout = _blocks(q, k, v, rel_h, rel_w, scale, causal, dropout_p, seed)
         values, grad_out = _by_heads(v).transpose(1, 2), _by_heads(grad)

@@ -2,13 +2,12 @@
 import importlib.util
 import os
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
 
-from .explicit import attention_gradients, attention_weights
 from .grid_attention import is_recorded
+from .trial import fault_of
 from .triton_attention import tile_columns, triton_attention, triton_attention_backward
 
 VARIABLE = 'AA_MODELS_TRITON'
@@ -90,36 +89,14 @@ def _has_matrix_units(device: torch.device) -> bool:
 
 def _fault(case: Case) -> str:
     """What is wrong with the kernels of a case, '' if nothing is."""
-    try:
-        # in a thread of its own no mode of the caller's holds: autocast, inference, hooks on saved tensors
-        with ThreadPoolExecutor(1) as thread:
-            difference = thread.submit(_difference, case).result()
-    except Exception as error:
-        return f'{type(error).__name__} was raised: {error}'
-    tolerance = _TOLERANCES[case.dtype]
-    return '' if difference <= tolerance else f'a number differed by {difference:.1e} of the largest, not {tolerance}'
-
-
-def _difference(case: Case) -> float:
-    """How far a small attention and its gradients are from the explicit ones, in parts of each one's largest number."""
     W = {8: 7, 16: 15}.get(case.columns, 75)  # on a wide map more than one tile is beside another
     H = 1 if case.causal else 80 // W + 1  # more than one block of queries
-    random = torch.Generator().manual_seed(0)
-    sizes = [(1, 2, H, W, dim) for dim in (case.dim_k, case.dim_k, case.dim_v, case.dim_v)]
-    q, k, v, grad = (torch.randn(size, generator=random).to(case.dtype) for size in sizes)
-    rel_h, rel_w = (
-        torch.randn(2 * length - 1, case.dim_k, generator=random) if there else None
-        for length, there in ((H, case.has_rows), (W, case.has_columns)))
-    scale, causal = case.dim_k ** -0.5, case.causal
+    return fault_of(
+        _attention, (H, W), case.dim_k, case.dim_v, has_rows=case.has_rows, has_columns=case.has_columns,
+        causal=case.causal, dtype=case.dtype, device=case.device, tolerance=_TOLERANCES[case.dtype])
 
-    on_device = [None if t is None else t.to(case.device) for t in (q, k, v, rel_h, rel_w)]
-    with torch.no_grad():
-        out, log_sum = triton_attention(*on_device, scale, causal)
-        found = [out, *triton_attention_backward(grad.to(case.device), *on_device, out, log_sum, scale, causal)]
 
-    q, k, v = (t.double().requires_grad_() for t in (q, k, v))
-    rel_h, rel_w = (None if t is None else t.double().requires_grad_() for t in (rel_h, rel_w))
-    out = attention_weights(q, k, rel_h, rel_w, causal, scale) @ v.flatten(2, 3)
-    exact = [out.view_as(v), *attention_gradients(grad.double(), q, k, v, rel_h, rel_w, scale=scale, causal=causal)]
-    differences = [(a.cpu() - b).abs().max() / b.abs().max() for a, b in zip(found, exact) if b is not None]
-    return torch.stack(differences).max().item()  # nan where one is
+def _attention(grad: torch.Tensor, *args: Any) -> list[torch.Tensor]:
+    *tensors, scale, causal = args
+    out, log_sum = triton_attention(*tensors, scale, causal)
+    return [out, *triton_attention_backward(grad, *tensors, out, log_sum, scale, causal)]

@@ -44,7 +44,7 @@ def test_equals_explicit_attention(monkeypatch, shape, block, rows, columns, cau
 
 @pytest.mark.parametrize('dtype,tolerance', [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
 @pytest.mark.parametrize('channels_last', [False, True])
-def test_other_dtypes_and_strides(dtype, tolerance, channels_last):
+def test_other_dtypes_and_strides(without_cpp, dtype, tolerance, channels_last):
     """As a layer has them: q, k and v are slices of one map, the tables stay in float32."""
     qkv = torch.randn(2, 2 * 20, 6, 5).to(dtype)
     if channels_last:
@@ -62,7 +62,7 @@ def test_other_dtypes_and_strides(dtype, tolerance, channels_last):
         torch.testing.assert_close(a.double() / scale, b / scale, rtol=0, atol=tolerance)
 
 
-def test_bfloat16_is_multiplied_only_where_the_cpu_can(monkeypatch):
+def test_bfloat16_is_multiplied_only_where_the_cpu_can(without_cpp, monkeypatch):
     """Elsewhere the results are those of the same numbers in float32, rounded once."""
     tensors = [t.to(torch.bfloat16).detach().requires_grad_() for t in inputs((2, 2, 6, 5, 8, 4))]
     grad = torch.randn(2, 2, 6, 5, 4).to(torch.bfloat16)

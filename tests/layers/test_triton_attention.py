@@ -12,6 +12,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from aa_models.layers import AugmentedConv1d, AugmentedConv2d, softmax_attention, triton_attention, triton_trial
+from aa_models.layers import trial as trial_module
 from repository import ROOT
 from torch_faults import skip_where_compiling_is_called_exporting
 
@@ -83,10 +84,13 @@ def test_compiles_without_a_gpu(monkeypatch, tmp_path, capability, shape, rows, 
 @pytest.fixture
 def tried(monkeypatch):
     """The cases that were tried. Nothing was before; the trial finds what `result` gives, or raises it."""
-    cases = []
+    cases, fault = [], triton_trial._fault
 
-    def difference(case):
+    def noted(case):
         cases.append(case)
+        return fault(case)
+
+    def difference(*args):
         if isinstance(difference.result, Exception):
             raise difference.result
         return difference.result
@@ -96,9 +100,10 @@ def tried(monkeypatch):
         return cases
 
     for name, value in (
-        ('_DEVICE', 'meta'), ('_passed', {}), ('_refused', set()), ('_has_matrix_units', lambda device: True),
-        ('_difference', difference)):
+            ('_DEVICE', 'meta'), ('_passed', {}), ('_refused', set()), ('_has_matrix_units', lambda device: True),
+            ('_fault', noted)):
         monkeypatch.setattr(triton_trial, name, value)
+    monkeypatch.setattr(trial_module, '_difference', difference)
     monkeypatch.delenv('AA_MODELS_TRITON', raising=False)
     return trial
 
