@@ -1,7 +1,7 @@
 """Softmax attention with relative positions by C++, where the machine has a compiler.
 
-`cpp_attention.cpp` takes a half to a third of the time of the same in PyTorch's calls, and less memory. Nothing of it
-is needed: `blockwise.py` asks for it here and computes by itself otherwise.
+`cpp_attention.cpp` takes a half to a third of the time of the same in PyTorch's calls. Nothing of it is needed:
+`blockwise.py` asks for it here and computes by itself otherwise.
 """
 import ctypes
 import functools
@@ -98,14 +98,16 @@ def _strided(x: torch.Tensor) -> _Strided:
 
 
 def kernel_for(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seed: torch.Tensor | None) -> CppAttention | None:
-    """The kernel where it is for an attention and has passed its trial; None otherwise.
-
-    Arguments are as for `blockwise_attention`. AA_MODELS_CPP=0 in the environment switches it off.
-    """
+    """The kernel where there is one and it is for an attention; arguments are as for `blockwise_attention`."""
     if seed is not None or q.device.type != 'cpu' or q.dtype not in (torch.float32, torch.bfloat16):
         return None
     if not all(t.dtype == q.dtype and _is_even(t) for t in (q, k, v)):
         return None
+    return available_kernel()
+
+
+def available_kernel() -> CppAttention | None:
+    """The kernel where it can be compiled and passes a trial; AA_MODELS_CPP=0 in the environment switches it off."""
     return None if os.environ.get(VARIABLE) == '0' else _tried_kernel()
 
 

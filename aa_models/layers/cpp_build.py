@@ -1,11 +1,12 @@
 """C++ sources of this package, compiled for the CPU at hand and kept in the user's cache.
 
 They include nothing of PyTorch's, so it takes a second or two. What is built is found again by the source, the compiler
-and its arguments.
+with its arguments, and the C library, which differs between containers that share a home.
 """
 import ctypes
 import hashlib
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -35,7 +36,7 @@ def load_library(source: Path) -> ctypes.CDLL | None:
     if instructions is None or compiler is None:
         return None
     command = [*compiler, *_OPTIONS, *instructions]
-    key = hashlib.sha256(source.read_bytes() + '\0'.join(command).encode()).hexdigest()
+    key = hashlib.sha256(source.read_bytes() + '\0'.join([*command, *platform.libc_ver()]).encode()).hexdigest()
     library = _cache() / f'{source.stem}-{key[:16]}.so'
     if not library.exists():
         _compile(command, source, library)

@@ -21,6 +21,7 @@ from aa_models.cli import benchmark as command
 from aa_models.cpu import cpu_name, instruction_sets
 from aa_models.errors import InputError, WorkError
 from aa_models.layers import AugmentedConv2d
+from aa_models.layers.cpp_attention import available_kernel
 from command import answered, refused
 
 TINY = ['--rounds', '2', '--warmup', '1', '--device', 'cpu']
@@ -164,6 +165,7 @@ def test_layer(run_benchmark):
     assert f'{torch.get_num_threads()} thread' in lines[0] and torch.__version__ in lines[0]
     assert torch.backends.cpu.get_cpu_capability() in lines[0] and 'float32' in lines[1]
     assert cpu_name() in lines[0] and ' '.join(instruction_sets()) in lines[0]
+    assert ('attention in C++' if available_kernel() else "attention by PyTorch's calls") in lines[0]
     assert {row['machine'] for row in rows} == {lines[0]}
     assert [line.split()[0] for line in lines[2:]] == ['model', 'aa', 'bottleneck']
     assert list(rows[0]) == list(COLUMNS)
