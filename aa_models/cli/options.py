@@ -9,11 +9,14 @@ from typing import Any
 def key_value(word: str) -> tuple[str, Any]:
     """Read KEY=VALUE, for the `type` of an option; a value that is no Python literal is a string.
 
-    As `timm.utils.ParseKwargs`, but without importing torch, and a word without `=` is reported as a wrong option.
+    As `timm.utils.ParseKwargs`, but without importing torch; true and false, as YAML spells them, are no strings, and a
+    word without `=` is reported as a wrong option.
     """
     key, equals, text = word.partition('=')
     if not (key and equals):
         raise argparse.ArgumentTypeError(f'{word!r} is not of the form KEY=VALUE')
+    if text in ('true', 'false'):
+        return key, text == 'true'
     try:
         return key, ast.literal_eval(text)
     except (ValueError, SyntaxError):

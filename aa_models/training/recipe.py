@@ -139,6 +139,14 @@ class Recipe:
             raise ValueError(f'opt = {value!r} is no optimiser of timm{nearest(value, optimizers)}')
         return value
 
+    @field_validator('opt_kwargs')
+    @classmethod
+    def _has_lists(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name, given in value.items():
+            if name.endswith('_list') and isinstance(given, str):  # timm would take each character for a pattern
+                raise ValueError(f"opt_kwargs: {name} = {given!r} is no list; possible is ['*attn.qkv.weight']")
+        return value
+
     @field_validator('auto_augment')
     @classmethod
     def _is_policy(cls, value: str | None) -> str | None:

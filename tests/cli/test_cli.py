@@ -18,6 +18,7 @@ from aa_models import errors
 from aa_models.analysis.prediction import predict
 from aa_models.analysis.zoo_table import measure_zoo
 from aa_models.cli import main as cli
+from aa_models.cli.options import key_value
 from aa_models.data.pictures import find_pictures
 from aa_models.zoo import own_models, read_zoo
 from command import answered, refused, run_command
@@ -125,6 +126,13 @@ def test_interrupted_while_it_starts(monkeypatch):
 def test_word_that_is_no_path(words, no_model, capsys):
     """The empty one would be the current folder."""
     assert 'is no path' in refused(capsys, *words)
+
+
+@pytest.mark.parametrize('text, value', [
+    ('3', 3), ('0.5', 0.5), ('None', None), ('true', True), ('False', False), ("['*qkv', 'b']", ['*qkv', 'b']),
+    ('sincos', 'sincos'), ('[*qkv]', '[*qkv]'), ('a=b', 'a=b')])
+def test_key_and_value(text, value):
+    assert key_value(f'name={text}') == ('name', value)
 
 
 def test_list(capsys):

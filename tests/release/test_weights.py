@@ -131,9 +131,9 @@ def test_plain_net_of_equal_parameters():
 
 
 @pytest.mark.parametrize('name', ['cifar100', 'cifar100_tenth'])
-def test_fine_tuning_by_muon(name):
-    top1 = float(read_log(WEIGHTS / 'logs-finetune_muon' / f'{name}.csv')[-1]['eval_top1'])
-    assert f'{top1:.2f} %' in README[README.index('**By Muon** ([logs](logs-finetune_muon))'):]
+def test_fine_tuning_at_one_rate(name):
+    top1 = float(read_log(WEIGHTS / 'logs-finetune_flat' / f'{name}.csv')[-1]['eval_top1'])
+    assert f'{top1:.2f} %' in README[README.index('**At one rate for all layers** ([logs](logs-finetune_flat))'):]
 
 
 @pytest.mark.parametrize('task, words', [('cifar100', 'a tenth of its pictures'), ('shapes', 'eight drawn figures')])

@@ -29,6 +29,7 @@ from aa_models.training.recipe import load_recipe, recipe_fields, recipe_names
     (dict(model_kwargs=3), 'model_kwargs = 3 must be a valid dictionary'),
     (dict(amp_dtype='half'), "amp_dtype = 'half' must be 'bfloat16' or 'float16'"),
     (dict(opt='adamm'), "opt = 'adamm' is no optimiser of timm; did you mean 'adam"),
+    (dict(opt='muon', opt_kwargs=dict(fallback_list='[*qkv]')), r"opt_kwargs: fallback_list = '\[\*qkv\]' is no list"),
     (dict(img_size='large'), "img_size = 'large' must be a valid integer.*, or none"),
     (dict(amp='perhaps', seed=-1), "amp = 'perhaps' must be auto, true or false; seed = -1 must be greater than"),
     (dict(auto_augment='randm9'), "auto_augment = 'randm9' is no policy that timm knows"),
