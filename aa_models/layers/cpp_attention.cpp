@@ -8,10 +8,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
-#include <system_error>
-#include <thread>
 #include <utility>
-#include <vector>
 
 struct Strided {  // (B, num_heads, H * W, dim)
     void* data;
@@ -47,10 +44,10 @@ inline Vector& at(float* p) { return *reinterpret_cast<Vector*>(p); }
 inline const Vector& at(const float* p) { return *reinterpret_cast<const Vector*>(p); }
 inline int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
-// 2^x for x <= 0, as exact as float32 is; 0 below the smallest normal number
+// 2^x for x <= 0, as exact as float32 is; 0 below 2^-80, beside 1 nothing, so that products with it stay normal numbers
 inline Vector exp2(Vector x) {
-    const Integers vanishes = x < -126.f;
-    x = vanishes ? Vector{} - 126.f : x;
+    const Integers vanishes = x < -80.f;
+    x = vanishes ? Vector{} - 80.f : x;
     const Vector shifted = x + 12582912.f;  // the nearest integer in the lowest bits
     x = x - (shifted - 12582912.f);
     Vector y = x * 1.535336189e-4f + 1.339887442e-3f;  // a polynomial of least error on [-1/2, 1/2]
@@ -429,19 +426,12 @@ void backward(const Problem& p, int first_head, int last_head, float* grad_h, fl
 
 // --- threads
 
-// work(thread, first head, last head) for all heads, by some threads
+// work(thread, first head, last head) for all heads, by some threads of OpenMP: where PyTorch's are OpenMP's, the same
 template <class Work>
 void share(int heads, int threads, Work work) {
-    std::vector<std::thread> others;
     const auto start = [&](int thread) { return int(int64_t(heads) * thread / threads); };
-    int thread = 1;
-    try {
-        for (; thread < threads; thread++) others.emplace_back(work, thread, start(thread), start(thread + 1));
-    } catch (const std::system_error&) {  // the system gives no more of them
-    }
-    for (; thread < threads; thread++) work(thread, start(thread), start(thread + 1));
-    work(0, 0, start(1));
-    for (auto& other : others) other.join();
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int thread = 0; thread < threads; thread++) work(thread, start(thread), start(thread + 1));
 }
 
 template <class Number>

@@ -17,7 +17,7 @@ from .trial import fault_of
 
 VARIABLE = 'AA_MODELS_CPP'
 _TOLERANCE = 1e-5  # of the largest number; found are 1e-6
-_PAIRS = 2 ** 17  # of queries and keys that are worth a thread, which takes some microseconds to start
+_PAIRS = 2 ** 15  # of queries and keys that are worth a thread: some 50 microseconds
 
 
 class _Strided(ctypes.Structure):

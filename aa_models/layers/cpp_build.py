@@ -17,7 +17,7 @@ import torch
 
 # by what PyTorch's own kernels use on this CPU, which the variable ATEN_CPU_CAPABILITY can lower
 _INSTRUCTIONS = {'AVX2': ['-mavx2', '-mfma'], 'AVX512': ['-mavx512f', '-mfma']}
-_OPTIONS = ['-std=c++17', '-O3', '-shared', '-fPIC', '-pthread']
+_OPTIONS = ['-std=c++17', '-O3', '-shared', '-fPIC', '-fopenmp']
 _SECONDS = 120
 
 
