@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 _EPILOG = """`aa-models COMMAND --help` explains a command and shows examples. The Hub is huggingface.co.
 
-Three variables of the environment are read:
+Four variables of the environment are read:
   AA_MODELS_WEIGHTS  a folder of checkpoints, the first to be searched
   AA_MODELS_MAX_GB   memory in GB above which a request is refused (default: 16)
   AA_MODELS_CPP      0: attention on CPUs goes without the C++ kernel, which is compiled at its first use

@@ -271,7 +271,9 @@ void by_chunks(const Tile& tile, Work work) {
 
 // The logits of a tile, divided by log 2 as q is for exp2, and the largest of each query
 void compute_logits(const Problem& p, const Tile& tile, const float* k, const float* q, int64_t q_row,
-                    const Relative& rows, const Relative& columns, const Matrix& logits, float* largest) {
+                    Relative& rows, Relative& columns, const Matrix& logits, float* largest) {
+    rows.compute(tile, q, q_row);
+    columns.compute(tile, q, q_row);
     std::fill_n(largest, tile.lanes, -__builtin_inff());
     int y = 0, x = 0;
     by_chunks(tile, [&](int first, int keys) {
@@ -323,8 +325,6 @@ void forward(const Problem& p, int first_head, int last_head) {
         const Head<Number> result(p.out, p.num_heads, head);
         for (int first = 0; first < N; first += lanes) {
             const Tile tile(p, lanes, first);
-            rows.compute(tile, q + first, q_row);
-            columns.compute(tile, q + first, q_row);
             compute_logits(p, tile, k, q + first, q_row, rows, columns, weights, largest);
             std::fill_n(sums.get(), lanes, 0.f);
             by_chunks(tile, [&](int key, int keys) {
@@ -384,8 +384,6 @@ void backward(const Problem& p, int first_head, int last_head, float* grad_h, fl
         const Head<Number> result(p.grad_q, p.num_heads, head);
         for (int first = 0; first < N; first += lanes) {
             const Tile tile(p, lanes, first);
-            rows.compute(tile, q_columns + first, q_row);
-            columns.compute(tile, q_columns + first, q_row);
             compute_logits(p, tile, k, q_columns + first, q_row, rows, columns, weights, largest);
             std::fill_n(sums.get(), lanes, 0.f);
             std::fill_n(means.get(), lanes, 0.f);

@@ -63,7 +63,9 @@ class CppAttention:
         if not _is_even(grad):
             grad = grad.contiguous()
         grad_q, grad_k, grad_v = (torch.empty_like(t) for t in (q, k, v))
-        grad_h, grad_w = (torch.empty(0 if table is None else table.shape) for table in (rel_h, rel_w))
+        grad_h, grad_w = (  # whatever the user's default dtype and device are
+            torch.empty(0 if table is None else table.shape, dtype=torch.float32, device='cpu')
+            for table in (rel_h, rel_w))
         _call(
             self._library.attention_backward, q, k, v, rel_h, rel_w, scale, causal, out=grad, grad_q=grad_q,
             grad_k=grad_k, grad_v=grad_v, grad_h=grad_h, grad_w=grad_w)

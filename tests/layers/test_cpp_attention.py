@@ -1,7 +1,9 @@
 """The C++ kernel: the explicit numbers for every shape and set of instructions, and machines that cannot have it."""
+import functools
 import random
 import subprocess
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from aa_models.layers.blockwise import blockwise_attention, blockwise_attention_
 from aa_models.layers.cpp_attention import CppAttention, kernel_for
 from aa_models.layers.explicit import attention_gradients, attention_weights
 
-SOURCE = cpp_attention.Path(cpp_attention.__file__).with_suffix('.cpp')
+SOURCE = Path(cpp_attention.__file__).with_suffix('.cpp')
 CAPABILITIES = ('AVX2', 'AVX512')
 HERE = torch.backends.cpu.get_cpu_capability()
 needs_compiler = pytest.mark.skipif(
@@ -34,8 +36,7 @@ def fresh(monkeypatch, tmp_path):
     """A machine that has compiled nothing yet; its cache."""
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
     monkeypatch.delenv('AA_MODELS_CPP', raising=False)
-    monkeypatch.setattr(cpp_attention, '_tried_kernel', cpp_attention.functools.cache(
-        cpp_attention._tried_kernel.__wrapped__))
+    monkeypatch.setattr(cpp_attention, '_tried_kernel', functools.cache(cpp_attention._tried_kernel.__wrapped__))
     return tmp_path / 'aa_models'
 
 
@@ -140,7 +141,7 @@ def test_taken_where_it_can_be(fresh):
 
 
 @needs_compiler
-def test_a_gradient_of_any_layout(fresh, without_cpp, monkeypatch):
+def test_a_gradient_of_any_layout(fresh, monkeypatch):
     """As of a sum, or of a map that was turned."""
     layer = AugmentedConv2d(8, 16, 3, padding=1, dk=8, dv=8, num_heads=2, feat_size=(6, 4))
     x = torch.randn(2, 8, 6, 4)
@@ -153,6 +154,22 @@ def test_a_gradient_of_any_layout(fresh, without_cpp, monkeypatch):
 
 
 @needs_compiler
+@pytest.mark.parametrize('choose, value', [(torch.set_default_dtype, torch.float64), (torch.set_default_device, 'meta')])
+def test_other_defaults_of_the_user(kernel, choose, value):
+    tensors = example((1, 2, 5, 7, 8, 3), True, True, torch.float32, False)
+    expected = exact(*tensors, 0.3, False)
+    dtype = torch.get_default_dtype()
+    try:
+        choose(value)
+        found = [kernel.forward(*tensors[1:], 0.3, False), *kernel.backward(*tensors, 0.3, False)]
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_default_device(None)
+    assert {(t.dtype, t.device.type) for t in found} == {(torch.float32, 'cpu')}
+    compare(found, expected, 3e-6)
+
+
+@needs_compiler
 def test_compiled_once(fresh, monkeypatch):
     assert cpp_build.load_library(SOURCE) is not None
     monkeypatch.setattr(subprocess, 'run', lambda *args, **kwargs: pytest.fail('compiled again'))
@@ -162,7 +179,7 @@ def test_compiled_once(fresh, monkeypatch):
         cpp_build.load_library(SOURCE)
 
 
-def refused(monkeypatch, message):
+def refused(message):
     q = torch.randn(1, 2, 3, 3, 4)
     with pytest.warns(UserWarning, match=f'without the C.. kernel.*{message}.*AA_MODELS_CPP=0'):
         assert kernel_for(q, q, q, None) is None
@@ -175,21 +192,21 @@ def refused(monkeypatch, message):
 @needs_compiler
 def test_a_compiler_that_fails(fresh, monkeypatch):
     monkeypatch.setattr(cpp_build, '_OPTIONS', ['-std=c++17', '--no-such-option'])
-    refused(monkeypatch, 'SubprocessError was raised: .* said .*no-such-option')
+    refused('SubprocessError was raised: .* said .*no-such-option')
     assert not list(fresh.iterdir())  # nothing half-built
 
 
 @needs_compiler
 def test_a_cache_that_cannot_be_written(fresh, monkeypatch):
     fresh.write_text('a file where the folder would be')
-    refused(monkeypatch, 'Error was raised: .*aa_models')
+    refused('Error was raised: .*aa_models')
 
 
 @needs_compiler
 def test_wrong_numbers(fresh, monkeypatch):
     right = CppAttention.forward
     monkeypatch.setattr(CppAttention, 'forward', lambda *args: right(*args) * 1.001)
-    refused(monkeypatch, 'in its trial a number differed by .* of the largest')
+    refused('in its trial a number differed by .* of the largest')
 
 
 @pytest.mark.parametrize('machine', ['without a compiler', 'of other instructions', 'where it is switched off'])
