@@ -154,7 +154,7 @@ def test_a_gradient_of_any_layout(fresh, monkeypatch):
 
 
 @needs_compiler
-@pytest.mark.parametrize('choose, value', [(torch.set_default_dtype, torch.float64), (torch.set_default_device, 'meta')])
+@pytest.mark.parametrize('choose,value', [(torch.set_default_dtype, torch.float64), (torch.set_default_device, 'meta')])
 def test_other_defaults_of_the_user(kernel, choose, value):
     tensors = example((1, 2, 5, 7, 8, 3), True, True, torch.float32, False)
     expected = exact(*tensors, 0.3, False)
