@@ -13,8 +13,10 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from aa_models.augmentation.dataless import building_device
+from aa_models.data.cifar100 import CIFAR100_LABELS
 from aa_models.errors import InputError
 from aa_models.layers import AttentionArgs
+from aa_models.zoo import weights_cfg
 
 from ._augmented import augment_stages, checkpoint_filter_fn, materialize
 from ._staged import StagedNet, cifar_cfg
@@ -102,9 +104,21 @@ def _create_wrn(variant: str, pretrained: bool = False, **kwargs: Any) -> WideRe
 
 _PAPERS = {'': 'arXiv:1605.07146', 'aa_': 'arXiv:1904.09925', 'laa_': 'arXiv:1812.01243'}
 
+_SHA256 = {
+    'wrn28_10.cifar100': '68524731ed94c699376c636074b43d6147f04b47ceff6f3e21e9b120791dc279',
+    'aa_wrn28_10.cifar100': 'c590c9eb3506d132a5348f926d6e6f2df641e4427fe9b7d749995c9eb36f4bdc',
+}
+
+
+def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
+    return cifar_cfg(first_conv='stem', paper_ids=_PAPERS[name.partition('wrn')[0]], **kwargs)
+
+
 default_cfgs = generate_default_cfgs({
-    f'{kind}{size}.untrained': cifar_cfg(first_conv='stem', paper_ids=paper)
-    for size in ('wrn28_10', 'wrn28_2', 'wrn16_8') for kind, paper in _PAPERS.items()
+    **{name_tag: _cfg(name_tag, label_names=CIFAR100_LABELS, **weights_cfg(name_tag, sha256))
+       for name_tag, sha256 in _SHA256.items()},
+    **{f'{name}.untrained': _cfg(name) for name in (
+        'laa_wrn28_10', *(kind + size for size in ('wrn28_2', 'wrn16_8') for kind in _PAPERS))},
 })
 
 _AUGMENTED = dict(attn_stages=(True, True, True))

@@ -130,6 +130,20 @@ def test_plain_net_of_equal_parameters():
     assert f'{params:,} parameters' in README and f'comes to {float(log[-1]["eval_top1"]):.2f} % of the test' in README
 
 
+@pytest.mark.parametrize('stage, log', [
+    ('narrow', 'logs-wrn_cifar100/wrn28_2-narrow.csv'), ('wide', 'logs-wrn_cifar100/wrn28_10-wide.csv'),
+    ('wide, on', 'logs-wrn_cifar100/wrn28_10-wide-on.csv'), ('with a teacher', 'logs-wrn_cifar100/wrn28_10-taught.csv'),
+    ('plain', 'wrn28_10.cifar100/log.csv'), ('attention', 'aa_wrn28_10.cifar100/log.csv')])
+def test_stages_of_wide_resnets(stage, log):
+    """Epochs and accuracy of each are those of its log, a checkpoint's accuracy that of its file."""
+    row, = re.findall(rf'^\| \[{stage}\]\({re.escape(log)}\) .*$', README, re.MULTILINE)
+    *_, epochs, rate, top1, end = row.split('|')
+    rows, name_tag = read_log(WEIGHTS / log), log.partition('/')[0]
+    assert sum(1 if part.strip() == '½' else int(part) for part in epochs.replace('–', '0').split(',')) == len(rows)
+    figure = rows[-1]['eval_top1'] if name_tag.startswith('logs-') else measured(name_tag)['top1']
+    assert top1.strip() == f'{float(figure):.2f} %'
+
+
 @pytest.mark.parametrize('name', ['cifar100', 'cifar100_tenth'])
 def test_fine_tuning_at_one_rate(name):
     top1 = float(read_log(WEIGHTS / 'logs-finetune_flat' / f'{name}.csv')[-1]['eval_top1'])
