@@ -99,7 +99,7 @@ def test_what_cannot_be_done_is_said_first(plain, pictures, tmp_path, capsys, ch
 
 
 def test_a_name_without_weights(tmp_path, capsys):
-    assert main.main(['convert', 'aa_wrn28_10', *OPTIONS, '--output', str(tmp_path / 'new')]) == 2
+    assert main.main(['convert', 'aa_resnet152', *OPTIONS, '--output', str(tmp_path / 'new')]) == 2
     assert 'weights' in capsys.readouterr().err
 
 
