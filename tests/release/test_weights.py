@@ -137,7 +137,7 @@ def test_plain_net_of_equal_parameters():
 def test_stages_of_wide_resnets(stage, log):
     """Epochs and accuracy of each are those of its log, a checkpoint's accuracy that of its file."""
     row, = re.findall(rf'^\| \[{stage}\]\({re.escape(log)}\) .*$', README, re.MULTILINE)
-    *_, epochs, rate, top1, end = row.split('|')
+    *_, epochs, _rate, top1, _end = row.split('|')
     rows, name_tag = read_log(WEIGHTS / log), log.partition('/')[0]
     assert sum(1 if part.strip() == '½' else int(part) for part in epochs.replace('–', '0').split(',')) == len(rows)
     figure = rows[-1]['eval_top1'] if name_tag.startswith('logs-') else measured(name_tag)['top1']
