@@ -10,7 +10,7 @@ from torch import nn
 
 from aa_models.device import autocast, find_device
 from aa_models.errors import InputError
-from aa_models.models.depthwise import speed_up_depthwise
+from aa_models.models.cpu_training import speed_up_training
 from aa_models.models.memory import check_memory, check_pass
 
 BENCH = {'inference': ['infer'], 'train': ['train'], 'both': ['infer', 'train']}  # timm's words, and its columns'
@@ -113,7 +113,7 @@ class Case:
         mixed = self.network and self.settings.dtype != 'float32'
         precision = autocast(self.settings.where, True, self.settings.dtype) if mixed else contextlib.nullcontext()
         if mixed and not self.settings.compile:
-            speed_up_depthwise(module, self.settings.where, self.settings.dtype)
+            speed_up_training(module, self.settings.where, self.settings.dtype)
 
         @torch.inference_mode()
         def infer() -> None:

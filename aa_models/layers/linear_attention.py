@@ -24,8 +24,9 @@ class LinearAttention(GridAttention):
         self.reset_parameters()
 
     def _normalize(self, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        # each (B, num_heads, H * W, dk / num_heads)
-        return q.flatten(2, 3).softmax(dim=-1), k.flatten(2, 3).softmax(dim=-2)
+        # each (B, num_heads, dk / num_heads, H * W): along positions a CPU computes several at once, along the few
+        # channels of a head it does not
+        return q.flatten(2, 3).transpose(-2, -1).softmax(dim=-2), k.flatten(2, 3).transpose(-2, -1).softmax(dim=-1)
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Weigh the values; shapes as in `GridAttention.attend`."""
@@ -33,11 +34,11 @@ class LinearAttention(GridAttention):
         if not torch.jit.is_scripting() and self.is_watched():
             return (self.attn_drop(self.weights(q, k)) @ v.flatten(2, 3)).unflatten(2, [H, W])
         q, k = self._normalize(q, k)
-        context = v.flatten(2, 3).transpose(-2, -1) @ self.attn_drop(k)  # (B, num_heads, dv / nh, dk / nh)
-        # positions last, as maps have them
-        return (context @ q.transpose(-2, -1)).transpose(-2, -1).unflatten(2, [H, W])
+        # (B, num_heads, dv / num_heads, dk / num_heads)
+        context = v.flatten(2, 3).transpose(-2, -1) @ self.attn_drop(k).transpose(-2, -1)
+        return (context @ q).transpose(-2, -1).unflatten(2, [H, W])
 
     def weights(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         """All weights ρ_q(Q) ρ_k(K)ᵀ; shapes as in `GridAttention.weights`."""
         q, k = self._normalize(q, k)
-        return q @ k.transpose(-2, -1)
+        return q.transpose(-2, -1) @ k

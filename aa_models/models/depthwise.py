@@ -3,7 +3,6 @@
 oneDNN, which computes them for PyTorch, has no fast code for two gradients in bfloat16: that of the input where the
 stride is not 1, and that of kernels larger than 3 × 3.
 """
-import functools
 from typing import Any
 
 import torch
@@ -15,31 +14,17 @@ from torch.nn import functional as F
 _Pair = tuple[int, int]
 
 
-def speed_up_depthwise(model: nn.Module, device: torch.device, dtype: str) -> None:
-    """Let a network that trains under bfloat16 autocast on a CPU compute depthwise gradients in a faster way.
-
-    Args:
-        model: Its layers keep their parameters and results; where gradients are computed, those of depthwise
-            convolutions are computed here, once (no second derivatives).
-        device: Of the network; other than a CPU, nothing is done.
-        dtype: Of autocast; other than 'bfloat16', nothing is done.
-    """
-    if device.type != 'cpu' or dtype != 'bfloat16':
-        return
-    for conv in model.modules():
-        if (type(conv) is nn.Conv2d or isinstance(conv, Conv2dSame)) and _is_slow(conv):
-            vars(conv)['forward'] = functools.partial(_forward, conv)  # before the method of its class
-
-
-def _is_slow(conv: Any) -> bool:
+def is_slow(conv: nn.Module) -> bool:
+    """Whether training of a layer is slow."""
+    if type(conv) is not nn.Conv2d and not isinstance(conv, Conv2dSame):
+        return False
     plain = conv.dilation == (1, 1) and conv.padding_mode == 'zeros' and not isinstance(conv.padding, str)
     depthwise = conv.groups == conv.in_channels > 1
     return plain and depthwise and (conv.stride != (1, 1) or max(conv.kernel_size) > 3)
 
 
-def _forward(conv: Any, x: torch.Tensor) -> torch.Tensor:
-    if not (torch.is_grad_enabled() and torch.is_autocast_enabled('cpu')):
-        return type(conv).forward(conv, x)
+def convolve(conv: Any, x: torch.Tensor) -> torch.Tensor:
+    """What a layer that `is_slow` makes of x (B, C, H, W) under autocast; its gradients can be computed once."""
     padding = conv.padding
     if isinstance(conv, Conv2dSame):
         x, padding = pad_same(x, list(conv.kernel_size), list(conv.stride)), (0, 0)

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from aa_models.device import Process, autocast
 from aa_models.errors import DivergenceError, InputError
-from aa_models.models.depthwise import speed_up_depthwise
+from aa_models.models.cpu_training import speed_up_training
 
 from .distillation import Criterion, guesses_of_teacher
 from .freed_memory import keep_freed_memory
@@ -113,7 +113,7 @@ class Trainer:
         if self.recipe.compile:
             self.task.compile(mode=self.recipe.compile_mode)
         elif self.recipe.amp:
-            speed_up_depthwise(self.model, self.process.device, self.recipe.amp_dtype)
+            speed_up_training(self.model, self.process.device, self.recipe.amp_dtype)
         if self.process.distributed:
             ids = [self.process.device] if self.process.device.type == 'cuda' else None
             self.task.prepare_distributed(device_ids=ids)

@@ -8,7 +8,7 @@ from timm.layers import Conv2dSame
 from torch import nn
 
 import aa_models  # noqa: F401, registers the models
-from aa_models.models.depthwise import speed_up_depthwise
+from aa_models.models.cpu_training import speed_up_training
 
 WHERE = torch.device('cpu'), 'bfloat16'
 ROUNDING = 2 ** -8
@@ -34,7 +34,7 @@ def test_gradients(kind, kernel, stride, padding, multiplier, bias):
     x = torch.randn(3, 6, 13, 11).bfloat16().float()
     gradient = torch.randn_like(conv(x)).bfloat16().float()
     exact = trained(copy.deepcopy(conv).double(), x.double(), gradient.double(), amp=False)
-    speed_up_depthwise(conv, *WHERE)
+    speed_up_training(conv, *WHERE)
     assert 'forward' in vars(conv)
     found = trained(conv, x, gradient)
     assert found[0].dtype == torch.bfloat16
@@ -47,7 +47,7 @@ def test_without_gradients_all_is_as_before():
     for amp in (False, True):
         with torch.no_grad(), torch.autocast('cpu', torch.bfloat16, enabled=amp):
             alone = conv(x)
-            speed_up_depthwise(conv, *WHERE)
+            speed_up_training(conv, *WHERE)
             torch.testing.assert_close(conv(x), alone, rtol=0, atol=0)
 
 
@@ -56,10 +56,10 @@ def test_what_is_fast_stays():
         nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 5, groups=2), nn.Conv2d(1, 8, 5),
         nn.Conv2d(8, 8, 5, groups=8, dilation=2), nn.Conv2d(8, 8, 5, groups=8, padding_mode='reflect'),
         nn.Conv2d(8, 8, 5, groups=8, padding='same')]
-    speed_up_depthwise(nn.Sequential(*fast), *WHERE)
+    speed_up_training(nn.Sequential(*fast), *WHERE)
     slow = nn.Conv2d(8, 8, 5, groups=8)
-    speed_up_depthwise(slow, torch.device('cpu'), 'float16')
-    speed_up_depthwise(slow, torch.device('cuda'), 'bfloat16')
+    speed_up_training(slow, torch.device('cpu'), 'float16')
+    speed_up_training(slow, torch.device('cuda'), 'bfloat16')
     assert not any('forward' in vars(conv) for conv in (*fast, slow))
 
 
@@ -70,7 +70,7 @@ def test_networks(name):
     model = timm.create_model(name, num_classes=3, drop_path_rate=0.).train()
     x, gradients = torch.randn(2, 3, 64, 64), []
     fast = copy.deepcopy(model)
-    speed_up_depthwise(fast, *WHERE)
+    speed_up_training(fast, *WHERE)
     again = copy.deepcopy(fast)
     again.set_grad_checkpointing()
     for network in (model, fast, again):

@@ -66,9 +66,9 @@ def test_a_run_goes_on_as_it_began(has_bfloat16, tmp_path, data, caplog, capsys)
     assert capsys.readouterr().out.strip().endswith(' s, bfloat16 autocast')
 
 
-def test_depthwise_gradients_are_faster_in_bfloat16_alone(tmp_path, data, monkeypatch):
+def test_convolutions_have_other_ways_in_bfloat16_alone(tmp_path, data, monkeypatch):
     calls = []
-    monkeypatch.setattr(loop, 'speed_up_depthwise', lambda *args: calls.append(args[1:]))
+    monkeypatch.setattr(loop, 'speed_up_training', lambda *args: calls.append(args[1:]))
     run_training(tmp_path / 'float32', data, epochs=1)
     assert not calls
     run_training(tmp_path / 'bfloat16', data, epochs=1, amp=True)
