@@ -107,6 +107,7 @@ _PAPERS = {'': 'arXiv:1605.07146', 'aa_': 'arXiv:1904.09925', 'laa_': 'arXiv:181
 _SHA256 = {
     'wrn28_10.cifar100': '68524731ed94c699376c636074b43d6147f04b47ceff6f3e21e9b120791dc279',
     'aa_wrn28_10.cifar100': 'c590c9eb3506d132a5348f926d6e6f2df641e4427fe9b7d749995c9eb36f4bdc',
+    'laa_wrn28_10.cifar100': '6a448c849a62c7f466549ef5233947f952f8551bfb5fc42d2068a111bf610684',
 }
 
 
@@ -117,8 +118,7 @@ def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
 default_cfgs = generate_default_cfgs({
     **{name_tag: _cfg(name_tag, label_names=CIFAR100_LABELS, **weights_cfg(name_tag, sha256))
        for name_tag, sha256 in _SHA256.items()},
-    **{f'{name}.untrained': _cfg(name) for name in (
-        'laa_wrn28_10', *(kind + size for size in ('wrn28_2', 'wrn16_8') for kind in _PAPERS))},
+    **{f'{kind}{size}.untrained': _cfg(kind + size) for size in ('wrn28_2', 'wrn16_8') for kind in _PAPERS},
 })
 
 _AUGMENTED = dict(attn_stages=(True, True, True))

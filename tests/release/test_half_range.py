@@ -35,7 +35,13 @@ def test_same_function_within_the_range(name):
     variances = {key: value for key, value in small.state_dict().items() if key.endswith('running_var')}
     large = [value.max() for key, value in model.state_dict().items() if key.endswith('running_var')]
     assert max(large) > 65504 and all(value.max() <= 2 ** 15 for value in variances.values())
-    torch.testing.assert_close(small(x), model(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(small(x), model(x), rtol=1e-3, atol=1e-3)
+    # what is left comes of the norms' eps, which softmax over logits this large makes visible
+    for network in (small, model):
+        for norm in network.double().modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.eps = 0.
+    torch.testing.assert_close(small(x.double()), model(x.double()), rtol=1e-10, atol=1e-10)
 
 
 def test_what_is_within_the_range_stays():

@@ -133,7 +133,8 @@ def test_plain_net_of_equal_parameters():
 @pytest.mark.parametrize('stage, log', [
     ('narrow', 'logs-wrn_cifar100/wrn28_2-narrow.csv'), ('wide', 'logs-wrn_cifar100/wrn28_10-wide.csv'),
     ('wide, on', 'logs-wrn_cifar100/wrn28_10-wide-on.csv'), ('with a teacher', 'logs-wrn_cifar100/wrn28_10-taught.csv'),
-    ('plain', 'wrn28_10.cifar100/log.csv'), ('attention', 'aa_wrn28_10.cifar100/log.csv')])
+    ('plain', 'wrn28_10.cifar100/log.csv'), ('attention', 'aa_wrn28_10.cifar100/log.csv'),
+    ('linear attention', 'laa_wrn28_10.cifar100/log.csv')])
 def test_stages_of_wide_resnets(stage, log):
     """Epochs and accuracy of each are those of its log, a checkpoint's accuracy that of its file."""
     row, = re.findall(rf'^\| \[{stage}\]\({re.escape(log)}\) .*$', README, re.MULTILINE)
@@ -142,6 +143,16 @@ def test_stages_of_wide_resnets(stage, log):
     assert sum(1 if part.strip() == '½' else int(part) for part in epochs.replace('–', '0').split(',')) == len(rows)
     figure = rows[-1]['eval_top1'] if name_tag.startswith('logs-') else measured(name_tag)['top1']
     assert top1.strip() == f'{float(figure):.2f} %'
+
+
+def test_late_attention_on_cifar10():
+    trunk = 'logs-cifar10/resnet18_cifar-plain12.csv'
+    before, after = read_log(WEIGHTS / trunk), read_log(WEIGHTS / 'logs-cifar10' / 'aa_resnet18_cifar-late.csv')
+    plain, augmented = (rows_of(README, 'CIFAR-10')[name] for name in ('resnet18_cifar', 'aa_resnet18_cifar'))
+    assert f'({trunk}) | 11.17 M | {len(before)}, 0 |' in README
+    assert f'{len(before) + len(after)}, {len(after)}' in augmented
+    for row, log in ((plain, before), (augmented, after)):
+        assert row[-3:-1] == [f'{float(log[-1][f"eval_{column}"]):.2f} %' for column in ('top1', 'top5')]
 
 
 @pytest.mark.parametrize('name', ['cifar100', 'cifar100_tenth'])
