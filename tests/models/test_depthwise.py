@@ -9,18 +9,10 @@ from torch import nn
 
 import aa_models  # noqa: F401, registers the models
 from aa_models.models.cpu_training import speed_up_training
+from amp_training import trained
 
 WHERE = torch.device('cpu'), 'bfloat16'
 ROUNDING = 2 ** -8
-
-
-def trained(conv, x, output_gradient, amp=True):
-    """Output, and the gradients of input and parameters."""
-    x = x.clone().requires_grad_()
-    with torch.autocast('cpu', torch.bfloat16, enabled=amp):
-        output = conv(x)
-    output.backward(output_gradient.to(output.dtype))
-    return output, x.grad, *(parameter.grad for parameter in conv.parameters())
 
 
 @pytest.mark.parametrize('kind', [nn.Conv2d, Conv2dSame])

@@ -8,6 +8,7 @@ from torch import nn
 
 from aa_models.models import small_maps
 from aa_models.models.cpu_training import speed_up_training
+from amp_training import trained
 
 WHERE = torch.device('cpu'), 'bfloat16'
 ROUNDING = 2 ** -7
@@ -17,15 +18,6 @@ ROUNDING = 2 ** -7
 def matrix_instructions(monkeypatch):
     """Products are right on any CPU, and are the faster way on one with AMX."""
     monkeypatch.setattr(small_maps, 'instruction_sets', lambda: ('avx512_bf16', 'amx_bf16'))
-
-
-def trained(conv, x, output_gradient, amp=True):
-    """Output, and the gradients of input and parameters."""
-    x = x.clone().requires_grad_()
-    with torch.autocast('cpu', torch.bfloat16, enabled=amp):
-        output = conv(x)
-    output.backward(output_gradient.to(output.dtype))
-    return output, x.grad, *(parameter.grad for parameter in conv.parameters())
 
 
 def small_map_calls(monkeypatch):
