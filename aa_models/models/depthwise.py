@@ -11,7 +11,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-_Pair = tuple[int, int]
+from .own_gradients import Pair, wanted_gradients
 
 
 def is_slow(conv: nn.Module) -> bool:
@@ -36,7 +36,7 @@ class _Depthwise(torch.autograd.Function):
     """A depthwise convolution of x (B, C, H, W) with a weight (m·C, 1, k_h, k_w), both in bfloat16."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, stride: _Pair, padding: _Pair) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.padding = stride, padding
         return F.conv2d(x, weight, None, stride, padding, 1, x.shape[1])
@@ -44,14 +44,11 @@ class _Depthwise(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        of_x, of_weight = ctx.needs_input_grad[:2]
-        return (_input_gradient(grad, x, weight, ctx.stride, ctx.padding) if of_x else None,
-                _weight_gradient(grad, x, weight, ctx.stride, ctx.padding) if of_weight else None, None, None)
+        return wanted_gradients(ctx, grad, _input_gradient, _weight_gradient)
 
 
 def _input_gradient(
-        grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, stride: _Pair, padding: _Pair,
+        grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair,
 ) -> torch.Tensor:
     dtype = x.dtype if stride == (1, 1) else torch.float32
     like_x = torch.empty_like(x, dtype=dtype)  # the values make no difference
@@ -59,7 +56,7 @@ def _input_gradient(
 
 
 def _weight_gradient(
-        grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, stride: _Pair, padding: _Pair,
+        grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair,
 ) -> torch.Tensor:
     """Piece by piece: a part of the kernel, of 3 × 3 at most, sees a part of the padded input."""
     if any(padding):
@@ -78,7 +75,7 @@ def _weight_gradient(
 
 
 def _gradients(
-        grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, stride: _Pair, padding: _Pair,
+        grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair,
         wanted: tuple[bool, bool],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradients of x and weight, as far as they are wanted."""

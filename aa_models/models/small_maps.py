@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from aa_models.cpu import instruction_sets
 
-_Pair = tuple[int, int]
+from .own_gradients import Pair, wanted_gradients
 
 # where products were the faster way by measurement
 _CHANNELS = 256  # of the input, at least
@@ -32,7 +32,7 @@ def is_slow(conv: nn.Module) -> bool:
 
 def convolve(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
     """What a layer that `is_slow` makes of x (B, C, H, W) under autocast; its gradients can be computed once."""
-    padding = cast(_Pair, conv.padding)
+    padding = cast(Pair, conv.padding)
     height, width = (
         (size + 2 * p - k) // s + 1 for size, p, k, s in zip(x.shape[2:], padding, conv.kernel_size, conv.stride))
     if min(height, width) < 1 or height * width > _POSITIONS:
@@ -45,7 +45,7 @@ class _SmallMap(torch.autograd.Function):
     """A convolution of x (B, C, H, W) with a weight (O, C, k_h, k_w), both in bfloat16."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, stride: _Pair, padding: _Pair) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.padding = stride, padding
         height, width = (
@@ -57,14 +57,11 @@ class _SmallMap(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        of_x, of_weight = ctx.needs_input_grad[:2]
-        return (_input_gradient(grad, x, weight, ctx.stride, ctx.padding) if of_x else None,
-                _weight_gradient(grad, x, weight, ctx.stride, ctx.padding) if of_weight else None, None, None)
+        return wanted_gradients(ctx, grad, _input_gradient, _weight_gradient)
 
 
 def _input_gradient(
-        grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, stride: _Pair, padding: _Pair,
+        grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair,
 ) -> torch.Tensor:
     if stride != (1, 1) or grad.shape[2] * grad.shape[3] > _FEWEST_POSITIONS:
         return torch.ops.aten.convolution_backward(
@@ -75,7 +72,7 @@ def _input_gradient(
 
 
 def _weight_gradient(
-        grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, stride: _Pair, padding: _Pair,
+        grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair,
 ) -> torch.Tensor:
     outputs, inputs, height, width = weight.shape
     by_position = grad.permute(0, 2, 3, 1).reshape(-1, outputs)
@@ -83,14 +80,14 @@ def _weight_gradient(
     return (by_position.t() @ patches).view(outputs, height, width, inputs).permute(0, 3, 1, 2)
 
 
-def _product(x: torch.Tensor, weight: torch.Tensor, stride: _Pair, padding: _Pair) -> torch.Tensor:
+def _product(x: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair) -> torch.Tensor:
     """The convolution."""
     height, width = weight.shape[2:]
     patches = _patches(x, (height, width), stride, padding)
     return (patches @ weight.permute(2, 3, 1, 0).flatten(0, 2)).permute(0, 3, 1, 2)
 
 
-def _patches(x: torch.Tensor, kernel: _Pair, stride: _Pair, padding: _Pair) -> torch.Tensor:
+def _patches(x: torch.Tensor, kernel: Pair, stride: Pair, padding: Pair) -> torch.Tensor:
     """What each position of the output map sees of x, position by position: (B, H_out, W_out, k_h * k_w * C)."""
     x = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding[1], padding[1], padding[0], padding[0]))
     height, width = (size - k + 1 for size, k in zip(x.shape[1:3], kernel))
