@@ -90,7 +90,7 @@ def outputs_of(names: Sequence[str] | None, cfg: Mapping[str, Any], num_classes:
     """
     if not names:
         return None
-    known = _names_of(cfg, num_classes, names)
+    known = outputs_by_name(cfg, num_classes, names)
     if known is None:
         if len(names) != num_classes:
             raise InputError(
@@ -105,8 +105,14 @@ def outputs_of(names: Sequence[str] | None, cfg: Mapping[str, Any], num_classes:
     return [known[name] for name in names]
 
 
-def _names_of(cfg: Mapping[str, Any], num_classes: int, wanted: Sequence[str]) -> dict[str, int] | None:
-    """The output of each class by its name, if every class has one of its own."""
+def outputs_by_name(cfg: Mapping[str, Any], num_classes: int, wanted: Sequence[str]) -> dict[str, int] | None:
+    """The output of each of a model's classes by its name, if every class has one of its own.
+
+    Args:
+        cfg: The model's `pretrained_cfg`. Without names it may be one of timm's for ImageNet.
+        num_classes: The number of outputs.
+        wanted: Names that are looked for: ImageNet's are WordNet identifiers.
+    """
     names = cfg.get('label_names') or ()
     if not names and all(map(_SYNSET.fullmatch, wanted)) and (subset := infer_imagenet_subset(dict(cfg))):
         names = ImageNetInfo(subset).label_names()  # timm's models of ImageNet have its order and no names

@@ -21,6 +21,7 @@ from . import checkpoints
 from .distillation import Teacher, labels_of_teacher, make_task, make_teacher
 from .image_sizes import check_sizes, training_sizes
 from .initial import grow_from, start_from
+from .known_classes import keep_known_classes
 from .loaders import (
     check_labels,
     class_names,
@@ -80,7 +81,7 @@ def train(
                         recipe, num_classes=recipe.num_classes or num_classes_of(teacher.model))
                 if recipe.num_classes is None and classes:
                     recipe = dataclasses.replace(recipe, num_classes=len(classes))
-                trainer = make_trainer(recipe, process, *datasets, log_seconds, teacher)
+                trainer = make_trainer(recipe, process, *datasets, classes, log_seconds, teacher)
                 facts = dict(classes=classes, machine=machine_name(process))
                 for line in plan_of(trainer, teacher, classes, output):
                     _logger.info(line)
@@ -120,7 +121,8 @@ def deterministic(wanted: bool, device: torch.device) -> Iterator[None]:
 
 
 def make_trainer(
-        recipe: Recipe, process: Process, train_set: Any, eval_set: Any, log_seconds: float, teacher: Teacher | None,
+        recipe: Recipe, process: Process, train_set: Any, eval_set: Any, classes: Sequence[str] | None,
+        log_seconds: float, teacher: Teacher | None,
 ) -> Trainer:
     """Everything that can fail because of what the user gave, before anything is written."""
     random_seed(recipe.seed)
@@ -128,6 +130,8 @@ def make_trainer(
     model = build_model(
         name, pretrained=recipe.pretrained, num_classes=recipe.num_classes, drop_rate=recipe.drop or None,
         drop_path_rate=recipe.drop_path or None, **arguments)
+    if recipe.pretrained and recipe.known_classes and classes:
+        keep_known_classes(model, classes, lambda: build_model(name, pretrained=True, **arguments))
     if recipe.initial_checkpoint is not None:
         if recipe.widen:
             grow_from(model, recipe.initial_checkpoint, recipe.seed)
