@@ -90,7 +90,7 @@ def outputs_of(names: Sequence[str] | None, cfg: Mapping[str, Any], num_classes:
     """
     if not names:
         return None
-    known = outputs_by_name(cfg, num_classes, names)
+    known = _names_of(cfg, num_classes, names)
     if known is None:
         if len(names) != num_classes:
             raise InputError(
@@ -105,14 +105,37 @@ def outputs_of(names: Sequence[str] | None, cfg: Mapping[str, Any], num_classes:
     return [known[name] for name in names]
 
 
-def outputs_by_name(cfg: Mapping[str, Any], num_classes: int, wanted: Sequence[str]) -> dict[str, int] | None:
-    """The output of each of a model's classes by its name, if every class has one of its own.
+def outputs_by_words(cfg: Mapping[str, Any], num_classes: int) -> dict[str, int]:
+    """A model's outputs by what their classes are called, as far as no two are called the same.
+
+    A class goes by its name and by each of the words, separated by commas, that describe it: `n01443537`, `goldfish`,
+    `carassius auratus`.
 
     Args:
-        cfg: The model's `pretrained_cfg`. Without names it may be one of timm's for ImageNet.
+        cfg: The model's `pretrained_cfg`. Those of timm's models of ImageNet have no names, and need none.
         num_classes: The number of outputs.
-        wanted: Names that are looked for: ImageNet's are WordNet identifiers.
+
+    Returns:
+        Outputs by words as `as_words` writes them.
     """
+    if not cfg.get('label_names') and (subset := infer_imagenet_subset(dict(cfg))):
+        info = ImageNetInfo(subset)
+        cfg = dict(label_names=info.label_names(), label_descriptions=info.label_descriptions(as_dict=True))
+    outputs: dict[str, set[int]] = {}
+    for index in range(num_classes):
+        names = [class_name(cfg, index)] if cfg.get('label_names') else []
+        for word in names + (class_description(cfg, index) or '').split(','):
+            outputs.setdefault(as_words(word), set()).add(index)
+    return {word: indices.pop() for word, indices in outputs.items() if word and len(indices) == 1}
+
+
+def as_words(name: str) -> str:
+    """The name of a class or of a folder as it is spoken: lawn_mower -> lawn mower."""
+    return name.replace('_', ' ').strip().lower()
+
+
+def _names_of(cfg: Mapping[str, Any], num_classes: int, wanted: Sequence[str]) -> dict[str, int] | None:
+    """The output of each class by its name, if every class has one of its own."""
     names = cfg.get('label_names') or ()
     if not names and all(map(_SYNSET.fullmatch, wanted)) and (subset := infer_imagenet_subset(dict(cfg))):
         names = ImageNetInfo(subset).label_names()  # timm's models of ImageNet have its order and no names

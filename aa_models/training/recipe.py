@@ -24,8 +24,8 @@ class Recipe:
     augment: OrNone[tuple[str, ...]] = Field(
         None, description='patterns of the convolutions of `model` to augment; model_kwargs are those of `augmented`')
     pretrained: bool = Field(False, description='start from pretrained weights')
-    known_classes: bool = Field(False, description='with pretrained: classes that these weights have under the same '
-                                'names start from them, the others from random ones')
+    known_classes: bool = Field(False, description='with pretrained: classes that these weights know by the same '
+                                'name, or a word for it, start from them, the others from random ones')
     initial_checkpoint: OrNone[str] = Field(
         None, min_length=1, description="start from another run's weights: its output folder, a .pth.tar or "
         '.safetensors file, or local-dir:FOLDER')
