@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from aa_models.augmentation.conversion import trace_map_sizes
+from aa_models.augmentation.conversion import input_channels, trace_map_sizes
 from aa_models.layers import AugmentedConv2d
 from aa_models.models.create import check_image_size
 
@@ -46,7 +46,7 @@ def layer_table(model: nn.Module, size: tuple[int, int], plain: bool = False) ->
         InputError: The model takes no images of that size.
     """
     layers = dict(_layers(model, plain))
-    in_chans = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+    in_chans = input_channels(model)
     check_image_size(model, (in_chans, *size))
     macs = count_macs_by_module(model, (in_chans, *size))
     maps = trace_map_sizes(model, [name for name, m in layers.items() if not isinstance(m, nn.Linear)], in_chans, size)

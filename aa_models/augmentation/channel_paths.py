@@ -11,6 +11,7 @@ import torch
 from timm.layers import SEModule
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrize import is_parametrized
 
 from aa_models.layers import AugmentedConv2d
 
@@ -77,6 +78,9 @@ def follow_channels(model: nn.Module, name: str, calls: Mapping[str, list[fx.Nod
     here, end = _next_module(name, calls)
     while here:
         module = model.get_submodule(here)
+        if has_computed_weights(module):
+            end = f'the weights of {here} are computed from others'
+            break
         if isinstance(module, _BatchNorm):
             if len(entries) == 2:
                 norm, act = here, getattr(module, 'act', None)  # timm's have one inside
@@ -95,6 +99,14 @@ def follow_channels(model: nn.Module, name: str, calls: Mapping[str, list[fx.Nod
             break
         here, end = _next_module(here, calls)
     return ChannelPath(norm, act, entries, None, end)
+
+
+def has_computed_weights(module: nn.Module) -> bool:
+    """Whether a weight in a module is made of other tensors at each call: pruned, normed, parametrized."""
+    return any(
+        is_parametrized(part) or (isinstance(getattr(part, 'weight', None), torch.Tensor)
+                                  and 'weight' not in part._parameters)
+        for part in module.modules())
 
 
 def _next_module(name: str, calls: Mapping[str, list[fx.Node]] | None) -> tuple[str, str]:

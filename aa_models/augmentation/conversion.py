@@ -19,6 +19,7 @@ from aa_models.layers.attention_args import names_attention_args
 from aa_models.layers.head_dims import is_int
 
 from .calibration import Calibrated, Images, calibrate_layers, read_images
+from .channel_paths import has_computed_weights
 from .dataless import is_dataless
 from .description import describe, layer_args
 from .selection import Where, select
@@ -74,6 +75,12 @@ def image_size(img_size: Any) -> tuple[int, int]:
     return int(size[0]), int(size[1])  # of any library's integers
 
 
+def input_channels(model: nn.Module) -> int:
+    """Channels of a network's pictures: timm's say it, of others it is what the first convolution reads."""
+    first = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+    return getattr(model, 'in_chans', None) or first  # a stem may rearrange pixels before its convolution
+
+
 @names_attention_args
 def augment(
         model: nn.Module, *, where: Where = '*.*', img_size: int | tuple[int, int] | None = None,
@@ -123,9 +130,14 @@ def augment(
     if img_size is None:
         img_size = (getattr(model, 'pretrained_cfg', None) or {}).get('input_size', (224, 224))[-2:]
     size = image_size(img_size)
-    in_chans = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+    in_chans = input_channels(model)
     batches = [] if calibrate is None else read_images(calibrate, in_chans)
     sizes = trace_map_sizes(model, chosen, in_chans, size)
+    if idle := [name for name in chosen if name not in sizes]:
+        if len(idle) == len(chosen):
+            raise InputError(f'where={where!r} chooses {", ".join(idle)}, which a forward pass does not run')
+        _logger.warning('%s: not augmented, because a forward pass does not run them', ', '.join(idle))
+        chosen = {name: own for name, own in chosen.items() if name in sizes}
     all_args = {name: layer_args(*_own_args(name, sizes[name], args, own)) for name, own in chosen.items()}
     layers = {name: _augmented(model, name, own) for name, own in all_args.items()}
     learned = warm_start and not any(map(is_dataless, model.state_dict().values()))
@@ -164,6 +176,8 @@ def _own_args(
 def _augmented(model: nn.Module, name: str, args: Mapping[str, Any]) -> AugmentedConv2d:
     """The augmented layer in place of a convolution."""
     conv = cast(nn.Conv2d, model.get_submodule(name))
+    if has_computed_weights(conv):
+        raise InputError(f'{name} cannot be augmented: its weights are computed from others (pruned, normed, …)')
     if conv.padding_mode != 'zeros':
         raise InputError(f'{name} cannot be augmented: its padding_mode is {conv.padding_mode!r}, possible is zeros')
     try:

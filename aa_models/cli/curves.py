@@ -1,7 +1,8 @@
 """Draw the accuracy of training runs over their epochs.
 
 Runs of one model that differ in nothing but the seed (`NAME-seedN.csv`, or a folder `NAME` or `NAME.TAG` with its
-`log.csv`) make one line, their mean, in a band from the lowest to the highest.
+`log.csv`) make one line, their mean, in a band from the lowest to the highest. Several tags of a model are lines of
+their own.
 
 Example:
   aa-models curves weights/*.cifar100 weights/logs-cifar100/*.csv -o curves.svg

@@ -100,7 +100,7 @@ def _opened(path: Path | None) -> Iterator[TextIO]:
         return
     part = path.with_name(f'{path.name}.part')
     try:
-        with part.open('w', encoding='utf-8', newline='') as file:
+        with part.open('w', encoding='utf-8', errors='backslashreplace', newline='') as file:
             yield file
         flush(part)
         os.replace(part, path)

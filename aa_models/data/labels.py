@@ -1,5 +1,6 @@
 """The names of a model's classes, as its cfg has them."""
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,17 +52,25 @@ def class_name(cfg: Mapping[str, Any], index: int) -> str:
         cfg: A model's `pretrained_cfg`. Its `label_names` may be a dict of some names, whose keys JSON makes strings.
         index: Number of the output.
     """
-    names = cfg.get('label_names') or ()
-    names = names if isinstance(names, dict) else {str(i): name for i, name in enumerate(names)}
-    return names.get(str(index), str(index))
+    return _by_index(cfg, 'label_names').get(str(index), str(index))
+
+
+def class_names_of(cfg: Mapping[str, Any], num_classes: int) -> list[str]:
+    """The names of all classes, as `class_name` has them."""
+    names = _by_index(cfg, 'label_names')
+    return [names.get(str(i), str(i)) for i in range(num_classes)]
 
 
 def class_description(cfg: Mapping[str, Any], index: int) -> str | None:
     """What a class is in words, if the cfg's `label_descriptions` say so, for its name or its index."""
-    descriptions = cfg.get('label_descriptions') or {}
-    if not isinstance(descriptions, dict):
-        descriptions = {str(i): text for i, text in enumerate(descriptions)}
+    descriptions = _by_index(cfg, 'label_descriptions')
     return descriptions.get(class_name(cfg, index), descriptions.get(str(index)))
+
+
+def _by_index(cfg: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """A list of a cfg by the index of the class; a dict as it is."""
+    values = cfg.get(key) or ()
+    return values if isinstance(values, dict) else {str(i): value for i, value in enumerate(values)}
 
 
 def describe_synsets(names: Sequence[str]) -> dict[str, str] | None:
@@ -100,37 +109,42 @@ def outputs_of(names: Sequence[str] | None, cfg: Mapping[str, Any], num_classes:
     foreign = [name for name in names if name not in known]
     if foreign:
         raise InputError(
-            f'the model has no class {_shown(foreign)}, which the images have; its {num_classes} classes are '
-            f'{_shown(list(known))}')
+            f'the model has no class {shown(foreign)}, which the images have; its {num_classes} classes are '
+            f'{shown(list(known))}')
     return [known[name] for name in names]
 
 
-def outputs_by_words(cfg: Mapping[str, Any], num_classes: int) -> dict[str, int]:
-    """A model's outputs by what their classes are called, as far as no two are called the same.
+def known_outputs(names: Sequence[str], cfg: Mapping[str, Any], num_classes: int) -> dict[int, int]:
+    """The classes of a dataset that a model has, too.
 
-    A class goes by its name and by each of the words, separated by commas, that describe it: `n01443537`, `goldfish`,
-    `carassius auratus`.
+    A model's class goes by its name or, where no other class does so, by one of the words, separated by commas, that
+    describe it: `n01443537`, `goldfish`, `Carassius auratus`. In words case and `_` make no difference.
 
     Args:
+        names: Of the dataset's classes in the order of their labels.
         cfg: The model's `pretrained_cfg`. Those of timm's models of ImageNet have no names, and need none.
-        num_classes: The number of outputs.
+        num_classes: The number of its outputs.
 
     Returns:
-        Outputs by words as `as_words` writes them.
+        The model's outputs by the labels of those classes.
     """
     if not cfg.get('label_names') and (subset := infer_imagenet_subset(dict(cfg))):
         info = ImageNetInfo(subset)
         cfg = dict(label_names=info.label_names(), label_descriptions=info.label_descriptions(as_dict=True))
-    outputs: dict[str, set[int]] = {}
-    for index in range(num_classes):
-        names = [class_name(cfg, index)] if cfg.get('label_names') else []
-        for word in names + (class_description(cfg, index) or '').split(','):
-            outputs.setdefault(as_words(word), set()).add(index)
-    return {word: indices.pop() for word, indices in outputs.items() if word and len(indices) == 1}
+    own = class_names_of(cfg, num_classes) if cfg.get('label_names') else [''] * num_classes
+    descriptions = _by_index(cfg, 'label_descriptions')
+    words: dict[str, set[int]] = {}
+    for output, name in enumerate(own):
+        for word in (name, *(descriptions.get(name) or descriptions.get(str(output)) or '').split(',')):
+            words.setdefault(_spoken(word), set()).add(output)
+    spoken = {word: found.pop() for word, found in words.items() if word and len(found) == 1}
+    count = Counter(own)
+    exact = {name: output for output, name in enumerate(own) if name and count[name] == 1}
+    known = {label: exact.get(name, spoken.get(_spoken(name))) for label, name in enumerate(names)}
+    return {label: output for label, output in known.items() if output is not None}
 
 
-def as_words(name: str) -> str:
-    """The name of a class or of a folder as it is spoken: lawn_mower -> lawn mower."""
+def _spoken(name: str) -> str:
     return name.replace('_', ' ').strip().lower()
 
 
@@ -139,10 +153,12 @@ def _names_of(cfg: Mapping[str, Any], num_classes: int, wanted: Sequence[str]) -
     names = cfg.get('label_names') or ()
     if not names and all(map(_SYNSET.fullmatch, wanted)) and (subset := infer_imagenet_subset(dict(cfg))):
         names = ImageNetInfo(subset).label_names()  # timm's models of ImageNet have its order and no names
-    found = {class_name({'label_names': names}, i): i for i in range(num_classes)} if len(names) == num_classes else {}
+    own = class_names_of(dict(label_names=names), num_classes) if len(names) == num_classes else []
+    found = {name: i for i, name in enumerate(own)}
     return found if len(found) == num_classes else None
 
 
-def _shown(names: Sequence[str]) -> str:
+def shown(names: Sequence[str]) -> str:
+    """Some of the names, for a message."""
     more = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
     return ', '.join(map(repr, names[:_SHOWN])) + more

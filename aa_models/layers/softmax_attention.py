@@ -194,7 +194,7 @@ class SoftmaxAttention(GridAttention):
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Weigh the values; shapes as in `GridAttention.attend`."""
-        dropout_p = self.attn_drop.p if self.training else 0.
+        dropout_p = self.attn_drop.p if self.attn_drop.training else 0.
         if torch.jit.is_scripting():
             backend = 'folded' if self.fused_attn else 'explicit'  # a script, too, runs without this package
         elif self.fused_attn and not self.is_watched() and not is_transformed(q, k, v, self.rel_h, self.rel_w):

@@ -61,7 +61,7 @@ def _example_for(model: nn.Module) -> torch.Tensor:
 
 
 class _Readers(TorchFunctionMode):
-    """Counts the functions of torch that read the outputs of certain modules and make tensors of them."""
+    """Counts the functions of torch that read the outputs of certain modules and put them into tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +72,8 @@ class _Readers(TorchFunctionMode):
             self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(result)):  # `x.shape` makes none
+        # `x.shape` makes no tensor, `y[0] = x` writes into one
+        if func is torch.Tensor.__setitem__ or any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(result)):
             self.count.update({id(leaf) for leaf in tree_leaves((args, kwargs))} & self.outputs.keys())
         return result
 

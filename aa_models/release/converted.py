@@ -26,7 +26,7 @@ from aa_models.models.create import build_model, cfg_of, check_name, num_classes
 from aa_models.models.memory import check_memory
 
 from .card import CARD
-from .folder import replacing
+from .folder import check_place, replacing
 from .saving import save_folder
 
 _BATCH = 32  # pictures
@@ -67,6 +67,7 @@ def convert(
     """
     if output.exists():
         raise InputError(f'output = {str(output)!r} exists: choose another, or remove it')
+    check_place(output)
     if num_images < LEAST:
         raise InputError(f'num_images must be at least {LEAST}, got {num_images}')
     AttentionArgs().replace(**attn_args or {})

@@ -67,6 +67,7 @@ def pack_run(
         return folder
     if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - FILES):
         raise InputError(f'{str(folder)!r} exists and holds more than a packed run: choose another --to or --tag')
+    check_place(folder)
     load_checkpoint(model, str(checkpoint), use_ema=recipe.ema)
     with replacing(folder) as part:
         _fill(part, folder.name, model.eval(), recipe, directory, repo, machine)
@@ -85,6 +86,17 @@ def checked_tag(tag: str | None, recipe: Recipe, directory: Path) -> str:
     if not re.fullmatch(r'[\w-]+', tag, flags=re.ASCII):
         raise InputError(f'tag = {tag!r} must be made of letters, digits, _ and -')
     return tag
+
+
+def check_place(folder: Path) -> None:
+    """Refuse a folder that cannot be made, before any work is done.
+
+    Raises:
+        InputError: A file is in its way.
+    """
+    above = next(path for path in folder.absolute().parents if path.exists())
+    if not above.is_dir():
+        raise InputError(f'{str(folder)!r} cannot be made: {str(above)!r} is no folder')
 
 
 @contextlib.contextmanager

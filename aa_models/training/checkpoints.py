@@ -12,11 +12,12 @@ from safetensors import SafetensorError
 from timm.task import load_task_ema_checkpoint, resume_task_checkpoint
 from timm.utils import CheckpointSaver, load_checkpoint_metadata, trim_summary
 
+from aa_models.data.labels import shown
 from aa_models.durable import flush
 from aa_models.errors import InputError, WriteError
 from aa_models.schema import checked
 
-from .facts import write_facts
+from .facts import facts_of, write_facts
 from .loop import Trainer
 from .recipe import Recipe, load_recipe
 
@@ -38,7 +39,8 @@ def prepare(directory: Path, recipe: Recipe, overwrite: bool, facts: dict[str, A
         The newest whole checkpoint, None for a run that starts.
 
     Raises:
-        InputError: The directory or its checkpoint is of another or an unknown recipe, or a folder is named like one.
+        InputError: The directory or its checkpoint is of another or an unknown recipe or of other classes, or a folder
+            is named like one.
         WriteError: The directory cannot be written to.
     """
     for path in directory.glob('*.pth.tar'):
@@ -55,6 +57,7 @@ def prepare(directory: Path, recipe: Recipe, overwrite: bool, facts: dict[str, A
     if checkpoint is not None:
         stored = vars(load_checkpoint_metadata(checkpoint)['args'])
         _same_recipe(checked(Recipe, stored, f'recipe in {checkpoint}'), recipe, f'{str(checkpoint)!r} is a checkpoint')
+        _same_classes(facts_of(directory).get('classes'), facts.get('classes'), directory)
     with writing(directory):
         recipe.save(directory / RECIPE)
         write_facts(directory, facts)
@@ -69,6 +72,13 @@ def _same_recipe(stored: Recipe, recipe: Recipe, what: str) -> None:
     if differing:
         raise InputError(
             f'{what} of another recipe ({"; ".join(differing)}): choose another directory, or --overwrite to lose it')
+
+
+def _same_classes(before: list[str] | None, now: list[str] | None, directory: Path) -> None:
+    if before and now and before != now:
+        raise InputError(
+            f'output = {str(directory)!r} holds a run of other classes ({shown(before)} there, {shown(now)} now): '
+            'choose another directory, or --overwrite to lose it')
 
 
 @contextlib.contextmanager

@@ -11,12 +11,15 @@ from .checkpoints import LOG
 
 
 def read_curve(path: Path) -> tuple[str, dict[int, float]]:
-    """Read a run's log: the model's name, and its top-1 in percent by the number of epochs, wherever it was measured.
+    """Read a run's log: its name, and its top-1 in percent by the number of epochs, wherever it was measured.
+
+    The name is that of the folder of a `log.csv` or that of another file, in which `-seedN` does not count.
 
     Raises:
         NoSuchFileError: There is no log.
         InputError: There is no accuracy in it.
     """
+    path = path.parent if path.name == LOG and path.is_file() else path
     log = path / LOG if path.is_dir() else path
     if not log.is_file():
         raise NoSuchFileError(f'run = {str(path)!r} is neither a log nor a folder with {LOG}')
@@ -29,14 +32,15 @@ def read_curve(path: Path) -> tuple[str, dict[int, float]]:
     if not curve:
         raise InputError(f'run = {str(path)!r} has no accuracy (column eval_top1)')
     name = path.resolve().name if path.is_dir() else path.stem
-    return re.sub(r'-seed\d+$', '', name).partition('.')[0], curve
+    return re.sub(r'-seed\d+$', '', name), curve
 
 
 def draw_curves(runs: Iterable[Path], output: str, title: str = '') -> None:
-    """Draw one line for each model.
+    """Draw one line for each model, or for each of its tags where there are several.
 
     Args:
-        runs: Logs, or folders with a `log.csv`. Those of one model become their mean, in a band from least to largest.
+        runs: Logs, or folders with a `log.csv`. Those of one name become their mean, in a band from least to largest.
+            A name without a tag is that of the only tag of this model, if there is one.
         output: The picture.
         title: Printed above.
 
@@ -44,9 +48,15 @@ def draw_curves(runs: Iterable[Path], output: str, title: str = '') -> None:
         InputError: A run without accuracies, or a picture that cannot be drawn.
     """
     check_plot(output)
+    named = [read_curve(run) for run in runs]
+    tags: dict[str, set[str]] = {}
+    for name, _ in named:
+        model, _, tag = name.partition('.')
+        tags.setdefault(model, set()).update([tag] if tag else [])
     groups: dict[str, list[dict[int, float]]] = {}
-    for name, curve in map(read_curve, runs):
-        groups.setdefault(name, []).append(curve)
+    for name, curve in named:
+        model = name.partition('.')[0]
+        groups.setdefault(name if len(tags[model]) > 1 else model, []).append(curve)
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 

@@ -3,7 +3,8 @@
 Papers: `Distilling the Knowledge in a Neural Network` - https://arxiv.org/abs/1503.02531,
 `FitNets: Hints for Thin Deep Nets` - https://arxiv.org/abs/1412.6550
 """
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,12 +19,14 @@ from timm.task import (
 from torch import nn
 from torch.nn import functional as F
 
+from aa_models.data.labels import class_names_of, known_outputs, shown
 from aa_models.errors import InputError
 from aa_models.models.create import build_model, cfg_of, num_classes_of
 
 from .loaders import Config
 from .recipe import Recipe
 
+_logger = logging.getLogger(__name__)
 Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -35,10 +38,15 @@ class Teacher(DistillationTeacher):
     Args:
         model: The network, made by timm.
         device: Where it works.
+        outputs: Those of its logits that are learned from, by default all.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, device: torch.device, outputs: Sequence[int] | None = None) -> None:
         super().__init__(model.to(device).requires_grad_(False), device=device)
+        self.num_classes = num_classes_of(model) if outputs is None else len(outputs)
+        if outputs is not None:
+            index = torch.tensor(outputs, device=device)
+            model.register_forward_hook(lambda module, args, logits: logits[:, index])
         config = resolve_data_config(model=model)
         self.input_size: tuple[int, int, int] = config['input_size']
         self.size = self.input_size[1:]
@@ -55,8 +63,13 @@ class Teacher(DistillationTeacher):
         return F.interpolate(x, self.size, mode='bicubic', antialias=True)
 
 
-def make_teacher(recipe: Recipe, device: torch.device) -> Teacher | None:
+def make_teacher(recipe: Recipe, device: torch.device, classes: Sequence[str] | None = None) -> Teacher | None:
     """The recipe's teacher with its weights, None for a recipe without one.
+
+    Args:
+        recipe: Says which, and what is learned from it.
+        device: Where it works.
+        classes: The names of the dataset's classes, in whose order the logits are to be.
 
     Raises:
         InputError: No such network, or it cannot teach what the recipe asks for.
@@ -69,13 +82,31 @@ def make_teacher(recipe: Recipe, device: torch.device) -> Teacher | None:
         model = model.to(memory_format=torch.channels_last)
     if recipe.kd_distill_type == 'logit' and num_classes_of(model) < 2:
         raise InputError(f'teacher = {recipe.teacher!r} has no classes to learn, possible is kd_distill_type = feature')
-    return Teacher(model, device)
+    if not classes or recipe.kd_distill_type != 'logit' or recipe.unlabelled:
+        return Teacher(model, device)
+    return Teacher(model, device, _outputs_for(classes, model, recipe))
+
+
+def _outputs_for(classes: Sequence[str], model: nn.Module, recipe: Recipe) -> list[int] | None:
+    """The teacher's outputs for the classes of a dataset, None where they are all in order or have other names."""
+    cfg, count = cfg_of(model), num_classes_of(model)
+    known = known_outputs(classes, cfg, count)
+    foreign = [name for label, name in enumerate(classes) if label not in known]
+    if known and foreign:
+        raise InputError(
+            f'teacher = {recipe.teacher!r} has no class {shown(foreign)}, which the pictures have: logits are learned '
+            'class by class. To take the features alone: kd_distill_type = feature')
+    if foreign and len(classes) == count and cfg.get('label_names'):
+        _logger.warning(f'the teacher has other names for its classes, {shown(class_names_of(cfg, count))}: they are '
+                        'taken for those of the pictures, in their order')
+    outputs = list(known.values())
+    return outputs if known and outputs != list(range(count)) else None
 
 
 def labels_of_teacher(teacher: Teacher) -> list[str] | None:
     """The names of the teacher's classes, where its cfg has them."""
-    names = cfg_of(teacher.model).get('label_names')
-    return list(names) if names and len(names) == num_classes_of(teacher.model) else None
+    cfg, count = cfg_of(teacher.model), num_classes_of(teacher.model)
+    return class_names_of(cfg, count) if len(cfg.get('label_names') or ()) == count else None
 
 
 def make_task(
@@ -132,7 +163,7 @@ def _check_pair(model: nn.Module, teacher: Teacher, recipe: Recipe, config: Conf
                 raise InputError(f'{who} has no features to compare: possible is kd_distill_type = logit')
     if channels != theirs:
         raise InputError(f'teacher = {recipe.teacher!r} takes images of {theirs} channels, the model {channels}')
-    classes, theirs = num_classes_of(model), num_classes_of(teacher.model)
+    classes, theirs = num_classes_of(model), teacher.num_classes
     if recipe.kd_distill_type == 'logit' and classes != theirs:
         raise InputError(
             f'teacher = {recipe.teacher!r} has {theirs} classes, the model {classes}: logits are learned class by '

@@ -5,34 +5,41 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from aa_models.data.labels import as_words, outputs_by_words
-from aa_models.models.create import cfg_of
+from aa_models.data.labels import known_outputs
+from aa_models.models.create import cfg_of, num_classes_of
 
 _logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def keep_known_classes(model: nn.Module, names: Sequence[str], make_pretrained: Callable[[], nn.Module]) -> int:
-    """Copy weights and biases of those outputs whose classes the pretrained network has, too; the others stay.
+def keep_known_classes(model: nn.Module, names: Sequence[str], make: Callable[..., nn.Module]) -> int:
+    """Copy weights and biases of those outputs whose classes the pretrained network has, too; the others start anew.
+
+    Where it has none of them, the classifier stays as timm made it.
 
     Args:
-        model: Of one output for each name, or more.
-        names: The classes, in the order of their labels: names of the pretrained classes, or words that describe one.
-        make_pretrained: Makes the network with all of its pretrained outputs; called where there is something to keep.
+        model: Made by timm with pretrained weights, of one output for each name, or more.
+        names: The classes, in the order of their labels, as `aa_models.data.labels.known_outputs` takes them.
+        make: Makes such a network, from its arguments `pretrained` and `num_classes`.
 
     Returns:
         The number of classes kept.
     """
-    cfg = cfg_of(model)
-    known = outputs_by_words(cfg, cfg['num_classes'])
-    kept = {label: known[as_words(name)] for label, name in enumerate(names) if as_words(name) in known}
-    if not kept:
+    cfg, count, new = cfg_of(model), num_classes_of(model), _classifier_of(model)
+    known = known_outputs(names, cfg, cfg['num_classes'])
+    if not known:
         return 0
-    new, old = (network.get_classifier() for network in (model, make_pretrained()))  # type: ignore[operator]  # timm's
-    if not isinstance(old, (nn.Linear, nn.Conv2d)):
+    if not isinstance(new, (nn.Linear, nn.Conv2d)):
         _logger.info('the classes start anew: the classifier has no weights for each of them')
         return 0
+    if count == cfg['num_classes']:  # timm has taken the whole classifier over, with that of other classes
+        new.load_state_dict(_classifier_of(make(num_classes=count)).state_dict())
+    old = _classifier_of(make(pretrained=True))
     for name, tensor in new.named_parameters():
-        tensor[list(kept)] = old.get_parameter(name)[list(kept.values())].to(tensor.device)
-    _logger.info(f'{len(kept)} of {len(names)} classes are known to the pretrained weights and start from these')
-    return len(kept)
+        tensor[list(known)] = old.get_parameter(name)[list(known.values())].to(tensor.device)
+    _logger.info(f'{len(known)} of {len(names)} classes are known to the pretrained weights and start from these')
+    return len(known)
+
+
+def _classifier_of(model: nn.Module) -> nn.Module:
+    return model.get_classifier()  # type: ignore[operator]  # timm's

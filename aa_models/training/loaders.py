@@ -186,11 +186,18 @@ def _samples(dataset: Images) -> list[tuple[str, int]] | None:
 
 
 def class_names(dataset: Images) -> list[str] | None:
-    """The names of the classes in the order of their labels, where the dataset knows them."""
+    """The names of the classes in the order of their labels, where the dataset knows them.
+
+    Raises:
+        InputError: A name is no Unicode, as in archives of old systems, and could be written nowhere.
+    """
     dataset = dataset.dataset if isinstance(dataset, _Part) else dataset
     index = getattr(getattr(dataset, 'reader', dataset), 'class_to_idx', None)
     if not isinstance(index, dict) or sorted(index.values()) != list(range(len(index))):
         return None
+    for name in index:
+        if any('\ud800' <= letter <= '\udfff' for letter in str(name)):  # Python's stand-ins for such bytes
+            raise InputError(f'the class {name!r} has a name that is no Unicode: rename its folder')
     return sorted(index, key=index.__getitem__) or None
 
 

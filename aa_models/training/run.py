@@ -6,6 +6,7 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,8 @@ def train(
                 recipe = with_holdout(recipe, data_dir)
                 with process.one_first(download):
                     datasets = open_datasets(recipe, data_dir, download)
-                teacher = make_teacher(recipe, process.device)
                 classes = class_names(datasets[0])
+                teacher = make_teacher(recipe, process.device, classes)
                 if teacher is not None and recipe.unlabelled:
                     classes = labels_of_teacher(teacher)
                     recipe = dataclasses.replace(
@@ -131,7 +132,7 @@ def make_trainer(
         name, pretrained=recipe.pretrained, num_classes=recipe.num_classes, drop_rate=recipe.drop or None,
         drop_path_rate=recipe.drop_path or None, **arguments)
     if recipe.pretrained and recipe.known_classes and classes:
-        keep_known_classes(model, classes, lambda: build_model(name, pretrained=True, **arguments))
+        keep_known_classes(model, classes, partial(build_model, name, **arguments))
     if recipe.initial_checkpoint is not None:
         if recipe.widen:
             grow_from(model, recipe.initial_checkpoint, recipe.seed)

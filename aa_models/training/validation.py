@@ -183,10 +183,19 @@ def _content_of(checkpoint: Path) -> Mapping[str, Any]:
 
 
 def load_model(recipe: Recipe, checkpoint: Path | None = None, use_ema: bool = False) -> nn.Module:
-    """Build the recipe's model with its pretrained weights, or those of a checkpoint."""
+    """Build the recipe's model with its pretrained weights, or those of a checkpoint.
+
+    Raises:
+        InputError: No such model, weights that do not fit it, or with pretrained weights another number of classes,
+            whose classifier would be untrained.
+    """
     name, arguments = recipe.network
     model = build_model(name, pretrained=checkpoint is None, num_classes=recipe.num_classes, **arguments)
-    if checkpoint is not None:
+    if checkpoint is None:
+        wanted, trained = num_classes_of(model), cfg_of(model)['num_classes']
+        if wanted != trained:
+            raise InputError(f'num_classes = {wanted}, but the weights of {recipe.model!r} are for {trained}')
+    else:
         try:
             load_checkpoint(model, str(checkpoint), use_ema=use_ema, filter_fn=checkpoint_filter_fn)
         except RuntimeError as error:  # torch's word for weights of other names or shapes

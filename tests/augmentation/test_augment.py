@@ -5,6 +5,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import aa_models
 from found import augmented
@@ -133,7 +134,54 @@ def test_everything_twice():
 def test_shared_tensors_are_left_where_they_are():
     model = Shared()
     before = {name: (id(tensor), tensor.clone()) for name, tensor in model.body[0].named_parameters()}
-    aa_models.augment(model, where='body.3', img_size=8, **SETTINGS)
+    aa_models.augment(model, where='body.[013]', img_size=8, **SETTINGS)
+    assert list(augmented(model)) == ['body.3'] and model.body[0] is model.body[1]
     assert model.body[2].weight is model.body[0].weight
     for name, tensor in model.body[0].named_parameters():
         assert id(tensor) == before[name][0] and torch.equal(tensor, before[name][1])
+
+
+class Stem(nn.Module):
+    """Its convolution reads four times the channels of the picture; a head that is not run was made before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.aux = nn.Sequential(nn.Conv2d(16, 5, 3))
+        self.body = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 16, 3, padding=1), nn.Conv2d(16, 16, 3))
+        self.in_chans = 3
+
+    def forward(self, x):
+        return self.body(x)
+
+
+def test_pictures_of_other_channels_than_the_first_convolution_reads(caplog):
+    aa_models.augment(model := Stem(), img_size=16, **SETTINGS)
+    assert list(augmented(model)) == ['body.1', 'body.2'] and 'aux.0: not augmented' in caplog.text
+    with pytest.raises(ValueError, match='chooses aux.0, which a forward pass does not run'):
+        aa_models.augment(Stem(), where='aux.0', img_size=16, **SETTINGS)
+
+
+@pytest.mark.parametrize('compute', [
+    nn.utils.spectral_norm, lambda conv: prune.l1_unstructured(conv, 'weight', 0.3)])
+def test_computed_weights_are_refused(compute):
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3))
+    compute(model[1])
+    with pytest.raises(ValueError, match='1 cannot be augmented: its weights are computed from others'):
+        aa_models.augment(model, where='1', img_size=16, **SETTINGS)
+
+
+@pytest.mark.parametrize('compute', [
+    nn.utils.parametrizations.weight_norm, nn.utils.spectral_norm,
+    lambda conv: prune.l1_unstructured(conv, 'weight', 0.3)])
+def test_channels_are_not_followed_through_computed_weights(compute):
+    """Every channel has filters of its own behind it, and filters of another one would make another network."""
+    model = timm.create_model('efficientnet_lite0', num_classes=11).double().eval()
+    for name in ('blocks.5.1.conv_dw', 'blocks.5.2.conv_dw'):
+        compute(model.get_submodule(name))
+    x = torch.randn(2, 3, 64, 64, dtype=torch.double)
+    with torch.no_grad():
+        model(x)
+        expected = model(x)
+        aa_models.augment(model, where='blocks.5.[12].conv_pw', img_size=64, dk=8, dv=8, num_heads=1)
+        found = model(x)
+    assert (found - expected).abs().max() < 0.1 * expected.std()

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import math
+import os
 import subprocess
 import sys
 from subprocess import PIPE, Popen
@@ -202,6 +203,13 @@ def test_predict_csv_and_threshold(folder, tmp_path, capsys):
         for answer in expected for guess in answer['predictions'] if guess['probability'] >= threshold]
     assert [path.name for path in tmp_path.iterdir()] == ['a.csv'] and 0 < len(rows) < len(probabilities)
     assert answered(capsys, *words, '--threshold', 1).count('no class is that probable') == len(expected)
+
+
+def test_predict_csv_of_a_name_that_is_no_unicode(folder, tmp_path, capsys):
+    picture = tmp_path / os.fsdecode(b'caf\xe9.png')
+    picture.write_bytes(LION.read_bytes())
+    assert answered(capsys, 'predict', picture, '--model', NAME, '--csv', '--output', tmp_path / 'a.csv') == ''
+    assert 'caf\\udce9.png' in (tmp_path / 'a.csv').read_text(encoding='utf-8')
 
 
 def test_predict_from_standard_input(folder, monkeypatch, capsys):

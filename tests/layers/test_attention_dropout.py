@@ -120,3 +120,14 @@ def test_is_an_operator_by_torchs_own_checks():
     tensors = [torch.randn(2, 2, 3, 4, 4, requires_grad=True) for _ in range(3)]
     tables = [torch.randn(5, 4, requires_grad=True), torch.randn(7, 4, requires_grad=True)]
     torch.library.opcheck(blockwise_attention, (*tensors, *tables, 0.5, False, 0.3, SEED))
+
+
+@pytest.mark.parametrize('fused', [True, False])
+@pytest.mark.parametrize('attention, pos_embed', [('softmax', 'rel'), ('linear', None)])
+def test_the_dropout_module_decides(fused, attention, pos_embed):
+    """It may drop in evaluation, and be off in training."""
+    layer, x = layer_of(attention=attention, pos_embed=pos_embed), torch.randn(1, 8, 6, 6)
+    layer.attn.fused_attn = fused
+    for training in (True, False):
+        layer.train(training).attn.attn_drop.train(not training)
+        assert torch.equal(layer(x), layer(x)) is training

@@ -76,12 +76,16 @@ class Reader(nn.Module):
             return torch.cat([z.flatten(), y.flatten()])[None] if not self.training else (z, y)
         if self.kind == 'used twice':
             return z + self.norm(self.conv(x.flip(3)))
+        if self.kind == 'written into another':
+            both = z.new_zeros(2, *z.shape)
+            both[0], both[1] = y, z
+            return both
         return z if y.shape[2] > 1 else y
 
 
 @pytest.mark.parametrize('kind', [
-    'two readers', 'read in place', 'an output', 'used twice', 'batch statistics', 'weights that are computed',
-    'a hook', 'weights of its own kind', 'nothing else'])
+    'two readers', 'written into another', 'read in place', 'an output', 'used twice', 'batch statistics',
+    'weights that are computed', 'a hook', 'weights of its own kind', 'nothing else'])
 def test_norms_that_stay(kind):
     model, x = Reader(kind).eval(), torch.randn(2, 3, 6, 6)
     if kind != 'batch statistics':

@@ -78,6 +78,7 @@ def test_without_pictures(plain, tmp_path, capsys):
 
 @pytest.mark.parametrize('change, message', [
     (['--output', '{here}'], 'exists: choose another'),
+    (['--output', '{this}/new'], "cannot be made: '.*test_convert.py' is no folder"),
     (['--images', '{few}'], 'holds 20 pictures, at least 32 are needed'),
     (['--images', '{none}'], 'does not exist'),
     (['--num-images', '3'], 'num_images must be at least 16, got 3'),
@@ -91,7 +92,7 @@ def test_what_cannot_be_done_is_said_first(plain, pictures, tmp_path, capsys, ch
     few.mkdir()
     for path in sorted(pictures.rglob('*.png'))[:20]:
         (few / path.name).symlink_to(path)
-    words = {'here': tmp_path, 'few': few, 'none': tmp_path / 'none'}
+    words = {'here': tmp_path, 'few': few, 'none': tmp_path / 'none', 'this': __file__}
     args = ['convert', f'local-dir:{plain}', *OPTIONS, '--output', str(tmp_path / 'new')]
     assert main.main(args + [word.format(**words) for word in change]) == 2
     assert re.search(message, capsys.readouterr().err)

@@ -246,7 +246,7 @@ def test_checkpoint_is_validated_with_its_own_recipe(finished, data, capsys):
     ('--model aa_simplecnn --card', '--card needs --model local-dir:'),
     ('--model local-dir:{folder} --batch-size 0', "batch_size = '0' must be greater than or equal to 1"),
     ('--model local-dir:{folder} --img-size 9 --input-size 3 9 9', 'img_size = 9 and .*: give one of them'),
-    ('--model local-dir:{folder} --num-classes 2', 'num_classes = 2, .* but the images have 7 classes'),
+    ('--model local-dir:{folder} --num-classes 2', 'num_classes = 2, but the weights of .* are for 7'),
     ('--model local-dir:{folder} --results-file /nowhere/results.csv', 'a folder that does not exist'),
     ('--checkpoint {folder}/README.md', 'is no training checkpoint'),
     ('--model local-dir:{folder} --card', 'no place for the accuracy'),

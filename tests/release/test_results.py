@@ -3,7 +3,7 @@ import pytest
 
 from aa_models.errors import UserError
 from aa_models.release.results import COLUMNS, read_results, update_results
-from aa_models.training.curves import read_curve
+from aa_models.training.curves import draw_curves, read_curve
 from command import run_command
 
 
@@ -44,10 +44,25 @@ def test_runs_of_a_model_are_one_line(tmp_path, capsys):
     write_log(tmp_path / 'other.csv', (2, 50))
     runs = [tmp_path / name for name in ('net.cifar100', 'net-seed2.csv', 'other.csv')]
     assert [read_curve(run) for run in runs] == [
-        ('net', {2: 10.5, 3: 30.}), ('net', {1: 5., 2: 20., 3: 40.}), ('other', {3: 50.})]
+        ('net.cifar100', {2: 10.5, 3: 30.}), ('net', {1: 5., 2: 20., 3: 40.}), ('other', {3: 50.})]
     picture = tmp_path / 'curves.svg'
     assert run_command(capsys, 'curves', *runs, '-o', picture, '--title', 'three') == (0, '', '')
     assert picture.read_text().count('<path') > 20
+
+
+@pytest.mark.parametrize('paths, lines', [
+    (['net.one', 'net-seed2.csv', 'other.csv'], ['net, 2 seeds', 'other']),
+    (['net.one', 'net.two', 'net.one/log.csv'], ['net.one, 2 seeds', 'net.two']),
+    (['net.one/log.csv', 'other/log.csv'], ['net', 'other']),
+])
+def test_only_runs_of_one_name_are_averaged(paths, lines, tmp_path, monkeypatch):
+    for name in ('net.one/log.csv', 'net.two/log.csv', 'other/log.csv', 'net-seed2.csv', 'other.csv'):
+        write_log(tmp_path / name, (0, 5))
+    drawn = []
+    monkeypatch.setattr('aa_models.training.curves.save_plot', lambda figure, output: drawn.extend(
+        text.get_text() for text in figure.axes[0].get_legend().get_texts()))
+    draw_curves([tmp_path / path for path in paths], str(tmp_path / 'curves.svg'))
+    assert drawn == lines
 
 
 def test_what_cannot_be_drawn_is_refused(tmp_path):

@@ -9,6 +9,7 @@ from PIL import Image
 from timm.data import create_transform
 from torch.nn import functional as F
 
+from aa_models.errors import InputError
 from aa_models.models.create import build_model
 from aa_models.training import distillation, run
 from aa_models.training.loop import make_criterion
@@ -202,6 +203,29 @@ def test_what_is_refused(values, message, data, tmp_path, teacher, capsys):
     err = refused(capsys, 'train', *train_words(tmp_path / 'out', data, **values))
     assert message in err and len(err.splitlines()) == 1
     assert not (tmp_path / 'out').exists()
+
+
+def test_logits_are_in_the_order_of_the_pictures_classes(teacher, caplog):
+    """A teacher may know more classes, and in another order; with other names they are taken as they come."""
+    recipe, images = Recipe(teacher=f'local-dir:{teacher}'), torch.randn(2, 3, 20, 28)
+    plain = distillation.make_teacher(recipe, CPU)
+    for classes, outputs in ((['Blue', 'red'], [2, 0]), (['red', 'green', 'blue'], [0, 1, 2]), (None, [0, 1, 2])):
+        model = distillation.make_teacher(recipe, CPU, classes)
+        assert model.num_classes == len(outputs) and torch.equal(model(images), plain(images)[:, outputs])
+    assert not caplog.messages
+    model = distillation.make_teacher(recipe, CPU, ['a', 'b', 'c'])
+    assert torch.equal(model(images), plain(images)) and "other names for its classes, 'red', 'green'" in caplog.text
+    with pytest.raises(InputError, match="has no class 'b', which the pictures have"):
+        distillation.make_teacher(recipe, CPU, ['red', 'b', 'blue'])
+
+
+def test_a_student_of_some_of_the_teachers_classes(tmp_path, data, teacher):
+    pictures = tmp_path / 'pictures'
+    for split in ('train', 'validation'):
+        for number, name in enumerate(('blue', 'red')):
+            shutil.copytree(data / split / f'class{number}', pictures / split / name)
+    output = run_training(tmp_path / 'out', pictures, teacher=f'local-dir:{teacher}', epochs=1)
+    assert load_recipe(output / 'recipe.yaml').num_classes == 2
 
 
 def test_options(tmp_path, data, teacher):

@@ -59,6 +59,13 @@ def test_directory_belongs_to_its_recipe(tmp_path, data):
     with pytest.raises(ValueError, match=r'another recipe \(lr: 0.05 there, 0.1 now\)'):
         run_training(output, data, epochs=1, lr=0.1)
     run_training(output, data, '--overwrite', epochs=1, lr=0.1)
+    others = make_pictures(tmp_path / 'others')
+    for split in ('train', 'validation'):
+        (others / split / 'class2').rename(others / split / 'a_new_class')
+    facts = (output / 'run.json').read_text()
+    with pytest.raises(ValueError, match="a run of other classes .'class0', .* there, 'a_new_class', 'class0'"):
+        run_training(output, others, epochs=1, lr=0.1)
+    assert (output / 'run.json').read_text() == facts
     (output / 'recipe.yaml').unlink()
     with pytest.raises(ValueError, match='holds checkpoints but no recipe.yaml'):
         run_training(output, data, epochs=1, lr=0.1)

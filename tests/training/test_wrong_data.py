@@ -1,5 +1,6 @@
 """Data that do not fit the model, and pictures that cannot be read: never a figure that means something else."""
 import itertools
+import os
 import re
 import shutil
 
@@ -124,6 +125,13 @@ def test_broken_picture_in_a_worker_process(trained, pictures, capsys):
         capsys, 'validate', '--model', f'local-dir:{trained / "aa_simplecnn.noise"}', '--data-dir', pictures.parent,
         '--workers', 1)
     assert status == 1 and err.startswith('aa-models validate: error: /') and len(err.splitlines()) == 1, err
+
+
+def test_a_class_whose_name_is_no_unicode_is_refused(tmp_path, pictures, capsys):
+    (pictures / 'class1').rename(pictures / os.fsdecode(b'caf\xe9'))
+    shutil.copytree(pictures, pictures.parent / 'train')
+    status, _, err = run_command(capsys, 'train', *train_words(tmp_path / 'out', pictures.parent))
+    assert status == 2 and 'no Unicode: rename its folder' in err and not (tmp_path / 'out').exists()
 
 
 def test_no_picture_is_replaced_in_training(tmp_path, capsys):
