@@ -31,6 +31,7 @@ from torch import fx, nn
 
 from aa_models.augmentation.dataless import building_device
 from aa_models.data.imagenet import IMAGENET_LABELS
+from aa_models.data.tiny_imagenet import TINY_IMAGENET_LABELS
 from aa_models.layers import AttentionArgs, GridAttention
 from aa_models.layers.grid_attention import as_one_node
 from aa_models.zoo import weights_cfg
@@ -131,6 +132,10 @@ default_cfgs = generate_default_cfgs({
     'aa_efficientnet_lite0.in1k': _lite_cfg(
         label_names=tuple(IMAGENET_LABELS), label_descriptions=IMAGENET_LABELS, **weights_cfg(
             'aa_efficientnet_lite0.in1k', '62247f11369c57950c23627f252bb8baf396797ac3e54503091e41469f78f000')),
+    'aa_efficientnet_lite0.tiny_in': _lite_cfg(
+        num_classes=200, input_size=(3, 128, 128), pool_size=(4, 4), crop_pct=1.0,
+        label_names=tuple(TINY_IMAGENET_LABELS), label_descriptions=TINY_IMAGENET_LABELS, **weights_cfg(
+            'aa_efficientnet_lite0.tiny_in', '3bb107eeff0ad0a2af0d5e385039937a7fbfdbcebb1b5a8bd31369fc11a6f0b5')),
     'aa_efficientnet_lite1.untrained': _lite_cfg(input_size=(3, 240, 240), pool_size=(8, 8), crop_pct=0.882),
     'aa_efficientnet_lite2.untrained': _lite_cfg(input_size=(3, 260, 260), pool_size=(9, 9), crop_pct=0.89),
     'laa_efficientnet_lite0.untrained': _lite_cfg('arXiv:1812.01243'),

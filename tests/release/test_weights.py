@@ -15,6 +15,7 @@ from aa_models.zoo import own_checkpoints
 from repository import ROOT, measured, rows_of
 
 WEIGHTS = ROOT / 'weights'
+LITE = 'aa_efficientnet_lite0.tiny_in'
 README = (WEIGHTS / 'README.md').read_text(encoding='utf-8')
 
 
@@ -153,6 +154,15 @@ def test_late_attention_on_cifar10():
     assert f'{len(before) + len(after)}, {len(after)}' in augmented
     for row, log in ((plain, before), (augmented, after)):
         assert row[-3:-1] == [f'{float(log[-1][f"eval_{column}"]):.2f} %' for column in ('top1', 'top5')]
+
+
+def test_lite_on_tiny_imagenet():
+    """The augmented network's figures are those of its file, the plain one's those of its log."""
+    plain, own = (rows_of(README, 'Tiny-ImageNet')[name] for name in ('tf_efficientnet_lite0', LITE))
+    last = read_log(WEIGHTS / 'logs-tiny_in' / 'efficientnet_lite0-seed42.csv')[-1]
+    for row, figures in ((plain, [last['eval_top1'], last['eval_top5']]), (own, [measured(LITE)[column] for column in (
+            'top1', 'top5')])):
+        assert row[-2:] == [f'{float(figure):.2f} %' for figure in figures]
 
 
 @pytest.mark.parametrize('name', ['cifar100', 'cifar100_tenth'])
