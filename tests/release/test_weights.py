@@ -171,6 +171,12 @@ def test_fine_tuning_at_one_rate(name):
     assert f'{top1:.2f} %' in README[README.index('**At one rate for all layers** ([logs](logs-finetune_flat))'):]
 
 
+@pytest.mark.parametrize('start, words', [('in1k', 'from `in1k`'), ('tiny_in', 'from `aa_efficientnet_lite0.tiny_in`')])
+def test_fine_tuning_with_known_classes(start, words):
+    top1 = float(read_log(WEIGHTS / 'logs-finetune_known' / f'{start}.csv')[-1]['eval_top1'])
+    assert f'{top1:.2f} % {words}' in ' '.join(README.split())
+
+
 @pytest.mark.parametrize('task, words', [('cifar100', 'a tenth of its pictures'), ('shapes', 'eight drawn figures')])
 def test_gains_of_fine_tuning_in_readme(task, words):
     runs = [read_log(WEIGHTS / 'logs-finetune' / f'{task}_{start}.csv') for start in ('pretrained', 'scratch')]
