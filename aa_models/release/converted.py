@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from string import Template
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
@@ -91,7 +91,8 @@ def convert(
         augment(model, where=where, img_size=None if img_size is None else (img_size[0], img_size[-1]),
                 calibrate=batches or None, report=tell, **attn_args or {})
     seconds = time.perf_counter() - start
-    layers = {name: cast(AugmentedConv2d, model.get_submodule(name)) for name in names}
+    modules = {name: model.get_submodule(name) for name in names}  # some may not be run, and stay as they are
+    layers = {name: layer for name, layer in modules.items() if isinstance(layer, AugmentedConv2d)}
     result = Conversion(
         {name: (layer.dv, layer.out_channels) for name, layer in layers.items()}, fits, len(some), len(others),
         None if plain is None else _agreement(plain, model, unseen), seconds)
