@@ -128,9 +128,7 @@ def known_outputs(names: Sequence[str], cfg: Mapping[str, Any], num_classes: int
     Returns:
         The model's outputs by the labels of those classes.
     """
-    if not cfg.get('label_names') and (subset := infer_imagenet_subset(dict(cfg))):
-        info = ImageNetInfo(subset)
-        cfg = dict(label_names=info.label_names(), label_descriptions=info.label_descriptions(as_dict=True))
+    cfg = _named(cfg)
     own = class_names_of(cfg, num_classes) if cfg.get('label_names') else [''] * num_classes
     descriptions = _by_index(cfg, 'label_descriptions')
     words: dict[str, set[int]] = {}
@@ -150,12 +148,19 @@ def _spoken(name: str) -> str:
 
 def _names_of(cfg: Mapping[str, Any], num_classes: int, wanted: Sequence[str]) -> dict[str, int] | None:
     """The output of each class by its name, if every class has one of its own."""
-    names = cfg.get('label_names') or ()
-    if not names and all(map(_SYNSET.fullmatch, wanted)) and (subset := infer_imagenet_subset(dict(cfg))):
-        names = ImageNetInfo(subset).label_names()  # timm's models of ImageNet have its order and no names
-    own = class_names_of(dict(label_names=names), num_classes) if len(names) == num_classes else []
-    found = {name: i for i, name in enumerate(own)}
+    cfg = _named(cfg) if all(map(_SYNSET.fullmatch, wanted)) else cfg
+    if len(cfg.get('label_names') or ()) != num_classes:
+        return None
+    found = {name: i for i, name in enumerate(class_names_of(cfg, num_classes))}
     return found if len(found) == num_classes else None
+
+
+def _named(cfg: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A cfg with the names of its classes: timm's models of ImageNet have its order and no names."""
+    if cfg.get('label_names') or not (subset := infer_imagenet_subset(dict(cfg))):
+        return cfg
+    info = ImageNetInfo(subset)
+    return dict(label_names=info.label_names(), label_descriptions=info.label_descriptions(as_dict=True))
 
 
 def shown(names: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from PIL import Image
 from timm.models import save_for_hf
 
 import aa_models
+from aa_models.augmentation import conversion
 from aa_models.cli import main
 from aa_models.release import converted
 from found import augmented
@@ -97,6 +98,16 @@ def test_what_cannot_be_done_is_said_first(plain, pictures, tmp_path, capsys, ch
     assert main.main(args + [word.format(**words) for word in change]) == 2
     assert re.search(message, capsys.readouterr().err)
     assert sorted(path.name for path in tmp_path.iterdir()) == ['few']
+
+
+def test_a_layer_that_a_pass_does_not_run_stays(plain, tmp_path, capsys, monkeypatch):
+    trace = conversion.trace_map_sizes
+    monkeypatch.setattr(conversion, 'trace_map_sizes', lambda *args: {
+        name: size for name, size in trace(*args).items() if name != 'layer3.0.conv1'})
+    where = ['--augment', 'layer[23].0.conv1', '--output', str(tmp_path / 'new')]
+    assert main.main(['convert', f'local-dir:{plain}', *OPTIONS, *where]) == 0
+    printed = capsys.readouterr().out
+    assert 'layer2.0.conv1: 64 of 128 channels are attention' in printed and 'layer3' not in printed
 
 
 def test_a_name_without_weights(tmp_path, capsys):
