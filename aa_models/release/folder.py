@@ -21,14 +21,14 @@ from aa_models.models.create import build_model, cfg_of, num_classes_of
 from aa_models.training import checkpoints
 from aa_models.training.facts import facts_of
 from aa_models.training.loaders import data_config_of
-from aa_models.training.recipe import Recipe, load_recipe
+from aa_models.training.recipe import RECIPE_FILE, Recipe, load_recipe
 from aa_models.zoo import WEIGHTS_FILE
 
 from .card import CARD, make_card
 from .half_range import shrink_variances
 from .saving import CONFIG, save_folder
 
-FILES = {WEIGHTS_FILE, CONFIG, CARD, checkpoints.RECIPE, checkpoints.LOG}
+FILES = {WEIGHTS_FILE, CONFIG, CARD, RECIPE_FILE, checkpoints.LOG}
 # Entries of a cfg that describe other weights than these. The licence stays: it binds whatever is made from them.
 FOREIGN = ('notes', 'description', 'origin_url', 'label_names', 'label_descriptions', 'label_offset')
 
@@ -51,9 +51,9 @@ def pack_run(
         InputError: No run, or an unfinished one, or something else is in the way.
         DivergenceError: A weight is not finite in float16.
     """
-    if not (directory / checkpoints.RECIPE).is_file():
-        raise InputError(f'run = {str(directory)!r} holds no {checkpoints.RECIPE}: it is no output directory of a run')
-    recipe = load_recipe(directory / checkpoints.RECIPE)
+    if not (directory / RECIPE_FILE).is_file():
+        raise InputError(f'run = {str(directory)!r} holds no {RECIPE_FILE}: it is no output directory of a run')
+    recipe = load_recipe(directory / RECIPE_FILE)
     tag = checked_tag(tag, recipe, directory)
     checkpoint = checkpoints.newest_whole(directory)
     done = 0 if checkpoint is None else checkpoints.epoch_of(checkpoint) + 1
@@ -143,5 +143,5 @@ def _fill(
             raise DivergenceError(f'{name} reaches {largest[name]:g}, more than the 65504 that float16 can hold')
     classes = dict(label_names=labels, label_descriptions=describe_synsets(labels or ()))
     save_folder(model, part, model_config=classes, data_config=config)
-    for file in (checkpoints.RECIPE, checkpoints.LOG):
+    for file in (RECIPE_FILE, checkpoints.LOG):
         shutil.copyfile(directory / file, part / file)

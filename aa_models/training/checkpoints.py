@@ -19,12 +19,12 @@ from aa_models.schema import checked
 
 from .facts import facts_of, write_facts
 from .loop import Trainer
-from .recipe import Recipe, load_recipe
+from .recipe import RECIPE_FILE, Recipe, load_recipe
 
 _logger = logging.getLogger(__name__)
 
 TORCH_WRITER = 'inline_container.cc'  # named in every error of the C++ code by which torch.save writes
-RECIPE, LOG, LAST, PART = 'recipe.yaml', 'log.csv', 'last.pth.tar', 'tmp.pth.tar'
+LOG, LAST, PART = 'log.csv', 'last.pth.tar', 'tmp.pth.tar'
 
 
 def prepare(directory: Path, recipe: Recipe, overwrite: bool, facts: dict[str, Any]) -> Path | None:
@@ -47,19 +47,20 @@ def prepare(directory: Path, recipe: Recipe, overwrite: bool, facts: dict[str, A
         if not path.is_file():
             raise InputError(f'{str(path)!r} has the name of a checkpoint and is no file: move it away')
     if overwrite:
-        for path in (directory / RECIPE, directory / LOG, *directory.glob('*.pth.tar')):
+        for path in (directory / RECIPE_FILE, directory / LOG, *directory.glob('*.pth.tar')):
             path.unlink(missing_ok=True)
-    if (directory / RECIPE).is_file():
-        _same_recipe(load_recipe(directory / RECIPE), recipe, f'output = {str(directory)!r} holds a run')
+    if (directory / RECIPE_FILE).is_file():
+        _same_recipe(load_recipe(directory / RECIPE_FILE), recipe, f'output = {str(directory)!r} holds a run')
     elif any(directory.glob('*.pth.tar')):
-        raise InputError(f'output = {str(directory)!r} holds checkpoints but no {RECIPE}: choose another directory')
+        raise InputError(
+            f'output = {str(directory)!r} holds checkpoints but no {RECIPE_FILE}: choose another directory')
     checkpoint = newest_whole(directory)
     if checkpoint is not None:
         stored = vars(load_checkpoint_metadata(checkpoint)['args'])
         _same_recipe(checked(Recipe, stored, f'recipe in {checkpoint}'), recipe, f'{str(checkpoint)!r} is a checkpoint')
         _same_classes(facts_of(directory).get('classes'), facts.get('classes'), directory)
     with writing(directory):
-        recipe.save(directory / RECIPE)
+        recipe.save(directory / RECIPE_FILE)
         write_facts(directory, facts)
     if checkpoint is not None and checkpoint.name == PART:  # whole, but the run ended before it got its name
         checkpoint = checkpoint.replace(directory / LAST)

@@ -139,6 +139,25 @@ def open_datasets(recipe: Recipe, root: str | None, download: bool) -> tuple[Ima
     return train if indices is None else _Part(train, indices), evaluation
 
 
+def held_out(dataset: Images, recipe: Recipe, root: str | None) -> Images:
+    """Of a folder without splits, which serves training and validation, the pictures that a run holds out.
+
+    Args:
+        dataset: The recipe's `val_split`, without its broken pictures.
+        recipe: Of the run. Any other dataset, and a folder of fewer pictures than it holds out, stay whole.
+        root: The folder.
+    """
+    if recipe.dataset or not recipe.holdout or recipe.train_split == recipe.val_split:
+        return dataset
+    if recipe.holdout >= len(dataset) or _samples(open_dataset('', root, recipe.train_split)) != _samples(dataset):
+        return dataset
+    part = _Part(dataset, _choose(dataset, None, recipe.holdout, 'holdout', recipe))
+    _logger.warning(
+        f'{root} has no folders {recipe.train_split}/ and {recipe.val_split}/: measured are the {len(part)} of its '
+        f'{len(dataset)} pictures that training held out (--split {recipe.train_split}: all)')
+    return part
+
+
 def say_overlooked(dataset: Images) -> None:
     """Name what a folder holds beside pictures, so that nobody takes it for counted."""
     for message in overlooked(dataset):
@@ -203,6 +222,9 @@ def class_names(dataset: Images) -> list[str] | None:
 
 def labels_of(dataset: Images) -> list[int] | None:
     """The labels, where the dataset has them without reading its images."""
+    if isinstance(dataset, _Part):
+        labels = labels_of(dataset.dataset)
+        return labels and [labels[i] for i in dataset.indices]
     if hasattr(dataset, 'targets'):
         return [int(label) for label in dataset.targets]
     samples = _samples(dataset)
@@ -282,6 +304,16 @@ def make_eval_loader(
     """Batches of centre-cropped images, normalised and on the device."""
     return create_loader(dataset, crop_pct=config['crop_pct'], crop_mode=config['crop_mode'],
                          **_loader_options(recipe, config, device, distributed))
+
+
+def make_probe_loader(dataset: Images, recipe: Recipe, config: Config, device: torch.device, most: int) -> Any:
+    """Batches of the training pictures, at most that many and then evenly of all classes, as they are in validation."""
+    whole, indices = dataset, list(range(len(dataset)))
+    if isinstance(dataset, _Part):
+        whole, indices = dataset.dataset, list(dataset.indices)
+    if len(indices) > most:
+        indices = _choose(whole, indices, most, 'linear_probe', recipe)
+    return make_eval_loader(_Part(copy.copy(whole), indices), recipe, config, device)  # a copy has its own transform
 
 
 def _loader_options(recipe: Recipe, config: Config, device: torch.device, distributed: bool) -> dict[str, Any]:

@@ -103,8 +103,12 @@ class Trainer:
             updates_per_epoch=self.updates_per_epoch)
         self.mixup = Mixup(mixup_alpha=recipe.mixup, cutmix_alpha=recipe.cutmix, prob=recipe.mixup_prob,
                            label_smoothing=recipe.smoothing, num_classes=model.num_classes) if recipe.mixing else None
-        if recipe.ema:
-            self.task.setup_ema(decay=recipe.ema_decay, use_warmup=recipe.ema_warmup)
+        self.start_average()
+
+    def start_average(self) -> None:
+        """Let the moving average of the weights, if the recipe keeps one, begin with those that they have now."""
+        if self.recipe.ema:
+            self.task.setup_ema(decay=self.recipe.ema_decay, use_warmup=self.recipe.ema_warmup)
 
     def start(self) -> None:
         """Prepare for training: compilation, wrapping for several devices, what makes a CPU faster."""

@@ -13,6 +13,7 @@ from aa_models.errors import InputError
 from aa_models.schema import BoolOrAuto, Count, Float, Int, OrNone, Positive, Size, checked, nearest, parsed_yaml
 
 RECIPE_DIR = Path(__file__).parents[1] / 'recipes'
+RECIPE_FILE = 'recipe.yaml'  # in the folder of a run, and in what is made of it
 
 
 @dataclass(frozen=True, config=ConfigDict(extra='forbid', allow_inf_nan=False))
@@ -26,6 +27,8 @@ class Recipe:
     pretrained: bool = Field(False, description='start from pretrained weights')
     known_classes: bool = Field(False, description='with pretrained: classes that these weights know by the same '
                                 'name, or a word for it, start from them, the others from random ones')
+    linear_probe: bool = Field(False, description='fit the classifier to the features as they are, before any other '
+                               'layer learns, instead of known_classes')
     initial_checkpoint: OrNone[str] = Field(
         None, min_length=1, description="start from another run's weights: its output folder, a .pth.tar or "
         '.safetensors file, or local-dir:FOLDER')
@@ -174,6 +177,10 @@ class Recipe:
             raise ValueError(f'initial_checkpoint = {self.initial_checkpoint!r} and pretrained: give one of them')
         if self.widen and not self.initial_checkpoint:
             raise ValueError('widen needs initial_checkpoint, the run of a narrower network')
+        if self.linear_probe and not (self.pretrained or self.initial_checkpoint):
+            raise ValueError('linear_probe needs pretrained or initial_checkpoint: random features know nothing')
+        if self.linear_probe and self.unlabelled:
+            raise ValueError('linear_probe needs labels, and task_loss_weight = 0 is for pictures without')
         if self.device_cache:
             self._check_cache()
         self._check_distillation()

@@ -23,6 +23,7 @@ from .distillation import Teacher, labels_of_teacher, make_task, make_teacher
 from .image_sizes import check_sizes, training_sizes
 from .initial import grow_from, start_from
 from .known_classes import keep_known_classes
+from .linear_probe import check_probe, start_from_probe
 from .loaders import (
     check_labels,
     class_names,
@@ -37,7 +38,7 @@ from .lock import alone_in
 from .loop import Trainer, make_criterion
 from .plan import plan_of
 from .precision import with_precision
-from .recipe import Recipe
+from .recipe import RECIPE_FILE, Recipe
 from .stopping import Stopped, StopSignals
 
 _logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def train(
     with StopSignals() as stop, process_on(device) as process:
         try:
             with deterministic(recipe.deterministic, process.device):
-                begun = None if overwrite else output / checkpoints.RECIPE
+                begun = None if overwrite else output / RECIPE_FILE
                 recipe = with_precision(recipe, process, begun)
                 recipe = with_holdout(recipe, data_dir)
                 with process.one_first(download):
@@ -131,7 +132,9 @@ def make_trainer(
     model = build_model(
         name, pretrained=recipe.pretrained, num_classes=recipe.num_classes, drop_rate=recipe.drop or None,
         drop_path_rate=recipe.drop_path or None, **arguments)
-    if recipe.pretrained and recipe.known_classes and classes:
+    if recipe.linear_probe:
+        check_probe(model, train_set)
+    elif recipe.pretrained and recipe.known_classes and classes:
         keep_known_classes(model, classes, partial(build_model, name, **arguments))
     if recipe.initial_checkpoint is not None:
         if recipe.widen:
@@ -169,6 +172,8 @@ def _run(trainer: Trainer, output: Path, newest: Path | None, stop: StopSignals,
     if newest is not None:
         with stop.held():
             epoch = checkpoints.resume(newest, trainer, saver)
+    elif recipe.linear_probe:
+        start_from_probe(trainer)
     if saver is not None:
         with checkpoints.writing(output):
             checkpoints.trim_log(output / checkpoints.LOG, epoch)

@@ -20,10 +20,10 @@ from aa_models.errors import InputError, WriteError
 from aa_models.models.create import build_model
 from aa_models.schema import checked, parsed_yaml
 
-from .checkpoints import LOG, RECIPE
+from .checkpoints import LOG
 from .facts import facts_of
 from .lock import HeldError, alone_in
-from .recipe import Recipe, load_recipe
+from .recipe import RECIPE_FILE, Recipe, load_recipe
 from .run import train
 
 COLUMNS = (
@@ -130,7 +130,7 @@ def _done(results: Path) -> set[tuple[str, str]]:
 
 
 def _row(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    recipe = load_recipe(folder / RECIPE)  # as it was run: with the dataset's number of classes
+    recipe = load_recipe(folder / RECIPE_FILE)  # as it was run: with the dataset's number of classes
     with (folder / LOG).open(newline='', encoding='utf-8') as file:
         log = list(csv.DictReader(file))
     with torch.device('meta'):
