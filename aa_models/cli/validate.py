@@ -5,6 +5,8 @@ most probable.
 Size, crop, filter and colour statistics are those that the model was trained with, unless an option says otherwise.
 Classes are matched by their names. Pictures of only some of the model's classes are measured among all answers that it
 can give; a class that it does not have is an error, and so is a picture that cannot be read.
+Of a folder without splits, from which training held pictures out to validate on, these are measured (--split train:
+all).
 Several processes, started by torchrun, share the images; the first one prints and writes the result.
 
 Examples:

@@ -22,7 +22,7 @@ from aa_models.device import process_on
 from aa_models.durable import replace_text
 from aa_models.errors import InputError
 
-from .loaders import choose_evenly, data_config_of, labels_of, make_eval_loader, open_dataset
+from .loaders import choose_evenly, data_config_of, held_out, labels_of, make_eval_loader, open_dataset
 from .precision import with_precision
 from .recipe import Recipe
 from .validation import evaluate, load_model, match_classes
@@ -78,7 +78,8 @@ def measure_corruptions(
     As in the paper the pictures are corrupted after they were resized and cropped to the models' input.
 
     Args:
-        recipes: One for each model, as `validation_recipe` makes them; dataset and split are the first one's.
+        recipes: One for each model, as `validation_recipe` makes them; dataset, split and the pictures that a run held
+            out are the first one's.
         images: How many pictures, as evenly from all classes as can be; 0 for all.
         data_dir, download, device: As `run.train` takes them.
 
@@ -99,6 +100,7 @@ def measure_corruptions(
         dataset = open_dataset(recipes[0].dataset, data_dir, recipes[0].val_split, download=download)
         if isinstance(dataset, IterableDataset):
             raise InputError(f'corruptions need a dataset with random access, not {recipes[0].dataset!r}')
+        dataset = held_out(dataset, recipes[0], data_dir)
         outputs = [match_classes(dataset, model) for model in models]
         indices = list(range(len(dataset)))
         if images and images < len(indices):

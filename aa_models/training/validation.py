@@ -1,11 +1,12 @@
 """Top-1 and top-5 of a model on a dataset, by one process or by several that share the images."""
+import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import load_checkpoint
+from timm.models import load_checkpoint, parse_model_name
 from timm.task import ClassificationEvaluator, evaluation_sample_limit
 from timm.utils import load_checkpoint_metadata
 from torch import nn
@@ -18,7 +19,7 @@ from aa_models.models._augmented import checkpoint_filter_fn
 from aa_models.models.create import build_model, cfg_of, num_classes_of
 from aa_models.models.memory import check_pass
 from aa_models.models.pretrained import check_finite
-from aa_models.schema import checked
+from aa_models.schema import checked, parsed_yaml
 
 from .facts import facts_of
 from .loaders import (
@@ -26,6 +27,7 @@ from .loaders import (
     check_labels,
     class_names,
     data_config_of,
+    held_out,
     make_eval_loader,
     open_dataset,
     say_overlooked,
@@ -33,7 +35,9 @@ from .loaders import (
 )
 from .precision import precision_of, with_precision
 from .progress import Progress
-from .recipe import Recipe
+from .recipe import RECIPE_FILE, Recipe
+
+HOLDOUT_KEYS = 'train_split', 'holdout', 'seed'  # decide which pictures a run held out
 
 
 @dataclass(frozen=True)
@@ -55,20 +59,32 @@ def validation_recipe(checkpoint: Path | None = None, **values: Any) -> Recipe:
     """What to validate and how, in terms of a recipe: values, then those that a checkpoint was trained with.
 
     Args:
-        checkpoint: A training checkpoint. Model, classes and input are as it was trained.
+        checkpoint: A training checkpoint. Model, classes and input are as it was trained; which pictures that held out
+            is known from it, or from the recipe in the folder that `model` names.
         **values: Of the recipe, which replace those of the checkpoint.
 
     Raises:
         InputError: No model, or an impossible value.
     """
-    args = None if checkpoint is None else _content_of(checkpoint).get('args')
+    keys = {*HOLDOUT_KEYS}
+    if checkpoint is None:
+        trained = _recipe_beside(values.get('model', ''))
+    else:
+        trained = vars(_content_of(checkpoint).get('args', argparse.Namespace()))
+        keys |= {'model', 'model_kwargs', 'augment', 'num_classes', *DATA_KEYS}
     sizes = ('img_size', 'input_size')
-    keys = {'model', 'model_kwargs', 'augment', 'num_classes', *DATA_KEYS}
     keys -= set(sizes) if any(map(values.get, sizes)) else set()
-    values = {**{key: value for key in keys if (value := getattr(args, key, None))}, **values}
+    values = {**{key: value for key in keys if (value := trained.get(key))}, **values}
     if not values.get('model'):
         raise InputError('--model is missing: give a name, local-dir:… or hf-hub:…')
     return checked(Recipe, values, 'validation')
+
+
+def _recipe_beside(model: str) -> Mapping[str, Any]:
+    """The values of the recipe in the folder that a `local-dir:` name is of, none where it has no recipe."""
+    source, folder = parse_model_name(model)
+    path = Path(folder) / RECIPE_FILE
+    return parsed_yaml(path) if source == 'local-dir' and path.is_file() else {}
 
 
 def validate(
@@ -77,6 +93,7 @@ def validate(
 ) -> Validation:
     """Measure a model on the recipe's `val_split`.
 
+    Of a folder without splits those pictures are measured that training by the recipe holds out.
     Classes are matched by their names. Where the dataset has not all of the model's, its own ones are measured, among
     all answers that the model can give.
 
@@ -107,6 +124,7 @@ def validate(
             say_overlooked(dataset)
         outputs = match_classes(dataset, model, None if checkpoint is None else facts_of(checkpoint.parent))
         left_out = leave_out_broken(dataset) if recipe.skip_broken else []
+        dataset = held_out(dataset, recipe, data_dir)
         loader = make_eval_loader(dataset, recipe, config, process.device, process.distributed)
         figures, images, seconds = evaluate(model, loader, recipe, process, outputs=outputs)
         return Validation(
