@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import IterableDataset
 
 from aa_models.device import autocast
-from aa_models.errors import InputError
+from aa_models.errors import DivergenceError, InputError
 from aa_models.models.create import num_classes_of
 
 from .loaders import choose_evenly, data_config_of, make_probe_loader
@@ -68,10 +68,17 @@ def fit_classifier(
 
     Returns:
         Weight (num_classes, F) and bias (num_classes,), fitted to all N.
+
+    Raises:
+        DivergenceError: A feature is not finite.
     """
-    std, mean = torch.std_mean(features, 0, correction=0)
-    std = torch.where(std > 0, std, 1)  # a feature that never changes
-    scaled = (features - mean) / std
+    if not torch.isfinite(features).all():
+        raise DivergenceError('linear_probe: the features of a training picture are infinite or not a number')
+    var, mean = torch.var_mean(features, 0, correction=0)
+    # One unit for all. In units of its own a feature that hardly ever changes would get a weight of hundreds, and throw
+    # the outputs about as soon as it does change.
+    unit = var.mean().sqrt() if var.any() else var.new_ones(())
+    scaled = (features - mean) / unit
     held_out = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
     held_out[choose_evenly(list(range(len(labels))), labels.tolist(), len(labels) // 5, seed)] = True
     penalty = PENALTIES[len(PENALTIES) // 2]
@@ -83,7 +90,7 @@ def fit_classifier(
         _logger.info(f'a linear probe fitted to four fifths of {len(labels)} training pictures is right for '
                      f'{100 * right:.1f} % of the others (penalty {penalty:g}); the classifier starts from one of all')
     weight, bias = _fit(scaled, labels, num_classes, penalty)
-    return weight / std, bias - weight @ (mean / std)
+    return weight / unit, bias - weight @ (mean / unit)
 
 
 def _fit(

@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import IterableDataset
 from torchvision.datasets import ImageFolder
 
-from aa_models.errors import InputError
+from aa_models.errors import DivergenceError, InputError
 from aa_models.models.create import build_model
 from aa_models.training import linear_probe
 from interruptions import lose_epochs
@@ -33,21 +33,19 @@ def features_of(folder, first):
 
 
 def slope(features, labels, weight, bias, penalty):
-    """Largest derivative of the penalised loss, where features are scaled to mean 0 and deviation 1; in float64."""
-    mean, std = features.mean(0), features.std(0, correction=0)
-    scaled = (features - mean) / torch.where(std > 0, std, 1)
-    weight, bias = weight.double() * torch.where(std > 0, std, 1), bias.double() + weight.double() @ mean
+    """Largest derivative of the penalised loss, where the variances of the features are 1 on average; in float64."""
+    mean, unit = features.mean(0), features.var(0, correction=0).mean().sqrt()
+    scaled, weight, bias = (features - mean) / unit, weight.double() * unit, bias.double() + weight.double() @ mean
     residual = (scaled @ weight.t() + bias).softmax(1) - nn.functional.one_hot(labels, len(bias))
     return max((residual.t() @ scaled / len(labels) + penalty * weight).abs().max(), residual.mean(0).abs().max())
 
 
 def clusters(each=30, classes=4, size=6, seed=0):
-    """Points about a centre for each class, on axes of very different units, one of which never changes."""
+    """Points about a centre for each class, far from 0, on axes of which one never changes."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(classes).repeat(each)
-    centres = torch.randn(classes, size, generator=generator)
-    points = centres[labels] + 0.7 * torch.randn(len(labels), size, generator=generator)
-    points = points * torch.logspace(-2, 2, size) + torch.arange(size)
+    points = torch.randn(classes, size, generator=generator)[labels]
+    points = points + 0.7 * torch.randn(len(labels), size, generator=generator) + 5 * torch.arange(size)
     points[:, 2] = 7.0
     return points, labels
 
@@ -61,13 +59,33 @@ def test_it_is_the_optimum_of_one_of_the_penalties():
     assert (logits.argmax(1) == labels).float().mean() > 0.7 and (logits.argmax(1) != 4).all()
 
 
-def test_units_of_features_make_no_difference():
+def test_unit_and_origin_of_features_make_no_difference():
     features, labels = clusters()
     weight, bias = linear_probe.fit_classifier(features, labels, 4)
-    scale = torch.logspace(1, -1, features.shape[1])
-    other, shifted = linear_probe.fit_classifier(features * scale + 3, labels, 4)
-    torch.testing.assert_close(
-        (features * scale + 3) @ other.t() + shifted, features @ weight.t() + bias, rtol=1e-2, atol=1e-2)
+    moved = features * 20 + 3
+    other, shifted = linear_probe.fit_classifier(moved, labels, 4)
+    torch.testing.assert_close(moved @ other.t() + shifted, features @ weight.t() + bias, rtol=0, atol=1e-2)
+
+
+def test_a_feature_that_hardly_changes_gets_no_say():
+    """It is 0 but in one picture; where it changes more later on, answers stay."""
+    features, labels = clusters()
+    features[:, 2], features[5, 2] = 0, 1e-3
+    weight, bias = linear_probe.fit_classifier(features, labels, 4)
+    assert weight[:, 2].abs().max() < 0.1 < weight.abs().max()
+
+
+def test_features_without_any_difference():
+    weight, bias = linear_probe.fit_classifier(torch.ones(40, 3), torch.arange(4).repeat(10), 4)
+    assert weight.isfinite().all() and torch.allclose(bias + weight.sum(1), torch.zeros(4), atol=1e-4)
+
+
+@pytest.mark.parametrize('value', [float('inf'), float('nan')])
+def test_features_that_are_no_numbers(value):
+    features, labels = clusters()
+    features[3, 1] = value
+    with pytest.raises(DivergenceError, match='linear_probe: the features of a training picture are infinite'):
+        linear_probe.fit_classifier(features, labels, 4)
 
 
 @pytest.mark.parametrize('noise, expected', [(0.1, min), (8.0, max)])
