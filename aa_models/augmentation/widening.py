@@ -24,6 +24,8 @@ StateDict = dict[str, torch.Tensor]
 
 NOISE = 0.5
 _CHANNELWISE = (*CHANNELWISE, DropPath, SelectAdaptivePool2d, nn.AdaptiveAvgPool2d, nn.Flatten)
+_CONV_FORM = 'kernel_size', 'stride', 'padding', 'dilation', 'padding_mode'
+_RANDOM = nn.Dropout, nn.Dropout2d, DropPath  # which make no difference outside training
 _PASSING = (F.relu, F.relu_, torch.relu, F.dropout, F.avg_pool2d, F.adaptive_avg_pool2d, torch.flatten)
 
 
@@ -129,7 +131,14 @@ class _Widening:
         mixes = isinstance(many, SelectAdaptivePool2d) and many.feat_mult() > 1
         if mixes or not isinstance(many, _CHANNELWISE):
             raise InputError(f'{name} cannot be widened: it is a {type(many).__name__}')
+        if not isinstance(many, _RANDOM):
+            self._check_form(name, few, many)
         return source
+
+    def _check_form(self, name: str, few: object, many: object) -> None:
+        """Of what a layer does beside its weights, from which their shapes do not tell."""
+        if str(few) != str(many):
+            raise InputError(f'{name} cannot be widened: it has {few} in the narrow network, {many} in the wide one')
 
     def _put(self, name: str, weight: torch.Tensor) -> None:
         if weight.shape != self.shapes[name]:
@@ -141,7 +150,8 @@ class _Widening:
         if f'{name}.bias' in self.old:
             self._put(f'{name}.bias', self.old[f'{name}.bias'][source])
 
-    def _norm(self, name: str, few: nn.Module, many: nn.Module, source: torch.Tensor) -> torch.Tensor:
+    def _norm(self, name: str, few: _BatchNorm, many: _BatchNorm, source: torch.Tensor) -> torch.Tensor:
+        self._check_form(name, f'eps={few.eps}', f'eps={many.eps}')
         for key in NORM_KEYS:
             if f'{name}.{key}' in self.old:
                 self._put(f'{name}.{key}', self.old[f'{name}.{key}'][source])
@@ -161,6 +171,7 @@ class _Widening:
     def _conv(
             self, name: str, few: nn.Conv1d | nn.Conv2d, many: nn.Conv1d | nn.Conv2d, source: torch.Tensor,
     ) -> torch.Tensor:
+        self._check_form(name, *({key: getattr(net, key) for key in _CONV_FORM} for net in (few, many)))
         weight = self.old[f'{name}.weight']
         if few.groups == few.in_channels == few.out_channels > 1 and many.groups == many.in_channels:
             out, weight = source, weight[source]  # each channel by itself

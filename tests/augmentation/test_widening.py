@@ -1,4 +1,6 @@
 """Wide networks that begin as narrow ones: the same logits, in every family, and copies that do not stay alike."""
+from functools import partial
+
 import pytest
 import timm
 import torch
@@ -137,6 +139,9 @@ def test_shares_add_up():
     (('aa_wrn28_2', dict(WRN, num_heads=2)), ('aa_wrn28_2', dict(WRN, num_heads=1, dv=2)), 'heads would become fewer'),
     (('aa_wrn28_2', WRN), ('aa_wrn28_2', dict(WRN, pos_embed='coord')), 'different forms'),
     (('aa_wrn28_2', dict(WRN, pos_embed='none')), ('aa_wrn28_2', dict(WRN, pos_embed='sincos')), 'other attention'),
+    (('simplecnn', {}), ('simplecnn', dict(global_pool='max')), 'head.global_pool.* cannot be widened: .*avg.*max'),
+    (('resnet18', {}), ('resnet18', dict(output_stride=16)), r"layer4.0.conv1 cannot be widened: .*'stride': \(2, 2\)"),
+    (('resnet18', {}), ('resnet18', dict(norm_layer=partial(nn.BatchNorm2d, eps=1e-3))), 'bn1 .*=1e-05 .* eps=0.001'),
     (('test_efficientnet', {}), ('test_efficientnet', {}), 'mean cannot be widened: possible are convolutions'),
     (('test_vit', {}), ('test_vit', {}), 'cannot be widened'),
 ])
