@@ -5,6 +5,7 @@ A system may write names and contents in any order; without this a new file may 
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import WriteError
@@ -29,19 +30,38 @@ def flush_tree(folder: Path) -> None:
     flush(folder)
 
 
-def replace_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a file in one step: a reader, or a run that was killed here, finds the old one or the whole new one.
+@contextlib.contextmanager
+def written_whole(path: str | os.PathLike[str], what: str | None = None) -> Iterator[Path]:
+    """Where the body is to write what `path` will hold.
+
+    A file gets its name in one step, when it is whole: a reader, or a run that was killed here, finds the old one or
+    the new one. Of a link it is the file that it names. A pipe or a device, which nobody wants replaced, is written to.
+
+    Args:
+        path: The file.
+        what: Names it in the error.
 
     Raises:
         WriteError: It cannot be written, as on a full disk. The old one is there.
     """
-    part = Path(f'{path}.part')
+    in_place = os.path.exists(path) and not os.path.isfile(path)
+    target = Path(path) if in_place else Path(path).resolve()
+    part = target if in_place else target.with_name(f'{target.name}.part')
     try:
-        part.write_text(text, encoding='utf-8')
-        flush(part)
-        os.replace(part, path)
+        yield part
+        if not in_place:
+            flush(part)
+            os.replace(part, target)
+            flush(target.parent)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise WriteError(f'{path} cannot be written: {error.strerror or error}') from error
-    flush(Path(path).absolute().parent)
+        raise WriteError(f'{what or path} cannot be written: {error.strerror or error}') from error
+    finally:
+        if not in_place:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+
+
+def replace_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text as `written_whole` does, with its errors."""
+    with written_whole(path) as part:
+        part.write_text(text, encoding='utf-8')

@@ -2,6 +2,7 @@
 import errno
 import os
 import sys
+import threading
 
 import pytest
 
@@ -41,3 +42,30 @@ def test_no_room(failing, tmp_path, monkeypatch):
     with pytest.raises(WriteError, match='a cannot be written: No space left on device'):
         durable.replace_text(file, 'new')
     assert file.read_text() == 'old' and list(tmp_path.iterdir()) == [file]
+
+
+def test_the_file_of_a_link_is_written(tmp_path):
+    (tmp_path / 'file').write_text('old')
+    for name, target in (('link', 'file'), ('dangling', 'new')):
+        (tmp_path / name).symlink_to(target)
+        durable.replace_text(tmp_path / name, 'text')
+        assert (tmp_path / name).is_symlink() and (tmp_path / target).read_text() == 'text'
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='the system has no pipes with names')
+def test_a_pipe_stays_one(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    reader = threading.Thread(target=lambda: read.append((tmp_path / 'pipe').read_text()), daemon=True)
+    read = []
+    reader.start()
+    durable.replace_text(tmp_path / 'pipe', 'text')
+    reader.join(timeout=60)
+    assert read == ['text'] and [path.is_fifo() for path in tmp_path.iterdir()] == [True]
+
+
+def test_a_folder_is_no_file(tmp_path):
+    (tmp_path / 'folder').mkdir()
+    with pytest.raises(WriteError, match='folder cannot be written'):
+        durable.replace_text(tmp_path / 'folder', 'text')
+    assert [path.is_dir() for path in tmp_path.iterdir()] == [True]

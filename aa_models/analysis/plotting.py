@@ -2,7 +2,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aa_models.errors import InputError, NoSuchFileError, WriteError
+from aa_models.durable import written_whole
+from aa_models.errors import InputError, NoSuchFileError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,9 +31,11 @@ def save_plot(figure: 'Figure', path: str) -> None:
     """Write a picture whose path `check_plot` has seen.
 
     Raises:
-        WriteError: The disk is full, or the file may not be written.
+        InputError: matplotlib lacks a program for this kind of file.
+        WriteError: The disk is full, or the file may not be written. An earlier one is there.
     """
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise WriteError(f'output = {path!r} cannot be written: {error}') from error
+    with written_whole(path, f'output = {path!r}') as part:
+        try:
+            figure.savefig(part, dpi=150, format=Path(path).suffix[1:].lower())
+        except RuntimeError as error:  # .pgf without LaTeX
+            raise InputError(f'output = {path!r} cannot be drawn: {error}') from error

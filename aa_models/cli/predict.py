@@ -17,14 +17,13 @@ import contextlib
 import csv
 import io
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from aa_models.durable import flush
-from aa_models.errors import InputError, NoSuchFileError, WriteError
+from aa_models.durable import written_whole
+from aa_models.errors import InputError, NoSuchFileError
 
 from .options import add_device, add_model, path, path_text
 from .terminal import harmless
@@ -88,7 +87,8 @@ def run(args: argparse.Namespace) -> int:
 def _read(path: str | Path, mode: str) -> 'Image.Image':
     from aa_models.data.pictures import read_picture
     if path == STDIN:
-        return read_picture(io.BytesIO(sys.stdin.buffer.read()), mode, name='standard input')
+        content = b'' if sys.stdin is None else sys.stdin.buffer.read()  # None where it is closed
+        return read_picture(io.BytesIO(content), mode, name='standard input')
     return read_picture(path, mode)
 
 
@@ -98,16 +98,9 @@ def _opened(path: Path | None) -> Iterator[TextIO]:
     if path is None:
         yield sys.stdout
         return
-    part = path.with_name(f'{path.name}.part')
-    try:
-        with part.open('w', encoding='utf-8', errors='backslashreplace', newline='') as file:
-            yield file
-        flush(part)
-        os.replace(part, path)
-    except OSError as error:
-        raise WriteError(f'output = {str(path)!r} cannot be written: {error}') from error
-    finally:
-        part.unlink(missing_ok=True)
+    with written_whole(path, f'output = {str(path)!r}') as part, \
+            part.open('w', encoding='utf-8', errors='backslashreplace', newline='') as file:
+        yield file
 
 
 def _likely(answers: Iterator[dict[str, Any]], threshold: float) -> Iterator[dict[str, Any]]:
