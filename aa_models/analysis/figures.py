@@ -41,7 +41,7 @@ def draw(picture: Image.Image, query: tuple[int, int], panels: Mapping[str, torc
     shape = height / width
     size = columns * max(width, _HEADING) + 1.0, max(rows * (height + 0.35) + 0.3, _BAR)
     figure = Figure(figsize=size, layout='constrained')
-    figure.suptitle(title, fontsize='small', wrap=True)
+    figure.suptitle(title.replace('$', r'\$'), fontsize='small', wrap=True)  # a name is no formula
     first, *others = figure.subplots(rows, columns, squeeze=False).flat
     small = picture.copy()
     small.thumbnail((_SHOWN, _SHOWN))

@@ -1,6 +1,6 @@
 """The most probable classes of pictures."""
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,11 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torch import nn
 
-from aa_models.data.labels import class_description, class_name
+from aa_models.data.labels import class_description, class_name, with_names
 from aa_models.data.pictures import picture_mode, read_picture
 from aa_models.errors import InputError
 from aa_models.models.create import cfg_of, num_classes_of
+from aa_models.models.memory import check_memory
 
 Read = Callable[[str | Path, str], Image.Image]
 
@@ -44,7 +45,7 @@ def predict(
     mode = picture_mode(resolve_data_config(model=model)['input_size'][0])
     if not num_classes_of(model):
         raise InputError('the model has no classes: it computes features only')
-    transform, cfg, parameter = make_transform(model), cfg_of(model), next(model.parameters())
+    transform, cfg, parameter = make_transform(model), with_names(cfg_of(model)), next(model.parameters())
 
     def pictures() -> Iterator[tuple[str | Path, torch.Tensor]]:
         for path in paths:
@@ -74,15 +75,24 @@ def make_transform(model: nn.Module, **changes: Any) -> Callable[[Image.Image], 
         **changes: What replaces values of its config, see `timm.data.create_transform`.
 
     Raises:
-        InputError: The config holds values that are not possible.
+        InputError: The config holds values that are not possible. From the result, a `TooLargeError` for a picture
+            so long and thin that it would not fit into memory, resized.
     """
     config = {**resolve_data_config(model=model), **changes}
     try:
-        return create_transform(**config)
+        transform = create_transform(**config)
     except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f'no preprocessing can be made of {config}: {type(error).__name__}: {error}') from error
+    side = max(config['input_size'][1:]) / config['crop_pct']
+
+    def bounded(picture: Image.Image) -> torch.Tensor:
+        long, short = max(picture.size), max(1, min(picture.size))
+        check_memory(4 * side ** 2 * long / short, f'a picture of {picture.width} × {picture.height} pixels, resized')
+        return transform(picture)
+
+    return bounded
 
 
-def _named(cfg: dict[str, Any], index: int) -> dict[str, str]:
+def _named(cfg: Mapping[str, Any], index: int) -> dict[str, str]:
     description = class_description(cfg, index)
     return dict(label=class_name(cfg, index), **({} if description is None else dict(description=description)))

@@ -128,7 +128,7 @@ def known_outputs(names: Sequence[str], cfg: Mapping[str, Any], num_classes: int
     Returns:
         The model's outputs by the labels of those classes.
     """
-    cfg = _named(cfg)
+    cfg = with_names(cfg)
     own = class_names_of(cfg, num_classes) if cfg.get('label_names') else [''] * num_classes
     descriptions = _by_index(cfg, 'label_descriptions')
     words: dict[str, set[int]] = {}
@@ -148,14 +148,14 @@ def _spoken(name: str) -> str:
 
 def _names_of(cfg: Mapping[str, Any], num_classes: int, wanted: Sequence[str]) -> dict[str, int] | None:
     """The output of each class by its name, if every class has one of its own."""
-    cfg = _named(cfg) if all(map(_SYNSET.fullmatch, wanted)) else cfg
+    cfg = with_names(cfg) if all(map(_SYNSET.fullmatch, wanted)) else cfg
     if len(cfg.get('label_names') or ()) != num_classes:
         return None
     found = {name: i for i, name in enumerate(class_names_of(cfg, num_classes))}
     return found if len(found) == num_classes else None
 
 
-def _named(cfg: Mapping[str, Any]) -> Mapping[str, Any]:
+def with_names(cfg: Mapping[str, Any]) -> Mapping[str, Any]:
     """A cfg with the names of its classes: timm's models of ImageNet have its order and no names."""
     if cfg.get('label_names') or not (subset := infer_imagenet_subset(dict(cfg))):
         return cfg

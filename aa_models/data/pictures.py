@@ -1,6 +1,8 @@
 """Find picture files and read any of them as the plain RGB or grey picture that a network expects."""
 import functools
+import os
 import re
+import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
@@ -10,8 +12,9 @@ from PIL import Image, ImageOps
 
 from aa_models.errors import InputError, NoSuchFileError
 
-# what Pillow raises for files that are no pictures, cut or broken ones, and for sizes that are an attack
-BROKEN = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+# what Pillow and its plugins raise for files that are no pictures, cut or broken ones, and for sizes that are an attack
+BROKEN = (OSError, ValueError, SyntaxError, EOFError, RuntimeError, TypeError, ArithmeticError, LookupError,
+          struct.error, Image.DecompressionBombError)
 
 
 def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
@@ -30,7 +33,7 @@ def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
             raise InputError(
                 f'{address} is an address, and pictures are read from files only: `curl -s ADDRESS | aa-models '
                 'predict -` fetches one')
-        if not path.exists():
+        if not os.path.exists(path):  # which says so of a name that is too long, too
             raise NoSuchFileError(f'{path} does not exist')
         pictures = sorted(filter(_looks_like_picture, path.rglob('*'))) if path.is_dir() else [path]
         if not pictures:

@@ -5,6 +5,8 @@ import json
 import logging
 import math
 import os
+import shutil
+import struct
 import subprocess
 import sys
 from subprocess import PIPE, Popen
@@ -14,6 +16,7 @@ import pytest
 import timm
 from matplotlib.figure import Figure
 from PIL import Image
+from timm.data import ImageNetInfo
 
 from aa_models import errors
 from aa_models.analysis.prediction import predict
@@ -190,6 +193,24 @@ def test_predict_goes_on_past_what_is_broken(batch_size, folder, tmp_path, capsy
     assert status == 1 and json.loads(out) == []
 
 
+def test_a_picture_too_long_to_be_resized_holds_nobody_up(folder, tmp_path, capsys):
+    Image.new('RGB', (200_000, 1)).save(tmp_path / 'a.png')
+    (tmp_path / 'b.png').write_bytes(LION.read_bytes())
+    with mock.patch.dict(os.environ, AA_MODELS_MAX_GB='0.5'):
+        status, out, err = run_command(capsys, 'predict', tmp_path, '--model', NAME, '--json')
+    assert status == 1 and [answer['file'] for answer in json.loads(out)] == [str(tmp_path / 'b.png')]
+    assert 'a picture of 200000 × 1 pixels, resized would take at least' in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize('error', [RuntimeError, TypeError, KeyError, ZeroDivisionError, struct.error])
+def test_what_a_decoder_raises(error, folder, monkeypatch, capsys):
+    """Those of some formats let all kinds of errors through."""
+    monkeypatch.setattr(Image.Image, 'load', mock.Mock(side_effect=[error('broken inside'), *[mock.DEFAULT] * 99]))
+    monkeypatch.setattr(Image.Image, 'convert', lambda picture, mode: Image.new(mode, (40, 40)))
+    status, out, err = run_command(capsys, 'predict', LION, LION, '--model', NAME, '--json')
+    assert status == 1 and len(json.loads(out)) == 1 and 'cannot be read as a picture' in err
+
+
 def test_predict_csv_and_threshold(folder, tmp_path, capsys):
     words = ['predict', PICTURES, '--model', NAME]
     expected = json.loads(answered(capsys, *words, '--json'))
@@ -210,6 +231,12 @@ def test_predict_csv_of_a_name_that_is_no_unicode(folder, tmp_path, capsys):
     picture.write_bytes(LION.read_bytes())
     assert answered(capsys, 'predict', picture, '--model', NAME, '--csv', '--output', tmp_path / 'a.csv') == ''
     assert 'caf\\udce9.png' in (tmp_path / 'a.csv').read_text(encoding='utf-8')
+
+
+def test_predict_from_a_closed_standard_input(folder, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'stdin', None)
+    status, _, err = run_command(capsys, 'predict', '-', '--model', NAME)
+    assert status == 1 and 'standard input is not a picture' in err
 
 
 def test_predict_from_standard_input(folder, monkeypatch, capsys):
@@ -241,10 +268,18 @@ def test_model_without_class_names_and_with_one_channel(tmp_path):
     assert sorted(g['label'] for g in answer['predictions']) == ['0', '1', '2', '3']
 
 
+def test_timms_models_of_imagenet_have_names():
+    answer, = predict(timm.create_model('test_resnet').eval(), [LION], top=1)
+    guess, = answer['predictions']
+    assert guess['label'] == ImageNetInfo().index_to_label_name(guess['index'])
+    assert guess['description'] == ImageNetInfo().index_to_description(guess['index'])
+
+
 @pytest.mark.parametrize('words, said', [
     (['list', 'vgg'], ["'vgg'"]),
     (['predict', PICTURES, '--top', '0'], ['--top', '0']),
     (['predict', PICTURES, '--threshold', '1.1'], ['--threshold', '1.1']),
+    (['predict', 'a' * 300], ['does not exist']),
     (['predict', PICTURES, '--output', 'nowhere/a.csv'], ['nowhere', 'does not exist']),
     (['predict', 'https://example.org/cat.jpg'], ['https://example.org/cat.jpg is an address', 'curl']),
     (['predict', PICTURES, '--device', 'toaster'], ['--device', 'toaster']),
@@ -373,7 +408,26 @@ def test_without_matplotlib(attention, monkeypatch, capsys):
     assert "pip install 'aa-models[plot]'" in refused(capsys, *attention)
 
 
-def test_a_full_disk(attention, monkeypatch, capsys):
-    monkeypatch.setattr(Figure, 'savefig', mock.Mock(side_effect=OSError(28, 'No space left on device')))
+def test_a_full_disk(attention, tmp_path, monkeypatch, capsys):
+    """A half is written; the picture of before stays."""
+    def fill(figure, path, **options):
+        path.write_bytes(b'half')
+        raise OSError(28, 'No space left on device')
+    (tmp_path / 'seen.png').write_bytes(b'before')
+    monkeypatch.setattr(Figure, 'savefig', fill)
     status, out, err = run_command(capsys, *attention)
     assert status == 1 and not out and 'seen.png' in err and 'No space left' in err
+    assert [path.name for path in tmp_path.iterdir()] == ['seen.png']
+    assert (tmp_path / 'seen.png').read_bytes() == b'before'
+
+
+def test_a_kind_of_picture_that_needs_another_program(attention, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Figure, 'savefig', mock.Mock(side_effect=RuntimeError('xelatex not found')))
+    assert "output = 'seen.png' cannot be drawn: xelatex not found" in refused(capsys, *attention)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_title_that_looks_like_a_formula(attention, folder, tmp_path, capsys):
+    strange = shutil.copytree(folder, tmp_path / 'a$b_{ $c')
+    words = [word if word != NAME else strange for word in attention]
+    assert 'wrote seen.png' in answered(capsys, *words, '--device', 'cpu')
