@@ -9,6 +9,7 @@ from pathlib import Path
 from string import Template
 from typing import Any, cast
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from torch import nn
 
@@ -70,15 +71,27 @@ def load_card(folder: Path) -> ModelCard:
     """Read a folder's card.
 
     Raises:
-        InputError: There is none, or none with a place for the accuracy.
+        InputError: There is none, a broken one, or none with a place for the accuracy.
     """
     path = folder / CARD
     if not path.is_file():
         raise InputError(f'{str(folder)!r} holds no {CARD} to write the accuracy into')
-    card = ModelCard.load(path)
+    card = read_card(path)
     if not ACCURACY.search(card.text):
         raise InputError(f'{path} has no place for the accuracy, lines {ACCURACY.pattern.replace(".*", "…")!r}')
     return card
+
+
+def read_card(path: Path) -> ModelCard:
+    """Read a model card.
+
+    Raises:
+        InputError: It cannot be read, or its metadata are not those of a card.
+    """
+    try:
+        return ModelCard.load(path)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f'{path} cannot be read: {" ".join(str(error).split())}') from error
 
 
 def write_accuracy(
@@ -117,7 +130,12 @@ def stated_accuracy(card: ModelCard) -> tuple[tuple[str, ...], tuple[str, ...]]:
     block = ACCURACY.search(card.text)
     figures = re.findall(r'^\| top-[15] \| ([\d.]+) % \|$', block[0] if block else '', re.MULTILINE)
     results = cast(ModelCardData, card.data).eval_results or ()
-    return (tuple(figures) if len(figures) == 2 else ()), tuple(f'{result.metric_value:.3f}' for result in results)
+    return (tuple(figures) if len(figures) == 2 else ()), tuple(_figure(result.metric_value) for result in results)
+
+
+def _figure(value: Any) -> str:
+    """As the text has it; metadata that were written by hand may hold anything."""
+    return f'{value:.3f}' if isinstance(value, (int, float)) else str(value)
 
 
 def _metadata(model: nn.Module, dataset: KnownDataset) -> ModelCardData:

@@ -4,19 +4,21 @@ The weights are those after the last epoch, averaged where the recipe keeps an a
 images has no part in choosing them, so it stays an honest estimate.
 """
 import contextlib
+import os
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from timm.models import load_checkpoint
 from torch import nn
 
 from aa_models.data.known_datasets import known_dataset
 from aa_models.data.labels import describe_synsets
 from aa_models.durable import flush, flush_tree
-from aa_models.errors import DivergenceError, InputError
+from aa_models.errors import DivergenceError, InputError, WriteError
 from aa_models.models.create import build_model, cfg_of, num_classes_of
 from aa_models.training import checkpoints
 from aa_models.training.facts import facts_of
@@ -92,11 +94,17 @@ def check_place(folder: Path) -> None:
     """Refuse a folder that cannot be made, before any work is done.
 
     Raises:
-        InputError: A file is in its way.
+        InputError: A file is in its way, or a link to nothing, nobody may write there, or its name is no Unicode.
     """
     above = next(path for path in folder.absolute().parents if path.exists())
     if not above.is_dir():
         raise InputError(f'{str(folder)!r} cannot be made: {str(above)!r} is no folder')
+    if not os.access(above, os.W_OK):
+        raise InputError(f'{str(folder)!r} cannot be made: {str(above)!r} may not be written to')
+    if folder.is_symlink() and not folder.exists():
+        raise InputError(f'{str(folder)!r} is a link to a place that does not exist')
+    if any('\ud800' <= letter <= '\udfff' for letter in folder.name):  # Python's stand-ins for other bytes
+        raise InputError(f'{str(folder)!r} has a name that is no Unicode, and its card could not tell it')
 
 
 @contextlib.contextmanager
@@ -104,6 +112,9 @@ def replacing(folder: Path) -> Iterator[Path]:
     """An empty folder to fill, which takes the name of `folder` where the body succeeds.
 
     An earlier folder of that name is removed first: a kill in between leaves none, never half of one.
+
+    Raises:
+        WriteError: It cannot be written, as on a full disk. An earlier one is there.
     """
     part, old = (folder.with_name(f'.{folder.name}.{kind}') for kind in ('part', 'old'))
     for path in (part, old):
@@ -117,6 +128,8 @@ def replacing(folder: Path) -> Iterator[Path]:
         part.rename(folder)
         flush(folder.absolute().parent)
         shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise WriteError(f'{str(folder)!r} cannot be written: {error}') from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

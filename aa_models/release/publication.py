@@ -14,7 +14,7 @@ from aa_models.models.create import cfg_of
 from aa_models.models.pretrained import local_folders
 from aa_models.zoo import WEIGHTS_FILE, expected_sha256, own_checkpoints, registered_cfg
 
-from .card import CARD, SECTIONS, stated_accuracy
+from .card import CARD, SECTIONS, read_card, stated_accuracy
 from .folder import FILES
 from .results import read_results
 from .saving import CONFIG
@@ -80,8 +80,12 @@ def faults_of(folder: Path, results: Path, repo_id: str) -> list[str]:
     faults = [f'{name} is missing' for name in sorted(FILES - found)]
     faults += [f'{name} does not belong there' for name in sorted(found - FILES)]
     if found >= FILES:
-        card = ModelCard.load(folder / CARD)
-        faults += _weights_faults(folder) + _card_faults(card, repo_id) + _accuracy_faults(card, folder.name, results)
+        faults += _weights_faults(folder)
+        try:
+            card = read_card(folder / CARD)
+        except InputError as error:
+            return [*faults, str(error)]
+        faults += _card_faults(card, repo_id) + _accuracy_faults(card, folder.name, results)
     return faults
 
 

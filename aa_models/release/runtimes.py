@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from timm.data import resolve_data_config
+from timm.models import parse_model_name
 from torch import nn
 
 from aa_models.durable import flush
@@ -52,7 +53,7 @@ def export_pretrained(
     missing = [name for name in ('onnx', 'onnxscript') if not importlib.util.find_spec(name)]
     if format == 'onnx' and missing:
         raise InputError(f"format = 'onnx' needs {' and '.join(missing)}: pip install 'aa-models[export]'")
-    output = output or Path(f'{name.rstrip("/").rpartition("/")[2]}{SUFFIXES[format]}')
+    output = output or Path(f'{_last_part(name)}{SUFFIXES[format]}')
     if output.suffix != SUFFIXES[format] or not output.absolute().parent.is_dir():
         raise InputError(f'output = {str(output)!r} must be a {SUFFIXES[format]} file in a folder that exists')
     model = build_model(name, pretrained=True, exportable=True).eval()
@@ -71,6 +72,12 @@ def export_pretrained(
     except OSError as error:
         raise WriteError(f'output = {str(output)!r} cannot be written: {error}') from error
     return output, shape
+
+
+def _last_part(name: str) -> str:
+    """A name or tag as it is, of a repository or folder what it is called."""
+    source, rest = parse_model_name(name)
+    return Path(rest).resolve().name if source == 'local-dir' else rest.rpartition('/')[2]
 
 
 def _padded_by_size(model: nn.Module) -> str | None:

@@ -1,5 +1,7 @@
 """`aa-models convert`: a plain network with weights in, a folder with attention out."""
+import os
 import re
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import timm
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
+from safetensors import SafetensorError
 from timm.models import save_for_hf
 
 import aa_models
@@ -98,6 +101,24 @@ def test_what_cannot_be_done_is_said_first(plain, pictures, tmp_path, capsys, ch
     assert main.main(args + [word.format(**words) for word in change]) == 2
     assert re.search(message, capsys.readouterr().err)
     assert sorted(path.name for path in tmp_path.iterdir()) == ['few']
+
+
+@pytest.mark.parametrize('name, words', [('link', 'is a link to a place'), (b'caf\xe9', 'name that is no Unicode')])
+def test_a_place_that_cannot_be_is_said_first(plain, tmp_path, capsys, monkeypatch, name, words):
+    monkeypatch.setattr(converted, 'build_model', lambda *args, **kwargs: pytest.fail('a model was built'))
+    output = tmp_path / os.fsdecode(name)
+    if name == 'link':
+        output.symlink_to('nowhere')
+    assert main.main(['convert', f'local-dir:{plain}', *OPTIONS, '--output', str(output)]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_full_disk(plain, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(converted, 'save_folder', mock.Mock(side_effect=SafetensorError('I/O error: File too large')))
+    assert main.main(['convert', f'local-dir:{plain}', *OPTIONS, '--output', str(tmp_path / 'new')]) == 1
+    err = capsys.readouterr().err
+    assert "new' cannot be written: I/O error: File too large" in err and 'Traceback' not in err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_layer_that_a_pass_does_not_run_stays(plain, tmp_path, capsys, monkeypatch):

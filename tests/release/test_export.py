@@ -85,6 +85,14 @@ def test_command(format, name, checkpoint, tmp_path, capsys):
     torch.testing.assert_close(RUN[format](tmp_path / name, x), model(x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize('name, here', [('local-dir:mine', '.'), ('./', 'mine'), ('./mine/', '.')])
+def test_a_folder_gives_the_file_its_name(name, here, tmp_path, monkeypatch, capsys):
+    save_checkpoint(tmp_path / 'mine')
+    monkeypatch.chdir(tmp_path / here)
+    assert 'wrote mine.pt2 (' in answered(capsys, 'export', name, '--format', 'torch-export')
+    assert (tmp_path / here / 'mine.pt2').is_file()
+
+
 @pytest.mark.parametrize('format', daily(['onnx', 'torch-export'], 'torch-export'))
 @torch.no_grad()
 def test_same_padding_is_exported_for_one_size(format, tmp_path, capsys):

@@ -87,6 +87,10 @@ FAULTS = {  # what spoils the folder, its arguments and what is said of it
     'other accuracy': (replace_in, TABLE, f'{NAME_TAG},', f'{NAME_TAG},9', 'README.md says 58.880 and 86.040, '),
     'other accuracy in the metadata': (
         replace_in, 'README.md', 'value: 86.04', 'value: 96.04', 'model-index of README.md says 58.880 and 96.040, '),
+    'metadata that are no YAML': (replace_in, 'README.md', 'license: apache', 'license: [', 'README.md cannot be read'),
+    'metadata of another form': (replace_in, 'README.md', 'type: accuracy', 'typ: accuracy', 'cannot be read: '),
+    'no figure': (replace_in, 'README.md', 'value: 86.04', 'value: high', 'says 58.880 and high, '),
+    'no text': (lambda folder: (folder / 'README.md').write_bytes(b'\xff\xfe'), 'README.md cannot be read'),
     'no row': (replace_in, TABLE, NAME_TAG, 'other', f'no row of {NAME_TAG}'),
 }
 
