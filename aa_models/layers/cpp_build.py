@@ -38,8 +38,12 @@ def load_library(source: Path) -> ctypes.CDLL | None:
     command = [*compiler, *_OPTIONS, *instructions]
     key = hashlib.sha256(source.read_bytes() + '\0'.join([*command, *platform.libc_ver()]).encode()).hexdigest()
     library = _cache() / f'{source.stem}-{key[:16]}.so'
-    if not library.exists():
-        _compile(command, source, library)
+    if library.exists():
+        try:
+            return ctypes.CDLL(str(library))
+        except OSError:  # cut, as by the loss of power
+            pass
+    _compile(command, source, library)
     return ctypes.CDLL(str(library))
 
 

@@ -179,6 +179,19 @@ def test_compiled_once(fresh, monkeypatch):
         cpp_build.load_library(SOURCE)
 
 
+@needs_compiler
+def test_a_damaged_library_is_made_again(fresh, tmp_path, monkeypatch):
+    """As the loss of power leaves it."""
+    assert cpp_build.load_library(SOURCE) is not None
+    whole, = fresh.glob('*.so')
+    library = tmp_path / 'other' / 'aa_models' / whole.name  # for a path it has loaded, the system does not look again
+    library.parent.mkdir(parents=True)
+    library.write_bytes(b'')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'other'))
+    assert cpp_build.load_library(SOURCE) is not None
+    assert library.stat().st_size == whole.stat().st_size
+
+
 def refused(message):
     q = torch.randn(1, 2, 3, 3, 4)
     with pytest.warns(UserWarning, match=f'without the C.. kernel.*{message}.*AA_MODELS_CPP=0'):
