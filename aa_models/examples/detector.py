@@ -68,9 +68,12 @@ def main(words: Sequence[str] | None = None) -> None:
     """Fine-tune and print what came of it."""
     parser = argparse.ArgumentParser(description='Fine-tune a detector on generated boxes.')
     parser.add_argument('--steps', type=int, default=40, help='of 8 pictures (default: %(default)s)')
+    args = parser.parse_args(words)
+    if args.steps < 1:
+        parser.error(f'--steps must be at least 1, not {args.steps}')
     torch.manual_seed(0)
     detector = make_detector()
-    losses = fine_tune(detector, parser.parse_args(words).steps)
+    losses = fine_tune(detector, args.steps)
     print(f'loss {losses[0]:.2f}, at the end {losses[-1]:.2f}; boxes overlap by {100 * overlap(detector):.0f} %')
 
 

@@ -33,6 +33,7 @@ MODELS = {'conv': 'Conv1d', 'dilated': 'Conv1d, dilated', 'augmented': 'Augmente
 # says where the answer stands.
 ATTENTION = dict(dk=32, dv=32, num_heads=4, pos_embed=None)
 NOTHING_ASKED = -100  # what `cross_entropy` leaves out
+LEAST_ASKED = 10  # answers in 1000 sequences
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,8 @@ def train(
     losses = []
     for _ in trange(steps, desc=label, leave=False, disable=None):
         tokens, answers, _ = task.draw(batch_size, generator)
+        while (answers == NOTHING_ASKED).all():  # the loss would be the mean of nothing
+            tokens, answers, _ = task.draw(batch_size, generator)
         loss = F.cross_entropy(net(tokens).flatten(0, 1), answers.flatten(), ignore_index=NOTHING_ASKED)
         optimizer.zero_grad()
         loss.backward()
@@ -228,10 +231,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             f'--{name}', type=type(default), default=default, metavar='N', help=f'{text} (default: %(default)s)')
     args = parser.parse_args(argv)
     try:
-        Recall(args.length, args.keys, args.values)
+        task = Recall(args.length, args.keys, args.values)
         for name, least in (('seeds', 1), ('steps', 1), ('batch_size', 1), ('channels', ATTENTION['dv']), ('lr', 1e-9)):
             if not getattr(args, name) >= least:
                 raise InputError(f'{name} must be at least {least}, got {getattr(args, name)}')
+        _, answers, _ = task.draw(1000, torch.Generator().manual_seed(0))
+        asked = (answers != NOTHING_ASKED).sum().item()
+        if asked < LEAST_ASKED:
+            raise InputError(f'keys = {args.keys}, length = {args.length}: {asked} answers are asked for in 1000 '
+                             f'sequences, at least {LEAST_ASKED} are needed')
     except InputError as error:
         parser.error(str(error))
     compare(args)

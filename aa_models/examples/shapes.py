@@ -82,10 +82,12 @@ def write_folder(folder: Path, train: int, validation: int, seed: int = 0) -> No
     """Write `train` and `validation` pictures of each shape.
 
     Raises:
-        InputError: The folder exists and is not empty, or a number is below 1.
+        InputError: The folder exists and is not empty, a number is below 1, or the seed below 0.
     """
     if min(train, validation) < 1:
         raise InputError(f'train and validation must be at least 1, not {train} and {validation}')
+    if seed < 0:
+        raise InputError(f'seed must be at least 0, not {seed}')
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f'folder = {str(folder)!r} exists and is not empty: choose another')
     random = np.random.default_rng(seed)

@@ -17,6 +17,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from aa_models.augmentation.conversion import input_channels
 from aa_models.errors import InputError
 from aa_models.layers import AugmentedConv1d, AugmentedConv2d
 
@@ -57,7 +58,8 @@ def _example_for(model: nn.Module) -> torch.Tensor:
     if not hasattr(model, 'pretrained_cfg'):
         raise InputError(f'example: {type(model).__name__} does not say what it takes, give an input')
     weight = next(model.parameters())
-    return torch.zeros(1, *cfg_of(model)['input_size'], device=weight.device, dtype=weight.dtype)
+    size = input_channels(model), *cfg_of(model)['input_size'][1:]
+    return torch.zeros(1, *size, device=weight.device, dtype=weight.dtype)
 
 
 class _Readers(TorchFunctionMode):

@@ -45,7 +45,7 @@ def draw_curves(runs: Iterable[Path], output: str, title: str = '') -> None:
         title: Printed above.
 
     Raises:
-        InputError: A run without accuracies, or a picture that cannot be drawn.
+        InputError: A run without accuracies, seeds without a common epoch, or a picture that cannot be drawn.
     """
     check_plot(output)
     named = [read_curve(run) for run in runs]
@@ -64,6 +64,8 @@ def draw_curves(runs: Iterable[Path], output: str, title: str = '') -> None:
     axes = figure.subplots()
     for i, (name, curves) in enumerate(sorted(groups.items())):
         epochs = sorted(set.intersection(*map(set, curves)))
+        if not epochs:
+            raise InputError(f'the {len(curves)} runs of {name} were measured after no epoch in common')
         values = [[curve[epoch] for curve in curves] for epoch in epochs]
         seeds = f', {len(curves)} seeds' if len(curves) > 1 else ''
         axes.plot(epochs, [sum(v) / len(v) for v in values], f'C{i}.-', label=name + seeds)

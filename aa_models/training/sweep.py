@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from io import StringIO
@@ -113,7 +114,8 @@ def _text(settings: dict[str, Any]) -> str:
 
 def _name(settings: dict[str, Any]) -> str:
     text = json.dumps(settings, sort_keys=True)
-    return f'{settings.get("model", "run")}-{hashlib.sha256(text.encode()).hexdigest()[:8]}'
+    name = re.sub(r'[^\w.-]+', '_', str(settings.get('model', 'run')))  # hf-hub:owner/net is to be one folder, too
+    return f'{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}'
 
 
 def _done(results: Path) -> set[tuple[str, str]]:

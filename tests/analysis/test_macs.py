@@ -22,3 +22,9 @@ def test_macs_of_each_module():
     Net = torch.nn.Sequential
     nested = Net(Net(torch.nn.Linear(3, 5)), torch.nn.Linear(5, 2))
     assert count_macs_by_module(nested, (4, 4, 3)) == {'': 16 * 25, '0': 16 * 15, '0.0': 16 * 15, '1': 16 * 10}
+
+
+def test_macs_of_a_network_of_grey_pictures():
+    """Its cfg still says three channels."""
+    grey, colour = (timm.create_model('resnet18', in_chans=channels) for channels in (1, 3))
+    assert count_macs(colour) - count_macs(grey) == 2 * 49 * 64 * 112 ** 2

@@ -79,6 +79,7 @@ def test_command_prints_a_table(capsys):
 @pytest.mark.parametrize('words,error', [
     ('--length 7', 'length must be even, at least 4, got 7'),
     ('--keys 0', 'keys must be at least 1, got 0'),
+    ('--keys 1000 --length 4', 'answers are asked for in 1000 sequences, at least 10 are needed'),
     ('--values 1', 'values must be at least 2, got 1'),
     ('--steps 0', 'steps must be at least 1, got 0'),
     ('--lr nan', 'lr must be at least 1e-09, got nan'),

@@ -71,6 +71,7 @@ def test_folder(tmp_path):
 
 @pytest.mark.parametrize('words, error', [
     (['--train', '0'], 'train and validation must be at least 1, not 0 and 125'),
+    (['--seed', '-1'], 'seed must be at least 0, not -1'),
     ([], 'exists and is not empty: choose another'),
 ])
 def test_bad_options(tmp_path, capsys, words, error):

@@ -104,5 +104,6 @@ def test_networks_of_timm(name):
 def test_example_is_the_networks_own_or_given():
     model = uneven(timm.create_model('resnet18', num_classes=5).eval())
     assert not norms(fold_batch_norms(model))
+    assert not norms(fold_batch_norms(timm.create_model('resnet18', in_chans=1)))  # though its cfg says three channels
     with pytest.raises(InputError, match='example: Sequential does not say what it takes'):
         fold_batch_norms(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))

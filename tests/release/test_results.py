@@ -65,6 +65,14 @@ def test_only_runs_of_one_name_are_averaged(paths, lines, tmp_path, monkeypatch)
     assert drawn == lines
 
 
+def test_seeds_without_a_common_epoch(tmp_path):
+    for seed, epochs in ((1, (1, 3)), (2, (2, 4))):
+        write_log(tmp_path / f'net-seed{seed}.csv', *((epoch, 5) for epoch in epochs))
+    with pytest.raises(UserError, match='the 2 runs of net were measured after no epoch in common'):
+        draw_curves(sorted(tmp_path.glob('*.csv')), str(tmp_path / 'curves.svg'))
+    assert not (tmp_path / 'curves.svg').exists()
+
+
 def test_what_cannot_be_drawn_is_refused(tmp_path):
     write_log(tmp_path / 'empty.csv', (0, ''))
     (tmp_path / 'table.csv').write_text('eval_top1\n3\n')

@@ -109,3 +109,9 @@ def test_no_room_for_a_row(there, tmp_path, monkeypatch):
     assert len(sweep._done(results)) == there
     sweep._add_row(results, row)
     assert len(results.read_text().splitlines()) == 2 + there
+
+
+def test_a_run_has_one_folder_of_its_own():
+    for model in ('hf-hub:owner/net', 'local-dir:../../mine', 'a b'):
+        name = sweep._name(dict(model=model))
+        assert not set('/: ') & set(name) and name != sweep._name(dict(model=model, lr=0.1))
