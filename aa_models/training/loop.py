@@ -19,7 +19,6 @@ from aa_models.errors import DivergenceError, InputError
 from aa_models.models.cpu_training import speed_up_training
 
 from .distillation import Criterion, guesses_of_teacher
-from .freed_memory import keep_freed_memory
 from .progress import Progress
 from .recipe import Recipe
 from .validation import evaluate
@@ -112,8 +111,6 @@ class Trainer:
 
     def start(self) -> None:
         """Prepare for training: compilation, wrapping for several devices, what makes a CPU faster."""
-        if self.process.device.type == 'cpu':
-            keep_freed_memory()
         if self.recipe.compile:
             self.task.compile(mode=self.recipe.compile_mode)
         elif self.recipe.amp:

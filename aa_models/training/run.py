@@ -20,6 +20,7 @@ from aa_models.models.memory import check_pass
 
 from . import checkpoints
 from .distillation import Teacher, labels_of_teacher, make_task, make_teacher
+from .freed_memory import keep_freed_memory
 from .image_sizes import check_sizes, training_sizes
 from .initial import grow_from, start_from
 from .known_classes import keep_known_classes
@@ -169,6 +170,8 @@ def _run(trainer: Trainer, output: Path, newest: Path | None, stop: StopSignals,
         saver = checkpoints.DurableSaver(
             trainer.model, trainer.optimizer, task=trainer.task, amp_scaler=trainer.scaler, checkpoint_dir=str(output),
             max_history=recipe.checkpoint_hist, args=argparse.Namespace(**dataclasses.asdict(recipe)))
+    if trainer.process.device.type == 'cpu':
+        keep_freed_memory()
     if newest is not None:
         with stop.held():
             epoch = checkpoints.resume(newest, trainer, saver)

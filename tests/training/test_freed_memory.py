@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from aa_models.training import freed_memory, loop
+from aa_models.training import freed_memory, run
 from training_runs import run_training
 
 FAULTS = '''
@@ -55,6 +55,6 @@ def test_no_allocator_of_that_kind(monkeypatch):
 
 def test_training_on_a_cpu_keeps_memory(tmp_path, data, monkeypatch):
     calls = []
-    monkeypatch.setattr(loop, 'keep_freed_memory', lambda: calls.append(True))
+    monkeypatch.setattr(run, 'keep_freed_memory', lambda: calls.append(True))
     run_training(tmp_path / 'out', data, epochs=1)
     assert calls == [True]
