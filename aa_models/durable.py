@@ -30,6 +30,11 @@ def flush_tree(folder: Path) -> None:
     flush(folder)
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: in names from old systems Python has stand-ins for other bytes."""
+    return not any('\ud800' <= letter <= '\udfff' for letter in text)
+
+
 @contextlib.contextmanager
 def written_whole(path: str | os.PathLike[str], what: str | None = None) -> Iterator[Path]:
     """Where the body is to write what `path` will hold.

@@ -13,8 +13,8 @@ from PIL import Image, ImageOps
 from aa_models.errors import InputError, NoSuchFileError
 
 # what Pillow and its plugins raise for files that are no pictures, cut or broken ones, and for sizes that are an attack
-BROKEN = (OSError, ValueError, SyntaxError, EOFError, RuntimeError, TypeError, ArithmeticError, LookupError,
-          struct.error, Image.DecompressionBombError)
+BROKEN = (OSError, ValueError, SyntaxError, EOFError, RuntimeError, TypeError, ArithmeticError, struct.error,
+          Image.DecompressionBombError)
 
 
 def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
@@ -60,7 +60,7 @@ def read_picture(path: str | Path | BinaryIO, mode: str = 'RGB', name: str | Non
             return _plain(picture).convert(mode)
     except Image.UnidentifiedImageError:
         raise InputError(f'{name or path} is not a picture in a format that can be read') from None
-    except BROKEN as error:
+    except (*BROKEN, LookupError) as error:
         raise InputError(f'{name or path} cannot be read as a picture: {error}') from error
 
 

@@ -228,7 +228,7 @@ def local_folders() -> dict[str, Path | None]:
     chosen = os.environ.get(WEIGHTS_VARIABLE)
     checkout = _PACKAGE.parent
     return {
-        f'${WEIGHTS_VARIABLE}': Path(chosen).expanduser() if chosen else None,
+        f'${WEIGHTS_VARIABLE}': Path(os.path.expanduser(chosen)) if chosen else None,
         'current folder': here if (here := Path('weights').absolute()).is_dir() else None,
         'checkout': checkout / 'weights' if (checkout / 'pyproject.toml').is_file() else None,
         'installed package': _PACKAGE / 'weights',

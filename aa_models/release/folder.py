@@ -17,7 +17,7 @@ from torch import nn
 
 from aa_models.data.known_datasets import known_dataset
 from aa_models.data.labels import describe_synsets
-from aa_models.durable import flush, flush_tree
+from aa_models.durable import flush, flush_tree, is_unicode
 from aa_models.errors import DivergenceError, InputError, WriteError
 from aa_models.models.create import build_model, cfg_of, num_classes_of
 from aa_models.training import checkpoints
@@ -103,7 +103,7 @@ def check_place(folder: Path) -> None:
         raise InputError(f'{str(folder)!r} cannot be made: {str(above)!r} may not be written to')
     if folder.is_symlink() and not folder.exists():
         raise InputError(f'{str(folder)!r} is a link to a place that does not exist')
-    if any('\ud800' <= letter <= '\udfff' for letter in folder.name):  # Python's stand-ins for other bytes
+    if not is_unicode(folder.name):
         raise InputError(f'{str(folder)!r} has a name that is no Unicode, and its card could not tell it')
 
 

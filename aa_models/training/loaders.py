@@ -21,6 +21,7 @@ from torchvision import transforms
 from aa_models.data.folders import folder_options, overlooked
 from aa_models.data.labels import KnownLabel
 from aa_models.data.strict_datasets import leave_out_broken, strict
+from aa_models.durable import is_unicode
 from aa_models.errors import InputError
 
 from .device_cache import CachedLoader
@@ -215,7 +216,7 @@ def class_names(dataset: Images) -> list[str] | None:
     if not isinstance(index, dict) or sorted(index.values()) != list(range(len(index))):
         return None
     for name in index:
-        if any('\ud800' <= letter <= '\udfff' for letter in str(name)):  # Python's stand-ins for such bytes
+        if not is_unicode(str(name)):
             raise InputError(f'the class {name!r} has a name that is no Unicode: rename its folder')
     return sorted(index, key=index.__getitem__) or None
 

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import timm
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from aa_models.models import pretrained as _pretrained
-from aa_models.models.pretrained import locate
+from aa_models.models.pretrained import local_folders, locate
 from aa_models.zoo import expected_sha256, own_checkpoints, own_models, weights_cfg
 from fake_weights import INPUT_SIZE, NAME, NAME_TAG, logits, put
 from hub_server import HubServer
@@ -163,3 +164,8 @@ def test_models_without_weights_name_no_source():
     for name in set(own_models()) - with_weights:
         cfg = timm.get_pretrained_cfg(name)
         assert not (cfg.has_weights or cfg.hf_hub_filename or cfg.source), name
+
+
+def test_a_variable_that_names_the_home_of_nobody(monkeypatch):
+    monkeypatch.setenv('AA_MODELS_WEIGHTS', '~no_such_user/weights')
+    assert local_folders()['$AA_MODELS_WEIGHTS'] == Path('~no_such_user/weights')
