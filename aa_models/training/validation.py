@@ -1,5 +1,4 @@
 """Top-1 and top-5 of a model on a dataset, by one process or by several that share the images."""
-import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,15 +65,16 @@ def validation_recipe(checkpoint: Path | None = None, **values: Any) -> Recipe:
     Raises:
         InputError: No model, or an impossible value.
     """
-    keys = {*HOLDOUT_KEYS}
     if checkpoint is None:
-        trained = _recipe_beside(values.get('model', ''))
+        recipe = _recipe_beside(values.get('model', ''))
+        trained = {key: recipe.get(key) for key in HOLDOUT_KEYS}
     else:
-        trained = vars(_content_of(checkpoint).get('args', argparse.Namespace()))
-        keys |= {'model', 'model_kwargs', 'augment', 'num_classes', *DATA_KEYS}
-    sizes = ('img_size', 'input_size')
-    keys -= set(sizes) if any(map(values.get, sizes)) else set()
-    values = {**{key: value for key in keys if (value := trained.get(key))}, **values}
+        args = _content_of(checkpoint).get('args')
+        keys = {'model', 'model_kwargs', 'augment', 'num_classes', *DATA_KEYS, *HOLDOUT_KEYS}
+        sizes = ('img_size', 'input_size')
+        keys -= set(sizes) if any(map(values.get, sizes)) else set()
+        trained = {key: getattr(args, key, None) for key in keys}
+    values = {**{key: value for key, value in trained.items() if value is not None}, **values}
     if not values.get('model'):
         raise InputError('--model is missing: give a name, local-dir:… or hf-hub:…')
     return checked(Recipe, values, 'validation')
