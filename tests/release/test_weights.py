@@ -177,6 +177,16 @@ def test_fine_tuning_with_known_classes(start, words):
     assert f'{top1:.2f} % {words}' in ' '.join(README.split())
 
 
+def test_fine_tuning_from_a_linear_probe():
+    own, plain = (read_log(WEIGHTS / 'logs-finetune_probe' / f'{name}-seed42.csv')[-1] for name in (
+        'aa_efficientnet_lite0', 'tf_efficientnet_lite0'))
+    figures = [f'{float(log[f"eval_{column}"]):.2f} %' for log in (own, plain) for column in ('top1', 'top5')]
+    text = ' '.join(README[README.index('**From a linear probe** ([logs](logs-finetune_probe))'):].split())
+    assert re.findall(r'[\d.]+ %', text)[:4] == figures
+    front = ' '.join((ROOT / 'README.md').read_text(encoding='utf-8').split())
+    assert f'[from a linear probe](weights/README.md#fine-tuning) to {figures[0]}' in front
+
+
 @pytest.mark.parametrize('task, words', [('cifar100', 'a tenth of its pictures'), ('shapes', 'eight drawn figures')])
 def test_gains_of_fine_tuning_in_readme(task, words):
     runs = [read_log(WEIGHTS / 'logs-finetune' / f'{task}_{start}.csv') for start in ('pretrained', 'scratch')]
