@@ -11,6 +11,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from aa_models.cpu import multiplies
+
 from .own_gradients import Pair, wanted_gradients
 
 
@@ -39,7 +41,8 @@ class _Depthwise(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.padding = stride, padding
-        return F.conv2d(x, weight, None, stride, padding, 1, x.shape[1])
+        dtype = _dtype()
+        return F.conv2d(x.to(dtype), weight.to(dtype), None, stride, padding, 1, x.shape[1]).to(x.dtype)
 
     @staticmethod
     @once_differentiable
@@ -47,10 +50,15 @@ class _Depthwise(torch.autograd.Function):
         return wanted_gradients(ctx, grad, _input_gradient, _weight_gradient)
 
 
+def _dtype() -> torch.dtype:
+    """What to compute in: a CPU without instructions for bfloat16 is slower in it, and rounds every sum to it."""
+    return torch.bfloat16 if multiplies(torch.bfloat16) else torch.float32
+
+
 def _input_gradient(
         grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair,
 ) -> torch.Tensor:
-    dtype = x.dtype if stride == (1, 1) else torch.float32
+    dtype = _dtype() if stride == (1, 1) else torch.float32
     like_x = torch.empty_like(x, dtype=dtype)  # the values make no difference
     return _gradients(grad.to(dtype), like_x, weight.to(dtype), stride, padding, (True, False))[0].to(x.dtype)
 

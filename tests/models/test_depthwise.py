@@ -8,6 +8,7 @@ from timm.layers import Conv2dSame
 from torch import nn
 
 import aa_models  # noqa: F401, registers the models
+from aa_models.models import depthwise
 from aa_models.models.cpu_training import speed_up_training
 from amp_training import trained
 
@@ -32,6 +33,12 @@ def test_gradients(kind, kernel, stride, padding, multiplier, bias):
     assert found[0].dtype == torch.bfloat16
     for tensor, wanted in zip(found, exact, strict=True):
         assert (tensor - wanted).norm() < ROUNDING * wanted.norm()
+
+
+def test_a_cpu_without_instructions(monkeypatch):
+    """There PyTorch would round every sum to bfloat16."""
+    monkeypatch.setattr(depthwise, 'multiplies', lambda dtype: False)
+    test_gradients(nn.Conv2d, 5, 1, 2, 1, False)
 
 
 def test_without_gradients_all_is_as_before():
