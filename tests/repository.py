@@ -6,6 +6,9 @@ from aa_models.release.results import read_results
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
+PICTURES = TESTS / 'pictures'
+LION = PICTURES / 'lion.png'
+BROKEN_PICTURES = [b'', b'not a picture', LION.read_bytes()[:-500]]
 
 
 def rows_of(text, title):

@@ -25,7 +25,7 @@ from aa_models.zoo import expected_sha256
 from command import run_command
 from fake_weights import NAME, NAME_TAG, logits, put
 from hub_server import COMMIT
-from repository import TESTS
+from repository import LION
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def test_repository_of_which_the_config_alone_is_kept(file, hub, places, expecte
             ask()
         assert hub.requests == [f'HEAD /aa-models/{NAME_TAG}/resolve/main/{file}'] and not hub.pauses
     hub.requests.clear()
-    status, _, err = run_command(capsys, 'predict', TESTS / 'pictures' / 'lion.png', '--model', model)
+    status, _, err = run_command(capsys, 'predict', LION, '--model', model)
     assert status == 1 and 'the Hub was not reached' in err and len(hub.requests) == 1
     hub.fault, _ = FAULTS['as it should']
     assert torch.equal(logits(build_model(model, pretrained=True)), expected)
