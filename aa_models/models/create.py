@@ -137,6 +137,11 @@ def num_classes_of(model: nn.Module) -> int:
     return cast(int, model.num_classes)
 
 
+def classifier_of(model: nn.Module) -> nn.Module:
+    """The last layer of a network that timm made."""
+    return cast(nn.Module, model.get_classifier())  # type: ignore[operator]  # timm's
+
+
 def _in_words(error: Exception) -> str:
     """What an error of timm or torch says, where it says something that is no matter between Python and its code."""
     text = ' '.join(str(error).split())

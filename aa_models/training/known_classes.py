@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from aa_models.data.labels import known_outputs
-from aa_models.models.create import cfg_of, num_classes_of
+from aa_models.models.create import cfg_of, classifier_of, num_classes_of
 
 _logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ def keep_known_classes(model: nn.Module, names: Sequence[str], make: Callable[..
     Returns:
         The number of classes kept.
     """
-    cfg, count, new = cfg_of(model), num_classes_of(model), _classifier_of(model)
+    cfg, count, new = cfg_of(model), num_classes_of(model), classifier_of(model)
     known = known_outputs(names, cfg, cfg['num_classes'])
     if not known:
         return 0
@@ -33,13 +33,9 @@ def keep_known_classes(model: nn.Module, names: Sequence[str], make: Callable[..
         _logger.info('the classes start anew: the classifier has no weights for each of them')
         return 0
     if count == cfg['num_classes']:  # timm has taken the whole classifier over, with that of other classes
-        new.load_state_dict(_classifier_of(make(num_classes=count)).state_dict())
-    old = _classifier_of(make(pretrained=True))
+        new.load_state_dict(classifier_of(make(num_classes=count)).state_dict())
+    old = classifier_of(make(pretrained=True))
     for name, tensor in new.named_parameters():
         tensor[list(known)] = old.get_parameter(name)[list(known.values())].to(tensor.device)
     _logger.info(f'{len(known)} of {len(names)} classes are known to the pretrained weights and start from these')
     return len(known)
-
-
-def _classifier_of(model: nn.Module) -> nn.Module:
-    return model.get_classifier()  # type: ignore[operator]  # timm's

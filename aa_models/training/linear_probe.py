@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset
 
 from aa_models.device import autocast
 from aa_models.errors import DivergenceError, InputError
-from aa_models.models.create import num_classes_of
+from aa_models.models.create import classifier_of, num_classes_of
 
 from .loaders import choose_evenly, data_config_of, make_probe_loader
 from .loop import Trainer
@@ -32,7 +32,7 @@ def check_probe(model: nn.Module, dataset: Any) -> None:
     Raises:
         InputError: The network ends in something else than a linear layer, or the dataset has no random access.
     """
-    classifier = _classifier_of(model)
+    classifier = classifier_of(model)
     if not isinstance(classifier, nn.Linear) or classifier.bias is None:
         raise InputError('linear_probe = True needs a network whose classifier is a linear layer with a bias, not '
                          f'{classifier}')
@@ -48,7 +48,7 @@ def start_from_probe(trainer: Trainer) -> None:
     """
     features, labels = _features(trainer)
     weight, bias = fit_classifier(features, labels, num_classes_of(trainer.model), trainer.recipe.seed)
-    classifier = cast(nn.Linear, _classifier_of(trainer.model))
+    classifier = cast(nn.Linear, classifier_of(trainer.model))
     with torch.no_grad():
         classifier.weight.copy_(weight)
         classifier.bias.copy_(bias)
@@ -120,7 +120,7 @@ def _features(trainer: Trainer) -> tuple[torch.Tensor, torch.Tensor]:
     progress = Progress('linear probe', len(loader), every=trainer.log_seconds, show=trainer.process.rank == 0)
     features, labels = [], []
     model.eval()
-    handle = _classifier_of(model).register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].float()))
+    handle = classifier_of(model).register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].float()))
     try:
         for images, targets in loader:
             if recipe.channels_last:
@@ -133,7 +133,3 @@ def _features(trainer: Trainer) -> tuple[torch.Tensor, torch.Tensor]:
         handle.remove()
         progress.bar.close()
     return torch.cat(features), torch.cat(labels)
-
-
-def _classifier_of(model: nn.Module) -> nn.Module:
-    return model.get_classifier()  # type: ignore[operator]  # timm's
