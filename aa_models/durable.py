@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import WriteError
+from .errors import InputError, NoSuchFileError, WriteError
 
 
 def flush(path: str | os.PathLike[str]) -> None:
@@ -33,6 +33,26 @@ def flush_tree(folder: Path) -> None:
 def is_unicode(text: str) -> bool:
     """Whether a text can be written as UTF-8: in names from old systems Python has stand-ins for other bytes."""
     return not any('\ud800' <= letter <= '\udfff' for letter in text)
+
+
+def check_file(path: str | os.PathLike[str], argument: str) -> None:
+    """Refuse, before any work is done, a place where no file can be written.
+
+    Args:
+        path: The file to be. A pipe, a device or a link to a file will do.
+        argument: What the user calls it.
+
+    Raises:
+        InputError: It is a folder, or nobody may write there.
+        NoSuchFileError: Its folder does not exist.
+    """
+    what, target = f'{argument} = {str(path)!r}', os.path.realpath(path)
+    if os.path.isdir(target):
+        raise InputError(f'{what} is a folder, not a file')
+    if not os.path.isdir(folder := os.path.dirname(target)):
+        raise NoSuchFileError(f'{what} is in a folder that does not exist')
+    if not os.access(target if os.path.exists(target) else folder, os.W_OK):
+        raise InputError(f'{what} may not be written')
 
 
 @contextlib.contextmanager
@@ -66,7 +86,7 @@ def written_whole(path: str | os.PathLike[str], what: str | None = None) -> Iter
                 part.unlink(missing_ok=True)
 
 
-def replace_text(path: str | os.PathLike[str], text: str) -> None:
+def replace_text(path: str | os.PathLike[str], text: str, what: str | None = None) -> None:
     """Write a text as `written_whole` does, with its errors."""
-    with written_whole(path) as part:
+    with written_whole(path, what) as part:
         part.write_text(text, encoding='utf-8')

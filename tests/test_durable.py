@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from aa_models import durable
-from aa_models.errors import WriteError
+from aa_models.errors import InputError, UserError, WriteError
 
 
 @pytest.mark.parametrize('platform', ['linux', 'win32'])
@@ -51,6 +51,37 @@ def test_the_file_of_a_link_is_written(tmp_path):
         durable.replace_text(tmp_path / name, 'text')
         assert (tmp_path / name).is_symlink() and (tmp_path / target).read_text() == 'text'
     assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize('name, said', [
+    ('folder', 'is a folder, not a file'), ('to_folder', 'is a folder, not a file'),
+    ('nowhere/file', 'is in a folder that does not exist'), ('to_nowhere', 'is in a folder that does not exist'),
+    ('file/in_file', 'is in a folder that does not exist'), ('a' * 300 + '/file', 'is in a folder that does not exist'),
+    ('file', None), ('to_file', None), ('new', None), ('to_new', None), (os.devnull, None),
+])
+def test_places_where_no_file_can_be_written(name, said, tmp_path):
+    (tmp_path / 'folder').mkdir()
+    (tmp_path / 'file').touch()
+    for target in ('folder', 'file', 'new', 'nowhere/file'):
+        (tmp_path / f'to_{target.partition("/")[0]}').symlink_to(target)
+    before = sorted(tmp_path.iterdir())
+    if said:
+        with pytest.raises(UserError, match=f"^results = .*{name}' {said}$"):
+            durable.check_file(tmp_path / name, 'results')
+    else:
+        durable.check_file(tmp_path / name, 'results')
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize('forbidden', ['file', 'new'])
+def test_places_where_nobody_may_write(forbidden, tmp_path, monkeypatch):
+    """Of a file that is there it asks the file, else its folder. (Root may write everywhere.)"""
+    (tmp_path / 'file').touch()
+    asked = []
+    monkeypatch.setattr(os, 'access', lambda path, mode: asked.append((str(path), mode)))
+    with pytest.raises(InputError, match=f"^output = .*{forbidden}' may not be written$"):
+        durable.check_file(tmp_path / forbidden, 'output')
+    assert asked == [(str(tmp_path / 'file' if forbidden == 'file' else tmp_path), os.W_OK)]
 
 
 @pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='the system has no pipes with names')

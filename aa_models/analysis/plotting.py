@@ -2,8 +2,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aa_models.durable import written_whole
-from aa_models.errors import InputError, NoSuchFileError
+from aa_models.durable import check_file, written_whole
+from aa_models.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -13,7 +13,7 @@ def check_plot(path: str) -> None:
     """Make sure that a picture can be drawn.
 
     Raises:
-        InputError: matplotlib is missing, or cannot write such a file.
+        InputError: matplotlib is missing, or cannot write such a file, or it may not be written.
         NoSuchFileError: The folder does not exist.
     """
     try:
@@ -23,8 +23,7 @@ def check_plot(path: str) -> None:
     known = Figure().canvas.get_supported_filetypes()
     if Path(path).suffix[1:].lower() not in known:
         raise InputError(f'output = {path!r} must end in one of .{", .".join(known)}')
-    if not Path(path).parent.is_dir():
-        raise NoSuchFileError(f'output = {path!r}: the folder {Path(path).parent} does not exist')
+    check_file(path, 'output')
 
 
 def save_plot(figure: 'Figure', path: str) -> None:

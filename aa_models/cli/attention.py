@@ -23,10 +23,10 @@ Examples:
 """
 import argparse
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aa_models.errors import InputError, NoSuchFileError, WriteError
+from aa_models.durable import check_file, replace_text
+from aa_models.errors import InputError
 
 from .options import add_device, add_model, path_text
 
@@ -110,15 +110,11 @@ def _write_page(
         layers: list[str] | None,
 ) -> None:
     from aa_models.analysis.page import attention_page
-    from aa_models.durable import replace_text
 
     page, maps = attention_page(
         model, picture, model_name=args.model, picture_name=os.path.basename(args.image), query=query,
         layers=layers or '*', img_size=args.img_size)
-    try:
-        replace_text(args.html, page)
-    except OSError as error:
-        raise WriteError(f'html = {args.html!r} cannot be written: {error}') from error
+    replace_text(args.html, page, f'html = {args.html!r}')
     for name, layer in maps.items():
         blocks = f', in blocks of {layer.block} x {layer.block} cells' if layer.block > 1 else ''
         print(f'{name}: {len(layer.codes)} heads on a map of {layer.height} x {layer.width}{blocks}')
@@ -128,11 +124,8 @@ def _write_page(
 def _check_html(path: str) -> None:
     """Make sure, before any work, that a page can be written there."""
     if not path.lower().endswith(('.html', '.htm')):
-        raise InputError(f'--html {path!r} must end in .html or .htm')
-    if os.path.isdir(path):
-        raise InputError(f'--html {path!r} is a folder')
-    if not (folder := Path(path).parent).is_dir():
-        raise NoSuchFileError(f'--html {path!r}: the folder {folder} does not exist')
+        raise InputError(f'html = {path!r} must end in .html or .htm')
+    check_file(path, 'html')
 
 
 def _parse_query(text: str | None, size: tuple[int, int]) -> tuple[int, int]:

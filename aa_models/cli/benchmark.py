@@ -14,12 +14,10 @@ import csv
 import dataclasses
 import inspect
 import io
-import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from aa_models.durable import replace_text
-from aa_models.errors import InputError
+from aa_models.durable import check_file, replace_text
 
 from .options import path_text
 
@@ -154,8 +152,8 @@ def run(args: argparse.Namespace) -> int:
     values, picture = vars(args), getattr(args, 'output', None)
     if picture:
         check_plot(picture)
-    if args.results_file and not os.path.isdir(os.path.dirname(os.path.abspath(args.results_file))):
-        raise InputError(f'results_file = {args.results_file!r} is in a folder that does not exist')
+    if args.results_file:
+        check_file(args.results_file, 'results_file')
     settings = benchmark.Settings(**{f.name: values[f.name] for f in dataclasses.fields(benchmark.Settings)})
     measure = getattr(benchmark, f'benchmark_{args.benchmark}')
     rows = measure(settings=settings, **{n: values[n] for n in inspect.signature(measure).parameters if n in values})

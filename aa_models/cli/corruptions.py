@@ -10,7 +10,7 @@ Example:
 import argparse
 import logging
 
-from aa_models.errors import InputError
+from aa_models.durable import check_file
 
 from .options import add_device, model_name, path
 from .recipe_options import add_data, add_recipe_options, recipe_values
@@ -35,8 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from aa_models.training.corruptions import mean_corrupted, measure_corruptions, write_corruptions
     from aa_models.training.validation import validation_recipe
 
-    if not args.output.absolute().parent.is_dir():
-        raise InputError(f'--output {str(args.output)!r} is in a folder that does not exist')
+    check_file(args.output, 'output')
     if not logging.root.handlers:
         setup_default_logging(logging.INFO)
     recipes = [validation_recipe(model=model, workers=0, **recipe_values(args)) for model in args.models]

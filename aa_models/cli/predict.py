@@ -22,8 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from aa_models.durable import written_whole
-from aa_models.errors import InputError, NoSuchFileError
+from aa_models.durable import check_file, written_whole
+from aa_models.errors import InputError
 
 from .options import add_device, add_model, path, path_text
 from .terminal import harmless
@@ -59,8 +59,8 @@ def run(args: argparse.Namespace) -> int:
             raise InputError(f'{option} must be at least 1, not {value}')
     if not 0 <= args.threshold <= 1:
         raise InputError(f'--threshold must be from 0 to 1, not {args.threshold:g}')
-    if args.output and not args.output.absolute().parent.is_dir():
-        raise NoSuchFileError(f'output = {str(args.output)!r} is in a folder that does not exist')
+    if args.output:
+        check_file(args.output, 'output')
     from tqdm import tqdm
 
     from aa_models.analysis.prediction import predict

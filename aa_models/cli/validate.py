@@ -55,14 +55,16 @@ def run(args: argparse.Namespace) -> int:
     from timm.models import parse_model_name
     from timm.utils import setup_default_logging
 
+    from aa_models.durable import check_file
     from aa_models.release.card import load_card
     from aa_models.release.results import read_results, update_results
     from aa_models.training.validation import validate, validation_recipe
 
     if not logging.root.handlers:
         setup_default_logging(logging.WARNING)
-    if args.results_file:
-        read_results(args.results_file)  # refused before the work
+    if args.results_file:  # refused before the work
+        check_file(args.results_file, 'results_file')
+        read_results(args.results_file)
     recipe = validation_recipe(args.checkpoint, **recipe_values(args))
     if args.card:
         source, folder = parse_model_name(recipe.model)

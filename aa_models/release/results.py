@@ -14,11 +14,9 @@ def read_results(path: str | Path) -> list[dict[str, str]]:
     """Read the rows of a table, none where there is no such file yet.
 
     Raises:
-        InputError: Its folder does not exist, or it is a file of another kind.
+        InputError: It is a file of another kind.
     """
     path = Path(path)
-    if not path.absolute().parent.is_dir():
-        raise InputError(f'results_file = {str(path)!r} is in a folder that does not exist')
     if not path.exists():
         return []
     try:

@@ -1,8 +1,6 @@
 """Files of a model that need none of this package: ONNX, and programs of torch.export."""
 import importlib.util
 import io
-import os
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,8 +10,8 @@ from timm.data import resolve_data_config
 from timm.models import parse_model_name
 from torch import nn
 
-from aa_models.durable import flush
-from aa_models.errors import InputError, WriteError
+from aa_models.durable import check_file, written_whole
+from aa_models.errors import InputError
 from aa_models.models.create import build_model, check_image_size
 from aa_models.models.memory import check_pass
 
@@ -43,7 +41,8 @@ def export_pretrained(
 
     Raises:
         InputError: An argument or model that cannot be used, or a package that is missing.
-        WriteError: The file cannot be written. There is none then.
+        NoSuchFileError: The folder of `output` does not exist.
+        WriteError: The file cannot be written. An earlier one is there.
     """
     if format not in SUFFIXES:
         raise InputError(f'format = {format!r} must be one of {", ".join(SUFFIXES)}')
@@ -54,8 +53,9 @@ def export_pretrained(
     if format == 'onnx' and missing:
         raise InputError(f"format = 'onnx' needs {' and '.join(missing)}: pip install 'aa-models[export]'")
     output = output or Path(f'{_last_part(name)}{SUFFIXES[format]}')
-    if output.suffix != SUFFIXES[format] or not output.absolute().parent.is_dir():
-        raise InputError(f'output = {str(output)!r} must be a {SUFFIXES[format]} file in a folder that exists')
+    if output.suffix != SUFFIXES[format]:
+        raise InputError(f'output = {str(output)!r} must be a {SUFFIXES[format]} file')
+    check_file(output, 'output')
     model = build_model(name, pretrained=True, exportable=True).eval()
     if dynamic and (padded := _padded_by_size(model)):
         raise InputError(
@@ -67,10 +67,7 @@ def export_pretrained(
     check_pass(model, shape, f'a batch of {batch_size} with {height} x {width} pixels')
     check_image_size(model, shape[1:])  # the exporters' own errors would bury the reason
     report(f'tracing it with {"x".join(map(str, shape))} and writing {output}, which may take a minute')
-    try:
-        export_model(model, shape, output, format, dynamic)
-    except OSError as error:
-        raise WriteError(f'output = {str(output)!r} cannot be written: {error}') from error
+    export_model(model, shape, output, format, dynamic)
     return output, shape
 
 
@@ -97,15 +94,16 @@ def export_model(
         model: In eval mode.
         shape: Batch, channels, height and width of the images it is traced with.
         output, format, dynamic: As in `export_pretrained`.
+
+    Raises:
+        WriteError: The file cannot be written. An earlier one is there.
     """
     # torch.export takes a dimension of size 1 for a constant
     traced = [max(n, 2) for n in shape] if dynamic else shape
     x = torch.randn(traced[0], shape[1], *traced[2:], device=next(model.parameters()).device)
     free = (dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC),) if dynamic else None
-    with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix='.export-') as folder, \
-            warnings.catch_warnings():
+    with written_whole(output, f'output = {str(output)!r}') as part, warnings.catch_warnings():
         warnings.simplefilter('ignore')  # the exporters warn of their own internals
-        part = Path(folder, output.name)
         program = torch.export.export(model, (x,), dynamic_shapes=free)
         if format == 'onnx':
             # one file without external data: protobuf's limit of 2 GB is far above any model here
@@ -116,5 +114,3 @@ def export_model(
             buffer = io.BytesIO()  # where a file cannot be written, torch's own writer ends the whole process
             torch.export.save(program, buffer)
             part.write_bytes(buffer.getvalue())
-        flush(part)
-        os.replace(part, output)

@@ -17,6 +17,7 @@ import torch
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+from aa_models.durable import check_file
 from aa_models.errors import InputError, WriteError
 from aa_models.models.create import build_model
 from aa_models.schema import checked, parsed_yaml
@@ -98,7 +99,8 @@ def run_sweep(
         DivergenceError, WriteError, Stopped: As `train` does.
     """
     runs = read_sweep(path)
-    _done(results)  # refused before the work
+    check_file(results, 'results')  # refused before the work
+    _done(results)
     for settings, recipe in runs:
         folder = output / _name(settings)
         with contextlib.suppress(HeldError), alone_in(folder, LOCK):
@@ -120,8 +122,6 @@ def _name(settings: dict[str, Any]) -> str:
 
 def _done(results: Path) -> set[tuple[str, str]]:
     """Settings and seeds of the rows that are there."""
-    if not results.absolute().parent.is_dir():
-        raise InputError(f'results = {str(results)!r} is in a folder that does not exist')
     if not results.exists() or not results.stat().st_size:
         return set()
     with results.open(newline='', encoding='utf-8') as file:

@@ -78,7 +78,7 @@ def test_attention_page(options, lines, attention_page, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('options, said', [
-    (['--html', 'seen.png'], ['--html', 'seen.png', '.html']),
+    (['--html', 'seen.png'], ['html', 'seen.png', '.html']),
     (['--html', 'nowhere/seen.html'], ['nowhere', 'does not exist']),
     (['--html', 'folder.html'], ['folder.html', 'is a folder']),
     (['--html', ''], ['is no path']),

@@ -114,7 +114,7 @@ def test_same_padding_is_exported_for_one_size(format, tmp_path, capsys):
     (['aa_resnet152', '--format', 'onnx'], 'has no pretrained weights'),
     (['aa_resnet18', '--format', 'tflite'], 'invalid choice'),
     (['aa_resnet18', '--format', 'onnx', '-o', 'model.pt2'], "output = 'model.pt2' must be a .onnx file"),
-    (['aa_resnet18', '--format', 'torch-export', '-o', 'nowhere/a.pt2'], 'must be a .pt2 file in a folder that exists'),
+    (['aa_resnet18', '--format', 'torch-export', '-o', 'nowhere/a.pt2'], 'does not exist'),
     (['aa_resnet18', '--format', 'onnx', '--batch-size', '0'], 'batch_size = 0 must be at least 1'),
     (['aa_resnet18', '--format', 'onnx', '--img-size', '0', '3'], 'img_size = 0 3 must be at least 1'),
 ])

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from timm.models import load_checkpoint
 
 from aa_models.cli import pack
-from aa_models.errors import DivergenceError
+from aa_models.errors import DivergenceError, UserError
 from aa_models.release import folder as packing
 from command import run_command
 from training_runs import RECIPE, checkpoint_of, log_of, make_pictures, run, run_training, run_validation
@@ -254,5 +254,5 @@ def test_checkpoint_is_validated_with_its_own_recipe(finished, data, capsys):
 ])
 def test_impossible_validations_are_refused(folder, data, words, message):
     (folder / 'README.md').write_text('# mine\n')
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         run_validation(*words.format(folder=folder).split(), '--data-dir', data)
