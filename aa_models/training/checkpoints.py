@@ -1,7 +1,6 @@
 """The output directory of a run: its files, which of its checkpoints are whole, and how to go on from one."""
 import contextlib
 import logging
-import os
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from timm.task import load_task_ema_checkpoint, resume_task_checkpoint
 from timm.utils import CheckpointSaver, load_checkpoint_metadata, trim_summary
 
 from aa_models.data.labels import shown
-from aa_models.durable import flush
+from aa_models.durable import flush, written_whole
 from aa_models.errors import InputError, WriteError
 from aa_models.schema import checked
 
@@ -162,9 +161,7 @@ class DurableSaver(CheckpointSaver):
 def trim_log(path: Path, epochs: int) -> None:
     """Drop the rows of epochs that will be run again. The file is replaced in one step: a kill here loses nothing."""
     if path.is_file():
-        part = path.with_suffix('.part')
         content = path.read_bytes()
-        part.write_bytes(content[:content.rfind(b'\n') + 1])  # a full disk may have cut the last line or the header
-        trim_summary(part, epochs)
-        flush(part)
-        os.replace(part, path)
+        with written_whole(path) as part:
+            part.write_bytes(content[:content.rfind(b'\n') + 1])  # a full disk may have cut the last line or the header
+            trim_summary(part, epochs)
