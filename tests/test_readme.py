@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from aa_models.training.loaders import class_names, open_dataset
+from aa_models.training.datasets import class_names, open_dataset
 from aa_models.training.recipe import recipe_names
 from aa_models.zoo import own_checkpoints, read_zoo
 from command import answered

@@ -22,9 +22,11 @@ from aa_models.device import process_on
 from aa_models.durable import replace_text
 from aa_models.errors import InputError
 
-from .loaders import choose_evenly, data_config_of, held_out, labels_of, make_eval_loader, open_dataset
+from .datasets import labels_of, open_dataset
+from .loaders import data_config_of, make_eval_loader
 from .precision import with_precision
 from .recipe import Recipe
+from .splits import choose_evenly, held_out
 from .validation import evaluate, load_model, match_classes
 
 STRENGTHS = (1, 2, 3, 4, 5)

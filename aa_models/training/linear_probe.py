@@ -15,9 +15,10 @@ from aa_models.device import autocast
 from aa_models.errors import DivergenceError, InputError
 from aa_models.models.create import classifier_of, num_classes_of
 
-from .loaders import choose_evenly, data_config_of, make_probe_loader
+from .loaders import data_config_of, make_eval_loader
 from .loop import Trainer
 from .progress import Progress
+from .splits import at_most, choose_evenly
 
 _logger = logging.getLogger(__name__)
 
@@ -116,7 +117,8 @@ def _features(trainer: Trainer) -> tuple[torch.Tensor, torch.Tensor]:
     """What reaches the classifier, (N, F) in float32, and the labels (N,)."""
     recipe, model, device = trainer.recipe, trainer.model, trainer.process.device
     config = data_config_of(model, recipe)
-    loader = make_probe_loader(trainer.train_loader.dataset, recipe, config, device, MOST_PICTURES)
+    pictures = at_most(MOST_PICTURES, trainer.train_loader.dataset, 'linear_probe', recipe)
+    loader = make_eval_loader(pictures, recipe, config, device)
     progress = Progress('linear probe', len(loader), every=trainer.log_seconds, show=trainer.process.rank == 0)
     features, labels = [], []
     model.eval()

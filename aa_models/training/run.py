@@ -19,27 +19,20 @@ from aa_models.models.create import build_model, num_classes_of
 from aa_models.models.memory import check_pass
 
 from . import checkpoints
+from .datasets import check_labels, class_names
 from .distillation import Teacher, labels_of_teacher, make_task, make_teacher
 from .freed_memory import keep_freed_memory
 from .image_sizes import check_sizes, training_sizes
 from .initial import grow_from, start_from
 from .known_classes import keep_known_classes
 from .linear_probe import check_probe, start_from_probe
-from .loaders import (
-    check_labels,
-    class_names,
-    data_config_of,
-    make_eval_loader,
-    make_train_loader,
-    open_datasets,
-    size_text,
-    with_holdout,
-)
+from .loaders import data_config_of, make_eval_loader, make_train_loader, size_text
 from .lock import alone_in
 from .loop import Trainer, make_criterion
 from .plan import plan_of
 from .precision import with_precision
 from .recipe import RECIPE_FILE, Recipe
+from .splits import open_datasets, with_holdout
 from .stopping import Stopped, StopSignals
 
 _logger = logging.getLogger(__name__)

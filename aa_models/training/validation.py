@@ -20,21 +20,13 @@ from aa_models.models.memory import check_pass
 from aa_models.models.pretrained import check_finite
 from aa_models.schema import checked, parsed_yaml
 
+from .datasets import check_labels, class_names, open_dataset, say_overlooked
 from .facts import facts_of
-from .loaders import (
-    DATA_KEYS,
-    check_labels,
-    class_names,
-    data_config_of,
-    held_out,
-    make_eval_loader,
-    open_dataset,
-    say_overlooked,
-    size_text,
-)
+from .loaders import DATA_KEYS, data_config_of, make_eval_loader, size_text
 from .precision import precision_of, with_precision
 from .progress import Progress
 from .recipe import RECIPE_FILE, Recipe
+from .splits import held_out
 
 HOLDOUT_KEYS = 'train_split', 'holdout', 'seed'  # decide which pictures a run held out
 

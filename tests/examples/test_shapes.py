@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from aa_models.examples import shapes
-from aa_models.training.loaders import class_names, open_dataset
+from aa_models.training.datasets import class_names, open_dataset
 from command import refused
 
 

@@ -10,8 +10,9 @@ from PIL import Image
 from torchvision import transforms
 
 from aa_models.training.checkpoints import newest_whole
+from aa_models.training.datasets import open_dataset
 from aa_models.training.device_cache import CachedLoader
-from aa_models.training.loaders import RandomShift, make_train_loader, open_dataset
+from aa_models.training.loaders import RandomShift, make_train_loader
 from aa_models.training.recipe import Recipe
 from interruptions import lose_epochs
 from training_runs import RECIPE, assert_same_run, make_pictures, run_training

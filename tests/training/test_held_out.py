@@ -2,7 +2,7 @@
 import pytest
 
 from aa_models.training.corruptions import measure_corruptions
-from aa_models.training.loaders import open_dataset
+from aa_models.training.datasets import open_dataset
 from aa_models.training.validation import validate, validation_recipe
 from training_runs import log_of, make_pictures, run_training, run_validation
 

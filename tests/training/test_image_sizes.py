@@ -6,7 +6,8 @@ import torch
 from timm.data import create_transform
 
 from aa_models.training import loop
-from aa_models.training.loaders import make_train_loader, open_dataset
+from aa_models.training.datasets import open_dataset
+from aa_models.training.loaders import make_train_loader
 from aa_models.training.recipe import Recipe, load_recipe
 from interruptions import lose_epochs
 from training_runs import RECIPE, assert_same_run, run_training

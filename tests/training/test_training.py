@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 from aa_models.cli import train
-from aa_models.training import loaders as training_data
-from aa_models.training.loaders import choose_evenly, class_names, open_dataset, open_datasets
+from aa_models.training import loaders
+from aa_models.training.datasets import class_names, open_dataset
 from aa_models.training.recipe import Recipe, load_recipe
 from aa_models.training.run import train as train_model
+from aa_models.training.splits import choose_evenly, open_datasets
 from aa_models.training.validation import validate, validation_recipe
 from found import augmented
 from interruptions import lose_epochs
@@ -132,10 +133,10 @@ def test_crops_have_the_shape_of_the_input(tmp_path):
     recipe = Recipe(
         input_size=(3, 12, 24), interpolation='bilinear', crop_pct=1.0, scale=(1, 1), ratio=(1, 1), hflip=0,
         color_jitter=0, batch_size=1, workers=0)
-    config = training_data.data_config_of(timm.create_model('test_resnet', device='meta'), recipe)
+    config = loaders.data_config_of(timm.create_model('test_resnet', device='meta'), recipe)
     train, evaluation = (open_dataset('', str(tmp_path), 'train') for _ in range(2))
-    (seen, _), = training_data.make_train_loader(train, recipe, config, torch.device('cpu'), False)
-    (expected, _), = training_data.make_eval_loader(evaluation, recipe, config, torch.device('cpu'))
+    (seen, _), = loaders.make_train_loader(train, recipe, config, torch.device('cpu'), False)
+    (expected, _), = loaders.make_eval_loader(evaluation, recipe, config, torch.device('cpu'))
     assert seen.shape == (1, 3, 12, 24)
     torch.testing.assert_close(seen, expected)
 

@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 from torch.utils.data import IterableDataset
 
-from aa_models.training.loaders import open_dataset
+from aa_models.training.datasets import open_dataset
 from command import run_command
 from training_runs import checkpoint_of, run_training, train_words
 
