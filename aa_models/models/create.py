@@ -14,9 +14,10 @@ from aa_models.errors import HubError, HubWeightsError, InputError, NoSuchFileEr
 from aa_models.zoo import own_models
 
 from .config import read_architecture
+from .fit import check_finite
 from .hub import check_repository_reached, check_weights_reached, fetch
 from .memory import check_arguments, check_build
-from .pretrained import check_finite, is_final
+from .weight_files import is_final
 
 CONFIG = 'config.json'
 _NO_SIZES = ('pretrained', 'device', 'exportable', 'cache_dir')

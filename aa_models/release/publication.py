@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from aa_models import __version__
 from aa_models.errors import HubError, InputError
 from aa_models.models.create import cfg_of
-from aa_models.models.pretrained import local_folders
+from aa_models.models.weight_files import local_folders
 from aa_models.zoo import WEIGHTS_FILE, expected_sha256, own_checkpoints, registered_cfg
 
 from .card import CARD, SECTIONS, read_card, stated_accuracy

@@ -16,8 +16,8 @@ from aa_models.device import Process, autocast, process_on
 from aa_models.errors import InputError, NoSuchFileError
 from aa_models.models._augmented import checkpoint_filter_fn
 from aa_models.models.create import build_model, cfg_of, num_classes_of
+from aa_models.models.fit import check_finite
 from aa_models.models.memory import check_pass
-from aa_models.models.pretrained import check_finite
 from aa_models.schema import checked, parsed_yaml
 
 from .datasets import check_labels, class_names, open_dataset, say_overlooked

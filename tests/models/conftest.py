@@ -4,7 +4,7 @@ import pytest
 import timm
 from safetensors.torch import load_file
 
-from aa_models.models import pretrained
+from aa_models.models import weight_files
 from fake_weights import INPUT_SIZE, NAME, NAME_TAG, NUM_CLASSES, logits, put, registered, save_checkpoint
 from hub_server import HubServer, send_client_to
 
@@ -43,7 +43,7 @@ def places(hub, tmp_path, monkeypatch):
     for folder in folders.values():
         folder.mkdir(parents=True)
     (tmp_path / 'checkout' / 'pyproject.toml').touch()
-    monkeypatch.setattr(pretrained, '_PACKAGE', folders['package'].parent)
+    monkeypatch.setattr(weight_files, '_PACKAGE', folders['package'].parent)
     monkeypatch.chdir(folders['current'].parent)
     monkeypatch.setenv('AA_MODELS_WEIGHTS', str(folders['variable']))
     return folders

@@ -15,7 +15,7 @@ from timm.models import load_pretrained
 
 from aa_models.errors import WeightsError
 from aa_models.models._augmented import checkpoint_filter_fn
-from aa_models.models.pretrained import _checked
+from aa_models.models.fit import checked_filter
 from fake_weights import NAME, NAME_TAG, NUM_CLASSES
 
 DAMAGES = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -145,7 +145,7 @@ def test_a_model_that_is_there_is_loaded_whole_or_not_at_all(original, models, d
     model = models[num_classes]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     cfg = replace(timm.get_pretrained_cfg(NAME), file=str(file))
-    checked = _checked(checkpoint_filter_fn, cfg, num_classes != NUM_CLASSES, False)
+    checked = checked_filter(checkpoint_filter_fn, cfg, num_classes != NUM_CLASSES, False)
     try:
         load_pretrained(model, cfg.to_dict(), num_classes, filter_fn=checked)
         expected = load(file.read_bytes())

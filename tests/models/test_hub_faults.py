@@ -20,7 +20,7 @@ import torch
 
 from aa_models.errors import HubError, HubWeightsError, WeightsError, WorkError
 from aa_models.models.create import build_model, check_name
-from aa_models.models.pretrained import locate
+from aa_models.models.weight_files import locate
 from aa_models.zoo import expected_sha256
 from command import run_command
 from fake_weights import NAME, NAME_TAG, logits, put

@@ -10,8 +10,9 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from aa_models.models import pretrained as _pretrained
-from aa_models.models.pretrained import local_folders, locate
+from aa_models.models import pretrained
+from aa_models.models import weight_files
+from aa_models.models.weight_files import local_folders, locate
 from aa_models.zoo import expected_sha256, own_checkpoints, own_models, weights_cfg
 from fake_weights import INPUT_SIZE, NAME, NAME_TAG, logits, put
 from hub_server import HubServer
@@ -45,7 +46,7 @@ def test_places_are_searched_in_order(places, checkpoint):
 
 def test_local_weights_need_no_network(places, checkpoint, monkeypatch):
     put(checkpoint, places['package'])
-    monkeypatch.setattr(_pretrained, 'fetch', lambda *_, **__: pytest.fail('the Hub was asked'))
+    monkeypatch.setattr(weight_files, 'fetch', lambda *_, **__: pytest.fail('the Hub was asked'))
     timm.create_model(NAME, pretrained=True)
 
 
@@ -61,7 +62,7 @@ def test_hub_is_kept_in_the_cache(places, checkpoint, expected, tmp_path, reques
 
 
 def test_users_sources_stay_timms(places, checkpoint, expected, monkeypatch):
-    monkeypatch.setattr(_pretrained, 'locate', lambda *_: pytest.fail('our own search was started'))
+    monkeypatch.setattr(pretrained, 'locate', lambda *_: pytest.fail('our own search was started'))
     folder = put(checkpoint, places['hub']).parent
     file, cfg = folder / 'model.safetensors', timm.get_pretrained_cfg(NAME).to_dict()
     for source in [
