@@ -4,6 +4,7 @@ The network is traced by torch.fx. A path ends where anything else takes part th
 """
 import logging
 import operator
+from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -75,11 +76,15 @@ def follow_channels(model: nn.Module, name: str, calls: Mapping[str, list[fx.Nod
         calls: Of `trace_calls`.
     """
     norm, act, entries = None, None, [(f'{name}.weight', 0), (f'{name}.bias', 0)]
+    held = Counter(id(tensor) for other in model.modules() for tensor in _tensors(other))
     here, end = _next_module(name, calls)
     while here:
         module = model.get_submodule(here)
         if has_computed_weights(module):
             end = f'the weights of {here} are computed from others'
+            break
+        if any(held[id(tensor)] > 1 for part in module.modules() for tensor in _tensors(part)):
+            end = f'{here} shares weights with another layer'
             break
         if isinstance(module, _BatchNorm):
             if len(entries) == 2:
@@ -99,6 +104,12 @@ def follow_channels(model: nn.Module, name: str, calls: Mapping[str, list[fx.Nod
             break
         here, end = _next_module(here, calls)
     return ChannelPath(norm, act, entries, None, end)
+
+
+def _tensors(module: nn.Module) -> list[torch.Tensor]:
+    """Parameters and buffers of a module itself."""
+    own = (*module._parameters.values(), *module._buffers.values())
+    return [tensor for tensor in own if tensor is not None]
 
 
 def has_computed_weights(module: nn.Module) -> bool:

@@ -12,6 +12,7 @@ import torch
 from timm.layers import to_2tuple
 from torch import nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from aa_models.errors import InputError, InputTypeError, UserError
 from aa_models.layers import AttentionArgs, AugmentedConv2d
@@ -48,8 +49,15 @@ def trace_map_sizes(
     meta = {
         f'{prefix}.{name}'.lstrip('.'): tensor.to('meta') for prefix, module in model.named_modules()
         for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]}
+    # tensors that are neither take part, too: a mean to subtract, the product that an old weight norm leaves behind
+    loose = [(vars(m), name, t) for m in model.modules() for name, t in vars(m).items() if isinstance(t, torch.Tensor)]
+    averaging = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.momentum is None]
     dtype = next((t.dtype for t in meta.values() if t.is_floating_point()), torch.get_default_dtype())
     try:
+        for attributes, name, tensor in loose:
+            attributes[name] = tensor.to('meta')
+        for norm in averaging:
+            norm.eval()  # in training these divide by the number of batches, which the meta device does not know
         # two images, because batch norm refuses to train on a single value
         image = torch.empty((2, in_chans, *img_size), device='meta', dtype=dtype)
         functional_call(model, meta, (image,), tie_weights=False)
@@ -60,6 +68,10 @@ def trace_map_sizes(
     finally:
         for hook in hooks:
             hook.remove()
+        for attributes, name, tensor in loose:
+            attributes[name] = tensor
+        for norm in averaging:
+            norm.train()
     return sizes
 
 
@@ -140,7 +152,7 @@ def augment(
         chosen = {name: own for name, own in chosen.items() if name in sizes}
     all_args = {name: layer_args(*_own_args(name, sizes[name], args, own)) for name, own in chosen.items()}
     layers = {name: _augmented(model, name, own) for name, own in all_args.items()}
-    learned = warm_start and not any(map(is_dataless, model.state_dict().values()))
+    learned = warm_start and not any(map(is_dataless, [*model.parameters(), *model.buffers()]))
     if batches and not learned:
         raise InputError('calibrate needs warm_start=True and a model with weights: what they compute is to be kept')
     plain = copy.deepcopy(model) if batches else None

@@ -19,9 +19,9 @@ def select(model: nn.Module, where: Where) -> dict[str, Mapping[str, Any]]:
         Their names in the model's order, each with the attention's arguments that `where` has for it.
     """
     inner = tuple(f'{name}.' for name, m in model.named_modules() if isinstance(m, (AugmentedConv2d, GridAttention)))
-    held = Counter(id(child) for parent in model.modules() for child in parent._modules.values())
+    names = Counter(id(m) for _, m in model.named_modules(remove_duplicate=False))
     convs = {n: m for n, m in model.named_modules()
-             if type(m) is nn.Conv2d and not n.startswith(inner) and held[id(m)] < 2}  # shared ones would come apart
+             if type(m) is nn.Conv2d and not n.startswith(inner) and names[id(m)] < 2}  # shared ones would come apart
     larger = {name: m for name, m in convs.items() if max(m.kernel_size) > 1}
     chosen: dict[str, Mapping[str, Any]]
     missed: list[str] = []

@@ -47,6 +47,10 @@ class AttentionArgs:
             raise InputError(f'attn_drop must be a probability, a number from 0 to 1, got {self.attn_drop!r}')
         if self.attn_init not in ('local', 'global'):
             raise InputError(f"attn_init must be 'local' or 'global', got {self.attn_init!r}")
+        for name in ('dk', 'dv', 'num_heads', 'attn_pool', 'attn_drop'):  # JSON and scripts know none of numpy's
+            value = getattr(self, name)
+            if is_number(value):
+                object.__setattr__(self, name, int(value) if is_int(value) else float(value))
 
     @classmethod
     def take(cls, kwargs: dict[str, Any]) -> 'AttentionArgs':

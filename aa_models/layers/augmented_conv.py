@@ -64,16 +64,16 @@ class _AugmentedConv(nn.Module):
                 raise InputError(f'{name} must be an int, at least 1, got {value!r}')
         if args.pos_embed == 'sincos' and in_channels < 2 * self.ndim:
             raise InputError(f"pos_embed='sincos' needs in_channels of at least {2 * self.ndim}, got {in_channels}")
-        self.in_channels = in_channels
-        self.out_channels = out_channels
+        self.in_channels = int(in_channels)
+        self.out_channels = int(out_channels)
         self.kernel_size = self._per_axis('kernel_size', kernel_size)
         self.stride = self._per_axis('stride', stride)
         self.padding: str | tuple[int, ...] = (
             padding if isinstance(padding, str) else self._per_axis('padding', padding, minimum=0))
         self.dilation = self._per_axis('dilation', dilation)
-        self.groups = groups
+        self.groups = int(groups)
         self.dk, self.dv = resolve_depths(out_channels, dk, dv, num_heads)
-        self.num_heads = num_heads
+        self.num_heads = args.num_heads
         lengths = self._per_axis('feat_size', _DEFAULT_FEAT_SIZE if feat_size is None else feat_size)
         self.left_pad = self.dilation[0] * (self.kernel_size[0] - 1) if causal else 0
         self.conv = self._make_conv(bias, dd)

@@ -185,11 +185,11 @@ class SoftmaxAttention(GridAttention):
         does, would find one that the saved file lacks.
         """
         key = f'{prefix}q_const'
-        if key in state_dict:
-            self.q_const = state_dict[key].to(self.qkv.weight, copy=True)
+        if key in state_dict and self.q_const is None:
+            self.q_const = self.qkv.weight.new_zeros(self.num_heads, self.dk // self.num_heads)
         elif self.q_const is not None and f'{prefix}qkv.weight' in state_dict:
-            self.q_const = torch.zeros_like(self.q_const)
-            state_dict[key] = self.q_const  # torch's own copy of the dict: strict loading finds nothing missing
+            # into torch's own copy of the dict: strict loading finds nothing missing
+            state_dict.setdefault(key, state_dict[f'{prefix}qkv.weight'].new_zeros(self.q_const.shape))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

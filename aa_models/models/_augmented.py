@@ -9,7 +9,7 @@ from torch import nn
 from aa_models.augmentation.conversion import augment
 from aa_models.augmentation.warm_start import plain_to_augmented
 from aa_models.errors import InputError
-from aa_models.layers import AttentionArgs, AugmentedConv2d
+from aa_models.layers import AttentionArgs, AugmentedConv2d, GridAttention
 from aa_models.layers.position import resize_rel_table
 
 
@@ -60,9 +60,14 @@ def reset_parameters(model: nn.Module, kind: type[nn.Module] = nn.Module) -> Non
     After its own rule for convolutions a network calls it again, for `GridAttention` alone: to that rule the two
     projections were convolutions too.
     """
-    for module in model.modules():
-        if isinstance(module, kind) and (reset := getattr(module, 'reset_parameters', None)):
-            reset()
+    found = [m for m in model.modules() if isinstance(m, kind) and hasattr(m, 'reset_parameters')]
+    for module in found:
+        cast(Any, module).reset_parameters()
+    # layers of timm that start their own parts in some other way (non-local, lambda), the inner ones first
+    for module in reversed(found):
+        own = isinstance(module, AugmentedConv2d | GridAttention)
+        if not own and any(hasattr(part, 'reset_parameters') for part in module.children()):
+            cast(Any, module).reset_parameters()
 
 
 def rel_table_names(model: nn.Module) -> set[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import timm
+import torch
 from timm.models import PretrainedCfg, generate_default_cfgs, register_model
 from torch import nn
 
@@ -62,6 +63,10 @@ def _create_augmented(
     own = pretrained and any({**cfg, **(pretrained_cfg_overlay or {})}.get(key) for key in _WEIGHTS)
     check_arguments({**kwargs, 'base_args': base_args})
     attn_args = {key: kwargs.pop(key) for key in ARGUMENTS if key in kwargs}
+    feature_cfg: dict[str, Any] = dict(feature_cls='getter')
+    if kwargs.get('features_only') and 'out_indices' not in kwargs:
+        base_kwargs = {key: value for key, value in kwargs.items() if key != 'img_size'} | (base_args or {})
+        feature_cfg |= _default_levels(base, cache_dir=cache_dir, **base_kwargs)
 
     def make(img_size: Any, **others: Any) -> nn.Module:
         def network(**options: Any) -> nn.Module:
@@ -74,7 +79,17 @@ def _create_augmented(
     return build(
         make, ARCHITECTURE, own, pretrained_cfg=cfg, pretrained_cfg_overlay=pretrained_cfg_overlay,
         pretrained_filter_fn=checkpoint_filter_fn, cache_dir=cache_dir,
-        feature_cfg=dict(feature_cls='getter'), on_meta=False, **kwargs)
+        feature_cfg=feature_cfg, on_meta=False, **kwargs)
+
+
+def _default_levels(base: str, **kwargs: Any) -> dict[str, Any]:
+    """The feature maps that a base gives where nobody names them, as its own code has it; {} for timm's first five."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device('meta'):
+            model = cast(Any, timm.create_model(base, **kwargs))
+        return dict(out_indices=tuple(model.feature_info.out_indices))
+    except Exception:  # not all networks are built on the meta device, and not all give features by themselves
+        return {}
 
 
 def _cfg_of_base(base: str, cache_dir: str | Path | None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
@@ -76,8 +77,12 @@ class _Readers(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         # `x.shape` makes no tensor, `y[0] = x` writes into one
         if func is torch.Tensor.__setitem__ or any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(result)):
-            self.count.update({id(leaf) for leaf in tree_leaves((args, kwargs))} & self.outputs.keys())
+            self.see((args, kwargs))
         return result
+
+    def see(self, args: Any) -> None:
+        """Count a reader with these arguments."""
+        self.count.update({id(leaf) for leaf in tree_leaves(args)} & self.outputs.keys())
 
 
 def _pairs(model: nn.Module, example: torch.Tensor) -> list[tuple[nn.Module, nn.Module]]:
@@ -89,14 +94,21 @@ def _pairs(model: nn.Module, example: torch.Tensor) -> list[tuple[nn.Module, nn.
         calls[module] += 1
         readers.outputs[id(output)] = module, output
 
-    def before_norm(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+    def before_norm(module: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
         calls[module] += 1
-        if id(args[0]) in readers.outputs:
-            read.append((module, id(args[0])))
+        at = id([*args, *kwargs.values()][0])  # norms have one argument
+        if at in readers.outputs:
+            read.append((module, at))
+
+    def before_any(module: nn.Module, args: Any) -> None:
+        if isinstance(module, torch.jit.ScriptModule):  # it runs in C++, of which the mode hears nothing
+            readers.see(args)
 
     free = [module for module in model.modules() if not _is_watched(module)]
     hooks = [module.register_forward_hook(after_conv) for module in free if _is_plain_conv(module)]
-    hooks += [module.register_forward_pre_hook(before_norm) for module in free if _is_plain_norm(module)]
+    hooks += [
+        module.register_forward_pre_hook(before_norm, with_kwargs=True) for module in free if _is_plain_norm(module)]
+    hooks.append(register_module_forward_pre_hook(before_any))  # scripts take no hooks of their own
     with torch.inference_mode(), readers:
         results = model(example)
     for hook in hooks:

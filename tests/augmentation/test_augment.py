@@ -1,6 +1,7 @@
 """`augment` changes the convolutions it was told to, and nothing else."""
 import logging
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -139,6 +140,54 @@ def test_shared_tensors_are_left_where_they_are():
     assert model.body[2].weight is model.body[0].weight
     for name, tensor in model.body[0].named_parameters():
         assert id(tensor) == before[name][0] and torch.equal(tensor, before[name][1])
+
+
+def test_a_block_in_two_places_is_left():
+    block = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1))
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), block, block, nn.Sequential(nn.Conv2d(16, 16, 3)))
+    aa_models.augment(model, img_size=8, **SETTINGS)
+    assert list(augmented(model)) == ['3.0']
+    with pytest.raises(ValueError, match='chooses none of the 1 convolutions'):
+        aa_models.augment(model, where='1.0', img_size=8, **SETTINGS)
+
+
+class Unusual(nn.Module):
+    """What the pass that finds the sizes of maps meets in networks of others."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = torch.zeros(3, 1, 1)  # no buffer
+        self.stem = nn.utils.weight_norm(nn.Conv2d(3, 16, 3, padding=1))
+        self.norm = nn.BatchNorm2d(16, momentum=None)
+        self.conv = nn.Conv2d(16, 16, 3)
+
+    def forward(self, x):
+        return self.conv(self.norm(self.stem(x - self.mean)))
+
+    def get_extra_state(self):
+        return {'version': 1}
+
+    def set_extra_state(self, state):
+        assert state == {'version': 1}
+
+
+@pytest.mark.filterwarnings('ignore:.*weight_norm.* is deprecated')
+def test_the_search_for_sizes_leaves_no_trace():
+    model = Unusual()
+    mean, weight = model.mean, model.stem.weight
+    aa_models.augment(model, where='conv', img_size=8, **SETTINGS)
+    assert model.mean is mean and model.stem.weight is weight and model.norm.training
+    assert list(augmented(model)) == ['conv'] and model(torch.randn(2, 3, 8, 8)).shape == (2, 16, 6, 6)
+
+
+def test_numbers_of_numpy(tmp_path):
+    model = timm.create_model('resnet10t', num_classes=5)
+    arguments = dict(dk=np.int64(16), dv=np.float32(0.25), num_heads=np.int32(4))
+    aa_models.augment(model, where='layer4.0.conv1', img_size=64, attn_drop=np.float64(0), **arguments)
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True)
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(again.eval()(x), model.eval()(x))
 
 
 class Stem(nn.Module):

@@ -82,6 +82,14 @@ def test_what_timm_adapts(tmp_path):
     assert_same(model, timm.create_model('augmented', pretrained=True, pretrained_cfg_overlay=file, **arguments))
 
 
+@pytest.mark.parametrize('base, where', [
+    ('simplecnn', 'stages.*.conv'), ('dla34', 'level5.*.conv1'), ('resnet10t', 'layer4.*.conv2')])
+def test_features_are_those_of_the_base(base, where):
+    plain = timm.create_model(base, features_only=True).feature_info
+    features = timm.create_model('augmented', base=base, where=where, features_only=True, **ARGS).feature_info
+    assert features.channels() == plain.channels() and features.reduction() == plain.reduction()
+
+
 def test_augmented_twice_and_by_a_function(tmp_path):
     model = timm.create_model('resnet10t', num_classes=5)
     aa_models.augment(model, where=lambda name, _: name.endswith('4.0.conv1'), img_size=64, **ARGS)

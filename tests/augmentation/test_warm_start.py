@@ -177,6 +177,29 @@ def test_without_a_norm():
     assert torch.equal(model[0].attn.proj.bias, bias[dead])
 
 
+class Tied(nn.Module):
+    """Two convolutions with one weight: what reads the first one's channels reads the second one's, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.a, self.b, self.c = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
+        self.c.weight = self.b.weight
+
+    def forward(self, x):
+        return self.c(self.b(self.a(self.stem(x))).relu())
+
+
+@torch.no_grad()
+def test_channels_are_not_followed_into_shared_weights():
+    model, x = Tied(), torch.randn(2, 3, 8, 8)
+    model.b.weight[:, 4:] = 0
+    expected, shared = model(x), model.b.weight.clone()
+    aa_models.augment(model, where='a', img_size=8, dk=8, dv=4, num_heads=2)
+    assert model.c.weight is model.b.weight and torch.equal(model.b.weight, shared)
+    torch.testing.assert_close(model(x), expected)
+
+
 @torch.no_grad()
 def test_on_request_the_layers_are_drawn_anew():
     model = trained('resnet10t')

@@ -120,6 +120,23 @@ def test_checkpoints_say_how_they_started():
     assert torch.equal(other(x), expected) and torch.equal(local(x), old_expected)
 
 
+def test_the_constant_is_loaded_as_buffers_are():
+    """Onto whatever device, by assignment too, into the place where it lies; one of another shape is refused."""
+    model = attention_of()
+    weights = model.state_dict()
+    without = {name: tensor for name, tensor in weights.items() if name != 'q_const'}
+    for given in (weights, without):
+        with torch.device('meta'):
+            other = attention_of()
+        assert not any(other.load_state_dict(given, assign=True))
+        assert torch.equal(other.q_const, weights['q_const'] if given is weights else torch.zeros(8, 6))
+    place = model.q_const
+    model.load_state_dict(without)
+    assert model.q_const is place and not place.any()
+    with pytest.raises(RuntimeError, match='size mismatch for q_const'):
+        model.load_state_dict({**weights, 'q_const': torch.zeros(3, 5)})
+
+
 def test_constant_is_the_formula():
     constant = local_query([(-1, 1)], 6, 0.5, strength=2.)
     assert constant.tolist() == [[-16., -16., 16., -16., 0., 0.]]

@@ -62,12 +62,14 @@ class Reader(nn.Module):
             nn.utils.parametrizations.weight_norm(self.conv)
         if kind == 'a hook':
             self.conv.register_forward_hook(lambda module, args, output: output + 1)
+        if kind == 'read by a script':
+            self.script = torch.jit.script(nn.ReLU())
         if kind == 'weights of its own kind':
             self.conv = timm.layers.StdConv2d(3, 4, 3)
 
     def forward(self, x):
         y = self.conv(x)
-        z = self.norm(y)
+        z = self.norm(input=y) if self.kind == 'nothing else, by keyword' else self.norm(y)
         if self.kind == 'two readers':
             return z + y
         if self.kind == 'read in place':
@@ -80,18 +82,21 @@ class Reader(nn.Module):
             both = z.new_zeros(2, *z.shape)
             both[0], both[1] = y, z
             return both
+        if self.kind == 'read by a script':
+            return z + self.script(y)
         return z if y.shape[2] > 1 else y
 
 
 @pytest.mark.parametrize('kind', [
     'two readers', 'written into another', 'read in place', 'an output', 'used twice', 'batch statistics',
-    'weights that are computed', 'a hook', 'weights of its own kind', 'nothing else'])
+    'weights that are computed', 'a hook', 'weights of its own kind', 'read by a script', 'nothing else',
+    'nothing else, by keyword'])
 def test_norms_that_stay(kind):
     model, x = Reader(kind).eval(), torch.randn(2, 3, 6, 6)
     if kind != 'batch statistics':
         uneven(model)
     folded = fold_batch_norms(model, x)
-    assert error(model, folded, x) < 1e-5 and len(norms(folded)) == (kind != 'nothing else')
+    assert error(model, folded, x) < 1e-5 and len(norms(folded)) == (not kind.startswith('nothing else'))
 
 
 @pytest.mark.parametrize('name', ['resnet18', 'mobilenetv3_small_050', 'densenet121', 'regnetx_002'])

@@ -100,6 +100,16 @@ def test_convolutions_start_by_the_networks_rule(case):
         assert_std(conv.weight, (3 * area * conv.in_channels) ** -0.5 if fresh else (2 / (outputs * area)) ** 0.5, name)
 
 
+@pytest.mark.parametrize('kind, name', [('nl', 'norm.weight'), ('lambda', 'conv_lambda.weight')])
+def test_layers_of_timm_start_by_their_own_rule(kind, name):
+    """Non-local blocks as the identity, lambdas small: a layer's rule comes after those of the layers in it."""
+    kwargs = dict(num_classes=4, layers=(1, 1, 1, 1), block_args=dict(attn_layer=kind))
+    plain = timm.create_model('resnet18', **kwargs)
+    ours = timm.create_model('aa_resnet18', img_size=64, attn_stages=(False,) * 4, **kwargs)
+    scales = [model.get_parameter(f'layer2.0.se.{name}').square().mean().sqrt().item() for model in (plain, ours)]
+    assert scales[1] == pytest.approx(scales[0], rel=0.2)
+
+
 @torch.no_grad()
 def test_attention_logits_at_the_start(case):
     """Of inputs with deviation 1: query · key has 1, a relative logit 1 / sqrt(head dim) for each axis."""

@@ -10,8 +10,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from aa_models.models import pretrained
-from aa_models.models import weight_files
+from aa_models.models import pretrained, weight_files
 from aa_models.models.weight_files import local_folders, locate
 from aa_models.zoo import expected_sha256, own_checkpoints, own_models, weights_cfg
 from fake_weights import INPUT_SIZE, NAME, NAME_TAG, logits, put
