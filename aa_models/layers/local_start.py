@@ -7,15 +7,20 @@ ConViT (arXiv 2103.10697), section 4: logits that fall with the squared distance
 is the product of a constant part of the query, one for each head, and two dimensions of each axis's relative table:
 rel[δ] = (δ / a, δ² / a²) and q = β (2 a Δ, -a²) / scale. The constant is a buffer, no parameter, and meets the keys
 too, so that a head soon learns which of the pixels around its own it prefers.
+
+How the product is divided, a, makes no difference to what a head computes, but to how it learns: the logits move by the
+constant times whatever the keys move by. An optimiser like Adam moves all weights alike, and beside a large constant
+each of its steps throws the head to another pixel.
 """
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 
 import torch
 
 STRENGTH = 0.5  # β: on a map, far from its border, the neighbour has a weight of 0.16, a pixel beside it 0.10
-_UNIT = 2.  # a: how the product is divided between constant and tables, and so how fast either is learned
+_CONSTANT = 2.  # of the constant times scale, β a², at most
+_LARGE = 4.  # above this a checkpoint's constant is brought below 2
 _REACH = 64.  # of the distances in pixels: what lies further has no weight anyway, and its square no place in float16
 _REST = 0.1  # of the tables' usual scale, for the dimensions that hold no distance
 
@@ -39,6 +44,11 @@ def head_offsets(num_heads: int, ndim: int, causal: bool = False) -> list[tuple[
     return sorted(offsets, key=lambda o: (sum(d * d for d in o), max(o, tuple(-d for d in o)), o))[:num_heads]
 
 
+def _unit(strength: float) -> float:
+    """a for a given β, a power of two, by which nothing is rounded."""
+    return 2. ** math.floor(math.log2(_CONSTANT / strength) / 2)
+
+
 def local_query(offsets: Sequence[Sequence[int]], dim: int, scale: float, strength: float = STRENGTH) -> torch.Tensor:
     """The constant part of the queries, before they are scaled.
 
@@ -51,24 +61,54 @@ def local_query(offsets: Sequence[Sequence[int]], dim: int, scale: float, streng
     Returns:
         (num_heads, dim), zero but for the first two dimensions of each axis.
     """
-    constant = torch.zeros(len(offsets), dim, dtype=torch.float64)
+    constant, unit = torch.zeros(len(offsets), dim, dtype=torch.float64), _unit(strength)
     for axis, along in enumerate(zip(*offsets)):
-        constant[:, 2 * axis] = 2 * strength * _UNIT / scale * torch.tensor(along)
-        constant[:, 2 * axis + 1] = -strength * _UNIT ** 2 / scale
+        constant[:, 2 * axis] = 2 * strength * unit / scale * torch.tensor(along)
+        constant[:, 2 * axis + 1] = -strength * unit ** 2 / scale
     return constant
 
 
 @torch.no_grad()
-def start_locally(tables: Sequence[torch.Tensor]) -> None:
+def start_locally(tables: Sequence[torch.Tensor], strength: float = STRENGTH) -> None:
     """Write (δ / a, δ² / a²) into freshly drawn relative tables, in place.
 
     Args:
         tables: For each axis its table (2 * L - 1, dim), the first axis first.
+        strength: β, that of the queries.
     """
     for axis, table in enumerate(tables):
         reach = table.shape[0] // 2
-        offset = torch.arange(-reach, reach + 1, device=table.device).clamp(-_REACH, _REACH) / _UNIT
+        offset = torch.arange(-reach, reach + 1, device=table.device).clamp(-_REACH, _REACH) / _unit(strength)
         table.mul_(_REST)
         table[:, :2 * len(tables)] = 0
         table[:, 2 * axis] = offset
         table[:, 2 * axis + 1] = offset.square()
+
+
+def balanced(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights of an attention divided anew between a large constant and what it meets: the same function, to learn.
+
+    A dimension of the queries may be divided by a number if that of the keys and of the tables is multiplied by it. It
+    is a power of two: every logit stays what it is, to the last digit.
+
+    Args:
+        weights: `q_const` (num_heads, dim), `qkv.weight` and `qkv.bias`, `rel_h` and `rel_w`, as far as there are any.
+
+    Returns:
+        Those of them that change, in float32 at least; none where the constant is small.
+    """
+    constant = weights['q_const']
+    num_heads, dim = constant.shape
+    size = constant.detach().abs().amax(0).double() * dim ** -0.5
+    factor = torch.where(size > _LARGE, 2. ** -size.clamp_min(1).log2().floor(), 1.)
+    if (factor == 1).all():
+        return {}
+    queries, changed = factor.repeat(num_heads), {'q_const': constant * factor.to(constant)}
+    for name, tensor in weights.items():
+        wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+        if name.startswith('qkv.'):
+            rows = torch.cat([queries, 1 / queries, queries.new_ones(len(tensor) - 2 * len(queries))])
+            changed[name] = wide * rows.to(wide).view(-1, *[1] * (tensor.dim() - 1))
+        elif name.startswith('rel_'):
+            changed[name] = wide / factor.to(wide)
+    return changed

@@ -172,7 +172,7 @@ class SoftmaxAttention(GridAttention):
         for table in tables:
             trunc_normal_(table, std=self.scale)
         self.q_const = local_query(offsets, self.dk // self.num_heads, self.scale, strength).to(tables[0])
-        start_locally(tables)
+        start_locally(tables, strength)
         # where a head looks is all position at first: the queries have no content yet, and the constant meets no keys
         q, k, _ = self.qkv.weight.split([self.dk, self.dk, self.dv])
         q.zero_()

@@ -10,7 +10,9 @@ from aa_models.augmentation.conversion import augment
 from aa_models.augmentation.warm_start import plain_to_augmented
 from aa_models.errors import InputError
 from aa_models.layers import AttentionArgs, AugmentedConv2d, GridAttention
+from aa_models.layers.local_start import balanced
 from aa_models.layers.position import resize_rel_table
+from aa_models.layers.softmax_attention import SoftmaxAttention
 
 
 def augment_stages(
@@ -79,7 +81,8 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
     """Bring a checkpoint into the model's shape; what fits already is untouched.
 
     Convolutions that are plain in the checkpoint and augmented in the model keep the filters that stay. Relative tables
-    are interpolated to the model's sizes.
+    are interpolated to the model's sizes. Attention whose large constant would keep it from learning is divided anew,
+    and computes what it did.
     """
     plain = {
         name: module for name, module in model.named_modules()
@@ -91,4 +94,17 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
         if table is not None and table.shape[0] != own.shape[0] and table.shape[1] == own.shape[1]:
             size = (own.shape[0] + 1) // 2
             state_dict[name] = resize_rel_table(table.float(), size).to(table.dtype)
+    for prefix, module in model.named_modules():
+        if isinstance(module, SoftmaxAttention) and f'{prefix}.q_const' in state_dict:
+            state_dict.update(_balance(prefix, module, state_dict))
     return state_dict
+
+
+def _balance(prefix: str, attn: SoftmaxAttention, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What `balanced` changes of an attention's weights, nothing where they are not all there in their shapes."""
+    shapes = {name: parameter.shape for name, parameter in attn.named_parameters() if not name.startswith('proj.')}
+    shapes['q_const'] = torch.Size([attn.num_heads, attn.dk // attn.num_heads])
+    found = {name: state_dict[f'{prefix}.{name}'] for name in shapes if f'{prefix}.{name}' in state_dict}
+    if {name: tensor.shape for name, tensor in found.items()} != shapes:
+        return {}
+    return {f'{prefix}.{name}': tensor for name, tensor in balanced(found).items()}

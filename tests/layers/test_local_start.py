@@ -139,7 +139,7 @@ def test_the_constant_is_loaded_as_buffers_are():
 
 def test_constant_is_the_formula():
     constant = local_query([(-1, 1)], 6, 0.5, strength=2.)
-    assert constant.tolist() == [[-16., -16., 16., -16., 0., 0.]]
+    assert constant.tolist() == [[-8., -4., 8., -4., 0., 0.]]
 
 
 def test_heads_too_small_for_a_distance_are_refused():
