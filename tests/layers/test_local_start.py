@@ -1,4 +1,5 @@
 """Heads that start at one neighbour each."""
+import copy
 import math
 
 import pytest
@@ -7,16 +8,17 @@ import torch
 from timm.models import save_for_hf
 
 import reference
+from aa_models.augmentation import imitation
 from aa_models.layers import AttentionArgs, AugmentedConv2d, softmax_attention
-from aa_models.layers.local_start import head_offsets, local_query
+from aa_models.layers.local_start import STRENGTH, balanced, head_offsets, local_query
 from aa_models.layers.softmax_attention import SoftmaxAttention
 
 
-def attention_of(num_heads=8, feat_size=(5, 7), attn_init='local', **kwargs):
+def attention_of(num_heads=8, feat_size=(5, 7), attn_init='local', bias=False, **kwargs):
     args = AttentionArgs(dk=6 * num_heads, dv=2 * num_heads, num_heads=num_heads, attn_init=attn_init)
     axes = len(feat_size)
     return SoftmaxAttention(
-        6, args, feat_size=feat_size, stride=[1] * axes, sample_pad=[0] * (2 * axes), bias=False, **kwargs)
+        6, args, feat_size=feat_size, stride=[1] * axes, sample_pad=[0] * (2 * axes), bias=bias, **kwargs)
 
 
 def test_offsets_are_the_nearest_pixels():
@@ -140,6 +142,46 @@ def test_the_constant_is_loaded_as_buffers_are():
 def test_constant_is_the_formula():
     constant = local_query([(-1, 1)], 6, 0.5, strength=2.)
     assert constant.tolist() == [[-8., -4., 8., -4., 0., 0.]]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
+def test_a_large_constant_is_divided_anew(dtype):
+    """Published weights have such, from when a was the same for every β; nothing changes but how they learn."""
+    attn, x = trained(attention_of(bias=True)).to(dtype), torch.randn(2, 6, 5, 7, dtype=dtype)
+    assert balanced(dict(attn.named_parameters(), q_const=attn.q_const)) == {}
+    by, dk = torch.tensor([8., 16., 4., 32., 1., 1.], dtype=dtype), attn.dk  # of each dimension
+    attn.q_const *= by
+    for name in ('weight', 'bias'):
+        q, k, _ = getattr(attn.qkv, name).split([dk, dk, attn.dv])
+        for rows, factor in ((q, by), (k, 1 / by)):
+            rows.unflatten(0, [attn.num_heads, -1]).mul_(factor.view(-1, *[1] * (rows.dim() - 1)))
+    for table in (attn.rel_h, attn.rel_w):
+        table /= by
+    expected, before = attn(x), copy.deepcopy(attn.state_dict())
+    changed = balanced(dict(attn.named_parameters(), q_const=attn.q_const))
+    assert set(changed) == {'q_const', 'qkv.weight', 'qkv.bias', 'rel_h', 'rel_w'}
+    attn.load_state_dict(before | changed)
+    assert attn.q_const.abs().max() < 4.1 / attn.scale < before['q_const'].abs().max()
+    assert torch.equal(attn(x), expected)
+
+
+@pytest.mark.parametrize('strength', [STRENGTH, imitation.STRENGTH])
+def test_one_step_leaves_heads_where_they_are(strength):
+    """Adam moves every weight by its learning rate at first, however little the loss depends on it."""
+    attn = AugmentedConv2d(64, 64, 1, dk=160, dv=64, num_heads=8, feat_size=(7, 7)).attn
+    attn.look_at(head_offsets(8, 2), strength)
+    x = torch.randn(4, 64, 7, 7)
+
+    def weights():
+        q, k, _ = attn.heads(x)
+        return attn.weights(q, k)
+    before = weights().detach()
+    for _ in range(8):  # in random directions, as they are where the loss hardly depends on a weight
+        with torch.no_grad():
+            for parameter in attn.parameters():
+                parameter += 1e-3 * torch.randn_like(parameter).sign()
+    assert (weights() - before).abs().sum(-1).max() < 0.5
 
 
 def test_heads_too_small_for_a_distance_are_refused():
