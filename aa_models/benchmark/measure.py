@@ -149,10 +149,7 @@ def _resident_peaks(case: Case) -> dict[str, int]:
     if glibc := hasattr(library, 'mallopt'):
         # M_MMAP_THRESHOLD, else a growing one: a freed tensor goes back to the system, whatever was freed before
         library.mallopt(-3, 2 ** 17)
-    # enough to load every library that the case needs; batch norm cannot be trained on a single value
-    settings, size = dataclasses.replace(case.settings, batch_size=2), (32, 32) if case.network else (4, 4)
-    for mode in settings.modes:
-        dataclasses.replace(case, settings=settings, size=size).step(mode)()
+    _load_libraries(case)
     peaks, before = {}, 0
     for mode in case.settings.modes:
         step = case.step(mode)
@@ -169,6 +166,20 @@ def _resident_peaks(case: Case) -> dict[str, int]:
         peaks[mode] = _high_water() - before
         del step
     return peaks
+
+
+def _load_libraries(case: Case) -> None:
+    """Run a small step, so that no library is loaded while memory is measured."""
+    settings = dataclasses.replace(case.settings, batch_size=2)  # batch norm cannot be trained on a single value
+    for size in ((32, 32) if case.network else (4, 4), case.size):  # not every network takes small pictures
+        small = dataclasses.replace(case, settings=settings, size=size)
+        try:
+            for mode in settings.modes:
+                small.step(mode)()
+            return
+        except Exception:
+            if size == case.size:
+                raise
 
 
 def _high_water() -> int:

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='split of the dataset (default: %(default)s)')
     parser.add_argument('--images', type=int, default=0, metavar='N',
                         help='number of pictures, the same of all classes (default: all)')
-    add_recipe_options(parser, ('dataset', 'batch_size', 'amp', 'amp_dtype', 'channels_last'))
+    add_recipe_options(parser, ('dataset', 'batch_size', 'amp', 'amp_dtype', 'channels_last', 'skip_broken'))
     parser.add_argument('-o', '--output', type=path, required=True, metavar='CSV', help='the table')
     add_device(parser)
 

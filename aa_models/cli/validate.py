@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     print(f'{recipe.model}: top-1 {result.top1:.3f} % top-5 {result.top5:.3f} % of {result.images} images{left_out} '
           f'in {result.seconds:.1f} s, {result.precision}')
     if args.results_file:
-        update_results(args.results_file, _row(recipe.model, result))
+        update_results(args.results_file, _row(_name_of(recipe.model, args.checkpoint), result))
     if args.card:
         _write_card(Path(folder), recipe, result)
     return 0
@@ -101,12 +101,18 @@ def _write_card(folder: Path, recipe: 'Recipe', result: 'Validation') -> None:
         f'{result.images / result.seconds:.0f} images a second on {machine_name(result.process)}, loading included')
 
 
-def _row(name: str, result: 'Validation') -> dict[str, Any]:
-    """A row of the results table. A folder is named in it by its last part alone, `<model>.<tag>`."""
+def _name_of(model: str, checkpoint: Path | None) -> str:
+    """What a row of the results table is called: a checkpoint by its path, a folder by its last part."""
     from timm.models import parse_model_name
-    source, folder = parse_model_name(name)
+    if checkpoint:
+        return str(checkpoint)
+    source, folder = parse_model_name(model)
+    return Path(folder).resolve().name if source == 'local-dir' else model
+
+
+def _row(name: str, result: 'Validation') -> dict[str, Any]:
     return dict(
-        model=Path(folder).resolve().name if source == 'local-dir' else name,
+        model=name,
         top1=round(result.top1, 4), top1_err=round(100 - result.top1, 4),
         top5=round(result.top5, 4), top5_err=round(100 - result.top5, 4),
         param_count=round(sum(p.numel() for p in result.model.parameters()) / 1e6, 2),

@@ -22,7 +22,7 @@ from aa_models.device import process_on
 from aa_models.durable import replace_text
 from aa_models.errors import InputError
 
-from .datasets import labels_of, open_dataset
+from .datasets import labels_of, leave_out, open_dataset
 from .loaders import data_config_of, make_eval_loader
 from .precision import with_precision
 from .recipe import Recipe
@@ -102,6 +102,8 @@ def measure_corruptions(
         dataset = open_dataset(recipes[0].dataset, data_dir, recipes[0].val_split, download=download)
         if isinstance(dataset, IterableDataset):
             raise InputError(f'corruptions need a dataset with random access, not {recipes[0].dataset!r}')
+        if recipes[0].skip_broken:
+            leave_out(dataset, recipes[0].val_split)
         dataset = held_out(dataset, recipes[0], data_dir)
         outputs = [match_classes(dataset, model) for model in models]
         indices = list(range(len(dataset)))

@@ -203,10 +203,12 @@ class Trainer:
         with contextlib.nullcontext() if update else self.task.no_sync():
             with self.autocast:
                 loss = self.task(images, labels)['loss']
+            twice = getattr(self.optimizer, 'is_second_order', False)  # timm's word of those that see curvature
             if self.scaler is not None:
-                self.scaler(loss / group, self.optimizer, clip_grad=clip, parameters=parameters, need_update=update)
+                self.scaler(loss / group, self.optimizer, clip_grad=clip, parameters=parameters, create_graph=twice,
+                            need_update=update)
             else:
-                (loss / group).backward()
+                (loss / group).backward(create_graph=twice)
         if update and self.scaler is None:
             if clip is not None:
                 dispatch_clip_grad(parameters, clip)

@@ -16,6 +16,10 @@ RECIPE_DIR = Path(__file__).parents[1] / 'recipes'
 RECIPE_FILE = 'recipe.yaml'  # in the folder of a run, and in what is made of it
 
 
+# arguments of a network that a recipe has keys of its own for
+_OWN_KEYS = dict(pretrained='pretrained', num_classes='num_classes', drop_rate='drop', drop_path_rate='drop_path')
+
+
 @dataclass(frozen=True, config=ConfigDict(extra='forbid', allow_inf_nan=False))
 class Recipe:
     """Hyper-parameters under timm's names. Where a run is read from and written to is no part of it."""
@@ -171,6 +175,12 @@ class Recipe:
         if self.warmup_epochs >= self.epochs and self.sched != 'constant':
             raise ValueError(
                 f'warmup_epochs = {self.warmup_epochs:g} must be less than epochs = {self.epochs}, which include them')
+        warm = self.epochs - self.warmup_epochs
+        if self.sched == 'wsd' and self.decay_epochs and self.decay_epochs > warm:
+            raise ValueError(f'decay_epochs = {self.decay_epochs:g} must be at most {warm:g} with sched = wsd, the '
+                             'epochs after the warm-up')
+        if own := [name for name in self.model_kwargs if name in _OWN_KEYS]:
+            raise ValueError(f'model_kwargs has {own[0]}, for which a recipe has the key {_OWN_KEYS[own[0]]}')
         if late := [epoch for epoch in self.train_img_size if epoch >= self.epochs]:
             raise ValueError(f'train_img_size changes after {late[0]} epochs, but epochs = {self.epochs}')
         if self.initial_checkpoint and self.pretrained:

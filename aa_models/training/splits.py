@@ -3,7 +3,7 @@ import copy
 import dataclasses
 import itertools
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 import torch
@@ -71,14 +71,16 @@ def held_out(dataset: Images, recipe: Recipe, root: str | None) -> Images:
         recipe: Of the run. Any other dataset, and a folder of fewer pictures than it holds out, stay whole.
         root: The folder.
     """
-    if recipe.dataset or not recipe.holdout or recipe.train_split == recipe.val_split:
+    samples = samples_of(dataset)
+    if samples is None or not recipe.holdout or recipe.train_split == recipe.val_split:
         return dataset
-    if recipe.holdout >= len(dataset) or samples_of(open_dataset('', root, recipe.train_split)) != samples_of(dataset):
+    trained = samples_of(open_dataset(recipe.dataset, root, recipe.train_split))
+    if recipe.holdout >= len(dataset) or trained is None or not set(samples) <= set(trained):
         return dataset
     part = Part(dataset, _choose(dataset, None, recipe.holdout, 'holdout', recipe))
     _logger.warning(
         f'{root} has no folders {recipe.train_split}/ and {recipe.val_split}/: measured are the {len(part)} of its '
-        f'{len(dataset)} pictures that training held out (--split {recipe.train_split}: all)')
+        f'{len(dataset)} pictures that training by this recipe holds out (--split {recipe.train_split}: all)')
     return part
 
 
@@ -100,15 +102,23 @@ def _choose(dataset: Images, indices: list[int] | None, count: int, option: str,
     if count >= len(indices):
         raise InputError(f'{option} = {count} must be below the {len(indices)} training images')
     labels = labels_of(dataset)
-    return choose_evenly(indices, labels and [labels[i] for i in indices], count, recipe.seed)
+    own = labels and [labels[i] for i in indices]
+    return choose_evenly(indices, own, count, recipe.seed, last_stays=option == 'holdout')
 
 
-def choose_evenly(indices: list[int], labels: list[int] | None, count: int, seed: int) -> list[int]:
-    """`count` of the indices in rising order, as evenly from all classes as can be where their labels are known."""
+def choose_evenly(
+        indices: list[int], labels: list[int] | None, count: int, seed: int, last_stays: bool = False) -> list[int]:
+    """`count` of the indices in rising order, as evenly from all classes as can be where their labels are known.
+
+    With `last_stays` the last image of a class is chosen when there are no others, so that a rare class keeps one.
+    """
     order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))
     if labels is not None:
         counters: dict[int, Iterator[int]] = defaultdict(itertools.count)
         turn = [next(counters[labels[i]]) for i in order.tolist()]  # images of its class that come before each image
+        if last_stays:
+            sizes = Counter(labels)
+            turn = [t if t + 1 < sizes[labels[i]] else len(labels) for t, i in zip(turn, order.tolist())]
         order = order[torch.tensor(turn).argsort(stable=True)]
     return sorted(indices[i] for i in order[:count].tolist())
 

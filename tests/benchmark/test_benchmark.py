@@ -143,6 +143,21 @@ def test_memory_is_what_a_step_touches():
     assert peaks['train'] == pytest.approx(200e6, rel=0.1) and peaks['infer'] < 20e6
 
 
+class Fixed(torch.nn.Linear):
+    """Takes pictures of one size, as vision transformers do."""
+
+    def __init__(self, size, device, dtype):
+        super().__init__(3 * 48 * 48, 10, device=device, dtype=dtype)
+
+    def forward(self, x):
+        return super().forward(x.flatten(1))
+
+
+def test_memory_of_a_network_that_takes_one_size():
+    case = Case('fixed', Fixed, (48, 48), 3, Settings(batch_size=2, device='cpu'), network=True)
+    assert set(measure.peak_memory(case)) == set(case.settings.modes)
+
+
 def test_a_process_killed_for_memory_is_no_fault_of_ours():
     with pytest.raises(WorkError, match='greedy: the process that measures memory was killed'):
         measure.peak_memory(Killed('greedy', torch.nn.Identity, (1, 1), 1, Settings(device='cpu')))

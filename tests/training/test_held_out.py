@@ -1,8 +1,11 @@
 """A folder without splits is measured on the pictures that training held out, never on those that it saw."""
 import pytest
 
+from aa_models.release.results import read_results
 from aa_models.training.corruptions import measure_corruptions
-from aa_models.training.datasets import open_dataset
+from aa_models.training.datasets import labels_of, open_dataset
+from aa_models.training.recipe import Recipe
+from aa_models.training.splits import open_datasets, with_holdout
 from aa_models.training.validation import validate, validation_recipe
 from training_runs import log_of, make_pictures, run_training, run_validation
 
@@ -32,6 +35,33 @@ def test_those_held_out(trained, source, caplog):
     assert f'{flat} has no folders train/ and validation/: measured are the 6 of its 24 pictures' in caplog.text
 
 
+def test_those_held_out_of_the_pictures_that_can_be_read(tmp_path, caplog):
+    """A broken one is no picture to either command; without it others are held out than with it."""
+    flat = make_pictures(tmp_path / 'flat', splits=('',))
+    next(flat.glob('*/*.png')).write_bytes(b'not a picture')
+    output = run_training(tmp_path / 'out', flat, '--tag', 'noise', '--skip-broken', holdout=6, epochs=3, seed=0)
+    for values in ({}, dict(skip_broken=True)):
+        result = measured(output, flat, 'folder', **values)
+        assert result.images == 6 and result.top1 == pytest.approx(float(log_of(output)[-1]['eval_top1']))
+    assert 'measured are the 6 of its 23 pictures' in caplog.text
+
+
+def test_those_held_out_of_a_folder_by_another_name(tmp_path):
+    flat = make_pictures(tmp_path / 'flat', splits=('',))
+    values = dict(dataset='torch/image_folder', holdout=6)
+    output = run_training(tmp_path / 'out', flat, '--tag', 'noise', **values)
+    assert measured(output, flat, 'checkpoint', dataset=values['dataset']).images == 6
+
+
+def test_a_rare_class_keeps_a_picture_to_learn_from(tmp_path, caplog):
+    flat = make_pictures(tmp_path / 'flat', splits=('',))
+    for file in list((flat / 'class2').iterdir())[1:]:
+        file.unlink()
+    recipe = with_holdout(Recipe(holdout=6), str(flat))
+    train, evaluation = (labels_of(part) for part in open_datasets(recipe, str(flat), download=False))
+    assert train.count(2) == 1 and len(evaluation) == 6 and evaluation.count(0) == evaluation.count(1) == 3
+
+
 def test_all_on_request_and_of_other_folders(trained, tmp_path):
     flat, output = trained
     assert measured(output, flat, 'folder', val_split='train').images == 24
@@ -45,6 +75,15 @@ def test_the_card_says_how_many(trained):
     run_validation('--model', f'local-dir:{folder}', '--data-dir', flat, '--card')
     text = (folder / 'README.md').read_text()
     assert '6 images' in text and '24 images' not in text
+
+
+def test_the_table_has_a_row_for_each_checkpoint(trained, tmp_path):
+    flat, output = trained
+    checkpoints = [output / name for name in ('last.pth.tar', 'model_best.pth.tar')]
+    for checkpoint in checkpoints:
+        run_validation('--checkpoint', checkpoint, '--data-dir', flat, '--results-file', tmp_path / 'results.csv')
+    rows = read_results(tmp_path / 'results.csv')
+    assert {row['model'] for row in rows} == set(map(str, checkpoints))
 
 
 @pytest.mark.parametrize('images', [0, 3])

@@ -188,6 +188,12 @@ def test_layers_below_the_head_learn_slower(tmp_path, data):
     assert {group['weight_decay'] for group in groups} == {0, 0.05}  # none on norms, biases and relative tables
 
 
+def test_an_optimiser_that_sees_curvature(tmp_path, data):
+    """It needs gradients of gradients, which timm's own loop gives it, too."""
+    output = run_training(tmp_path / 'out', data, opt='adahessian', epochs=1)
+    assert float(log_of(output)[0]['train_loss']) > 0
+
+
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
 def test_mixed_precision_in_channels_last(tmp_path, data, dtype):
     output = run_training(tmp_path / 'out', data, amp=True, amp_dtype=dtype, channels_last=True, crop_padding=2)
