@@ -11,6 +11,7 @@ from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_inter
 from torch import nn
 from torchvision import transforms
 
+from aa_models.augmentation.conversion import input_channels
 from aa_models.errors import InputError
 
 from .datasets import Images
@@ -23,7 +24,13 @@ DATA_KEYS = ('img_size', 'input_size', 'mean', 'std', 'interpolation', 'crop_pct
 
 
 def data_config_of(model: nn.Module, recipe: Recipe) -> Config:
-    """Size, mean, std, filter and crop of the pictures: the recipe's, or those of the model's cfg where it has None."""
+    """Size, mean, std, filter and crop of the pictures: the recipe's, or those of the model's cfg where it has None.
+
+    Raises:
+        InputError: The model takes pictures of other channels than red, green and blue.
+    """
+    if (channels := input_channels(model)) != 3:
+        raise InputError(f'the model reads {channels} channels, and datasets are read in 3, red, green and blue')
     return resolve_data_config({key: getattr(recipe, key) for key in DATA_KEYS}, model=model)
 
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from aa_models.data.labels import outputs_of
-from command import run_command
-from training_runs import checkpoint_of, make_pictures, run_training, train_words
+from command import refused, run_command
+from training_runs import RECIPE, checkpoint_of, make_pictures, run_training, train_words
 
 
 @pytest.fixture(scope='module')
@@ -143,6 +143,12 @@ def test_no_picture_is_replaced_in_training(tmp_path, capsys):
     assert status == 1 and f'{broken} cannot be read as a picture' in err and not list(output.glob('*.pth.tar'))
     assert run_command(capsys, 'train', *words, '--skip-broken', '--overwrite')[0] == 0
     assert checkpoint_of(output)['args'].skip_broken
+
+
+def test_networks_of_other_channels_are_refused(tmp_path, data, capsys):
+    words = train_words(tmp_path / 'out', data, model_kwargs={**RECIPE['model_kwargs'], 'in_chans': 1})
+    assert 'reads 1 channels, and datasets are read in 3' in refused(capsys, 'train', *words)
+    assert not (tmp_path / 'out').exists()
 
 
 def test_nothing_can_be_read(trained, pictures, capsys):
