@@ -20,7 +20,7 @@ import torch
 
 STRENGTH = 0.5  # β: on a map, far from its border, the neighbour has a weight of 0.16, a pixel beside it 0.10
 _CONSTANT = 2.  # of the constant times scale, β a², at most
-_LARGE = 4.  # above this a checkpoint's constant is brought below 2
+_LARGE = 10.  # beyond any start beside a kernel of 5 × 5; a checkpoint's constant above it is brought below 2
 _REACH = 64.  # of the distances in pixels: what lies further has no weight anyway, and its square no place in float16
 _REST = 0.1  # of the tables' usual scale, for the dimensions that hold no distance
 

@@ -150,7 +150,7 @@ def test_a_large_constant_is_divided_anew(dtype):
     """Published weights have such, from when a was the same for every β; nothing changes but how they learn."""
     attn, x = trained(attention_of(bias=True)).to(dtype), torch.randn(2, 6, 5, 7, dtype=dtype)
     assert balanced(dict(attn.named_parameters(), q_const=attn.q_const)) == {}
-    by, dk = torch.tensor([8., 16., 4., 32., 1., 1.], dtype=dtype), attn.dk  # of each dimension
+    by, dk = torch.tensor([8., 16., 8., 32., 1., 1.], dtype=dtype), attn.dk  # of each dimension
     attn.q_const *= by
     for name in ('weight', 'bias'):
         q, k, _ = getattr(attn.qkv, name).split([dk, dk, attn.dv])
