@@ -178,13 +178,27 @@ def test_fine_tuning_with_known_classes(start, words):
 
 
 def test_fine_tuning_from_a_linear_probe():
-    own, plain = (read_log(WEIGHTS / 'logs-finetune_probe' / f'{name}-seed42.csv')[-1] for name in (
-        'aa_efficientnet_lite0', 'tf_efficientnet_lite0'))
-    figures = [f'{float(log[f"eval_{column}"]):.2f} %' for log in (own, plain) for column in ('top1', 'top5')]
-    text = ' '.join(README[README.index('**From a linear probe** ([logs](logs-finetune_probe))'):].split())
-    assert re.findall(r'[\d.]+ %', text)[:4] == figures
+    text, means = README[README.index('**From a linear probe** ([logs](logs-finetune_probe))'):], []
+    for row, (folder, name) in zip(re.findall(r'^\| (?:`|the same).* \|$', text, re.MULTILINE), [
+            ('logs-finetune_probe', 'tf_efficientnet_lite0'), ('logs-finetune_probe', 'aa_efficientnet_lite0'),
+            ('logs-finetune_probe_before', 'aa_efficientnet_lite0')]):
+        top1 = [float(read_log(WEIGHTS / folder / f'{name}-seed{seed}.csv')[-1]['eval_top1']) for seed in (42, 43, 44)]
+        means.append(f'{statistics.mean(top1):.2f}')
+        cells = *(f'{x:.2f}' for x in top1), f'{means[-1]} ± {statistics.stdev(top1):.2f}'
+        assert row.endswith(f'| {" | ".join(cells)} |')
+    assert f'**{means[1]} %** in three epochs' in text and f'to {means[0]} %; top-1' in ' '.join(text.split())
     front = ' '.join((ROOT / 'README.md').read_text(encoding='utf-8').split())
-    assert f'[from a linear probe](weights/README.md#fine-tuning) to {figures[0]}' in front
+    assert f'[from a linear probe](weights/README.md#fine-tuning) to {means[1]} %' in front
+
+
+@pytest.mark.parametrize('log, words', [
+    ('plain', 'plain'), ('constant16', 'attention, its constant 16, as the weights were published'),
+    ('constant16-not_distilled', 'the same, converted anew, without the distillation'),
+    ('fixed', 'its constant 16, queries, keys and tables fixed'), ('constant1', 'its constant 1'),
+    ('constant1-softer', 'its constant 1, β a quarter, so that heads look further around')])
+def test_what_kept_attention_behind(log, words):
+    last = read_log(WEIGHTS / 'logs-finetune_probe_held_out' / f'{log}.csv')[-1]
+    assert f'| {words} | {float(last["eval_top1"]):.2f} % | {float(last["eval_loss"]):.3f} |' in README
 
 
 @pytest.mark.parametrize('task, words', [('cifar100', 'a tenth of its pictures'), ('shapes', 'eight drawn figures')])
