@@ -195,11 +195,15 @@ def test_a_teacher_changes_neither_the_start_nor_itself(data, tmp_path, teacher)
     (dict(teacher='aa_resnet152'), 'aa_resnet152 has no pretrained weights'),
     (dict(teacher='local-dir:nowhere'), 'nowhere'),
     (dict(teacher='TEACHER', num_classes=4), 'has 3 classes, the model 4'),
-    (dict(teacher='TEACHER', model_kwargs=dict(in_chans=1), input_size=[1, 16, 16], img_size=None), 'of 3 channels'),
+    (dict(teacher='GREY'), 'takes images of 1 channels, the model 3'),
 ])
 def test_what_is_refused(values, message, data, tmp_path, teacher, capsys):
     if values.get('teacher') == 'TEACHER':
         values = {**values, 'teacher': f'local-dir:{teacher}'}
+    elif values.get('teacher') == 'GREY':
+        grey = timm.create_model('simplecnn', num_classes=3, in_chans=1)
+        timm.models.save_for_hf(grey, tmp_path / 'grey', safe_serialization=True)
+        values = {**values, 'teacher': f'local-dir:{tmp_path / "grey"}'}
     err = refused(capsys, 'train', *train_words(tmp_path / 'out', data, **values))
     assert message in err and len(err.splitlines()) == 1
     assert not (tmp_path / 'out').exists()
