@@ -171,15 +171,13 @@ def _resident_peaks(case: Case) -> dict[str, int]:
 def _load_libraries(case: Case) -> None:
     """Run a small step, so that no library is loaded while memory is measured."""
     settings = dataclasses.replace(case.settings, batch_size=2)  # batch norm cannot be trained on a single value
-    for size in ((32, 32) if case.network else (4, 4), case.size):  # not every network takes small pictures
-        small = dataclasses.replace(case, settings=settings, size=size)
-        try:
-            for mode in settings.modes:
-                small.step(mode)()
-            return
-        except Exception:
-            if size == case.size:
-                raise
+    small = dataclasses.replace(case, settings=settings, size=(32, 32) if case.network else (4, 4))
+    try:
+        for mode in settings.modes:
+            small.step(mode)()
+    except Exception:  # not every network takes small pictures
+        for mode in settings.modes:
+            dataclasses.replace(small, size=case.size).step(mode)()
 
 
 def _high_water() -> int:

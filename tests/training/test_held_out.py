@@ -5,7 +5,7 @@ from aa_models.release.results import read_results
 from aa_models.training.corruptions import measure_corruptions
 from aa_models.training.datasets import labels_of, open_dataset
 from aa_models.training.recipe import Recipe
-from aa_models.training.splits import open_datasets, with_holdout
+from aa_models.training.splits import open_datasets
 from aa_models.training.validation import validate, validation_recipe
 from training_runs import log_of, make_pictures, run_training, run_validation
 
@@ -53,12 +53,11 @@ def test_those_held_out_of_a_folder_by_another_name(tmp_path):
     assert measured(output, flat, 'checkpoint', dataset=values['dataset']).images == 6
 
 
-def test_a_rare_class_keeps_a_picture_to_learn_from(tmp_path, caplog):
+def test_a_rare_class_keeps_a_picture_to_learn_from(tmp_path):
     flat = make_pictures(tmp_path / 'flat', splits=('',))
     for file in list((flat / 'class2').iterdir())[1:]:
         file.unlink()
-    recipe = with_holdout(Recipe(holdout=6), str(flat))
-    train, evaluation = (labels_of(part) for part in open_datasets(recipe, str(flat), download=False))
+    train, evaluation = (labels_of(part) for part in open_datasets(Recipe(holdout=6), str(flat), download=False))
     assert train.count(2) == 1 and len(evaluation) == 6 and evaluation.count(0) == evaluation.count(1) == 3
 
 
