@@ -59,17 +59,23 @@ def widen(narrow: nn.Module, wide: nn.Module, *, noise: float = NOISE, seed: int
     if noise < 0:
         raise InputError(f'noise = {noise} must be at least 0')
     device = next(wide.parameters()).device
-    weights = _Widening(narrow, wide, Reading(noise, torch.Generator().manual_seed(seed))).run()
+    old = {name: tensor.detach().cpu() for name, tensor in narrow.state_dict().items()}
+    weights = Widening(narrow, wide, old, Reading(noise, torch.Generator().manual_seed(seed))).run()
     wide.load_state_dict({name: tensor.to(device) for name, tensor in weights.items()})
     return wide
 
 
-class _Widening:
-    """Goes through the graph of both networks, with the channel that each copy is of for every tensor on the way."""
+class Widening:
+    """Goes through the graph of both networks, with the channel that each copy is of for every tensor on the way.
 
-    def __init__(self, narrow: nn.Module, wide: nn.Module, reading: Reading) -> None:
-        self.narrow, self.wide, self.reading = narrow, wide, reading
-        self.old = {name: tensor.detach().cpu() for name, tensor in narrow.state_dict().items()}
+    Args:
+        narrow, wide: The networks, whose own weights are not looked at.
+        old: The weights of the narrow one, of which those of the wide one are a linear function.
+        reading: How they are divided among copies.
+    """
+
+    def __init__(self, narrow: nn.Module, wide: nn.Module, old: StateDict, reading: Reading) -> None:
+        self.narrow, self.wide, self.old, self.reading = narrow, wide, old, reading
         self.shapes = {name: tensor.shape for name, tensor in wide.state_dict().items()}
         self.new: StateDict = {}
         differing = sorted(name for name in self.old.keys() ^ self.shapes.keys() if not name.endswith('.q_const'))

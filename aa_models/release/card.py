@@ -178,8 +178,9 @@ def _start(recipe: Recipe) -> str:
     """From which weights training started, and who taught."""
     text = f'fine-tuned from the weights of `{recipe.model}`' if recipe.pretrained else 'trained from scratch'
     if recipe.initial_checkpoint is not None:
-        narrow = 'a narrower network, which were widened' if recipe.widen else 'another run'
-        text = f'trained from the weights of {narrow}, `{recipe.initial_checkpoint}`'
+        other = ('a narrower network, which were widened' if recipe.widen
+                 else 'a wider network, which were narrowed' if recipe.narrow else 'another run')
+        text = f'trained from the weights of {other}, `{recipe.initial_checkpoint}`'
     if recipe.teacher is None:
         return text
     what = 'logits' if recipe.kd_distill_type == 'logit' else 'features'

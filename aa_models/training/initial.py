@@ -1,5 +1,7 @@
-"""A run that starts from another run's weights, of the same network or of a narrower one."""
+"""A run that starts from another run's weights, of the same network or of a narrower or wider one."""
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -7,6 +9,7 @@ from timm.models import load_state_dict
 from timm.utils import load_checkpoint_metadata
 from torch import nn
 
+from aa_models.augmentation.narrowing import narrow
 from aa_models.augmentation.widening import widen
 from aa_models.errors import InputError, NoSuchFileError
 from aa_models.models._augmented import checkpoint_filter_fn
@@ -58,20 +61,34 @@ def grow_from(model: nn.Module, source: str, seed: int) -> None:
         InputError: It holds no weights, does not say of which network, or the model is no wider form of that.
         WeightsError: The weights do not fit their own network, or are not finite.
     """
+    _resize(model, source, 'widen', partial(widen, seed=seed))
+
+
+def shrink_from(model: nn.Module, source: str) -> None:
+    """Fill a network with what a wider one of the same form has become (`aa_models.augmentation.narrowing`).
+
+    Args:
+        model: The narrow network.
+        source: As for `grow_from`, which raises the same errors.
+    """
+    _resize(model, source, 'narrow', narrow)
+
+
+def _resize(model: nn.Module, source: str, how: str, function: Callable[[nn.Module, nn.Module], object]) -> None:
     what, file = f'initial_checkpoint = {source!r}', find_weights(source)
     if file.name == WEIGHTS_FILE and file.with_name(CONFIG).is_file():
-        narrow = build_model(f'{_LOCAL}{file.parent}', pretrained=True)
+        other = build_model(f'{_LOCAL}{file.parent}', pretrained=True)
     else:
-        recipe = _recipe_of(file, what)
+        recipe = _recipe_of(file, f'{what} with {how}')
         name, arguments = recipe.network
-        narrow = build_model(name, num_classes=recipe.num_classes, **arguments)
-        start_from(narrow, str(file))
+        other = build_model(name, num_classes=recipe.num_classes, **arguments)
+        start_from(other, str(file))
     try:
-        widen(narrow, model, seed=seed)
+        function(other, model)
     except InputError as error:
-        raise InputError(f'{what} with widen: {error}') from error
-    few, many = (sum(p.numel() for p in network.parameters()) for network in (narrow, model))
-    _logger.info(f'widened from {few:,} to {many:,} parameters')
+        raise InputError(f'{what} with {how}: {error}') from error
+    before, after = (sum(p.numel() for p in network.parameters()) for network in (other, model))
+    _logger.info(f'{how}ed from {before:,} to {after:,} parameters')
 
 
 def _recipe_of(file: Path, what: str) -> Recipe:
@@ -79,7 +96,7 @@ def _recipe_of(file: Path, what: str) -> Recipe:
     try:
         args = vars(load_checkpoint_metadata(file)['args'])
     except Exception as error:  # a file of another kind fails in many ways
-        raise InputError(f'{what} with widen: {file} does not say of which network its weights are; possible are the '
+        raise InputError(f'{what}: {file} does not say of which network its weights are; possible are the '
                          f'checkpoint of a run and a folder with {CONFIG} and {WEIGHTS_FILE}') from error
     return checked(Recipe, args, f'recipe in {file}')
 

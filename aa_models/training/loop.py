@@ -19,6 +19,7 @@ from aa_models.errors import DivergenceError, InputError
 from aa_models.models.cpu_training import speed_up_training
 
 from .distillation import Criterion, guesses_of_teacher
+from .products import fast_products
 from .progress import Progress
 from .recipe import Recipe
 from .validation import evaluate
@@ -212,7 +213,8 @@ class Trainer:
         if update and self.scaler is None:
             if clip is not None:
                 dispatch_clip_grad(parameters, clip)
-            self.optimizer.step()
+            with fast_products(self.process.device):
+                self.optimizer.step()
         if update:
             self.optimizer.zero_grad()
         return loss

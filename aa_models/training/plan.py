@@ -26,7 +26,8 @@ def plan_of(trainer: Trainer, teacher: Teacher | None, classes: Sequence[str] | 
     recipe, model = trainer.recipe, trainer.model
     start = 'from its pretrained weights' if recipe.pretrained else 'from random weights'
     if recipe.initial_checkpoint is not None:
-        start = f'{"widened " if recipe.widen else ""}from the weights in {recipe.initial_checkpoint}'
+        resized = 'widened ' if recipe.widen else 'narrowed ' if recipe.narrow else ''
+        start = f'{resized}from the weights in {recipe.initial_checkpoint}'
     augmented = sum(isinstance(module, GridAttention) for module in model.modules())
     attention = f', attention in {augmented} layers' if augmented else ''
     plan = [f'model: {recipe.model}, {sum(p.numel() for p in model.parameters()):,} parameters{attention}, {start}']

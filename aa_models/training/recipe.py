@@ -38,6 +38,8 @@ class Recipe:
         '.safetensors file, or local-dir:FOLDER')
     widen: bool = Field(False, description='the network of initial_checkpoint is a narrower one: begin with its '
                         'function, each channel being a copy of one of its channels')
+    narrow: bool = Field(False, description='the network of initial_checkpoint is a wider one, which was widened from '
+                         'this form: begin with the mean of its copies')
     num_classes: OrNone[Int] = Field(
         None, ge=1, description="number of classes; none: in training the dataset's, else the model's own")
     drop: Float = Field(0.0, ge=0, lt=1, description='probability of dropping a feature before the classifier')
@@ -187,6 +189,10 @@ class Recipe:
             raise ValueError(f'initial_checkpoint = {self.initial_checkpoint!r} and pretrained: give one of them')
         if self.widen and not self.initial_checkpoint:
             raise ValueError('widen needs initial_checkpoint, the run of a narrower network')
+        if self.narrow and not self.initial_checkpoint:
+            raise ValueError('narrow needs initial_checkpoint, the run of a wider network')
+        if self.narrow and self.widen:
+            raise ValueError('widen and narrow: give one of them')
         if self.linear_probe and not (self.pretrained or self.initial_checkpoint):
             raise ValueError('linear_probe needs pretrained or initial_checkpoint: random features know nothing')
         if self.linear_probe and self.unlabelled:

@@ -7,7 +7,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from aa_models.training.initial import grow_from, start_from
+from aa_models.training.initial import grow_from, shrink_from, start_from
 from training_runs import RECIPE, assert_same_run, checkpoint_of, log_of, run_training
 
 
@@ -99,6 +99,24 @@ def test_a_run_that_widens(tmp_path, data, first, caplog):
         (output / 'aa_simplecnn.wide' / 'README.md').read_text().split())
 
 
+def test_a_run_that_narrows(tmp_path, data, first, caplog):
+    """What was widened and not changed since is the narrow network again."""
+    wide = run_training(
+        tmp_path / 'wide', data, '--initial-checkpoint', first, '--widen', epochs=1, lr=1e-12, freeze_bn=True,
+        model_kwargs=WIDE)
+    with caplog.at_level('INFO'):
+        output = run_training(
+            tmp_path / 'narrow', data, '--initial-checkpoint', wide, '--narrow', epochs=1, lr=1e-12, freeze_bn=True)
+    assert f', narrowed from the weights in {wide}' in caplog.text
+    now, before = (load_file(run / name / 'model.safetensors') for run, name in (
+        (output, 'aa_simplecnn.narrow'), (first, 'aa_simplecnn.noise')))
+    torch.testing.assert_close(now, before, rtol=1e-2, atol=1e-3)
+    assert 'of a wider network, which were narrowed' in ' '.join(
+        (output / 'aa_simplecnn.narrow' / 'README.md').read_text().split())
+    with pytest.raises(ValueError, match='with narrow: .* would become fewer'):
+        shrink_from(model_of(**WIDE), str(first))
+
+
 @pytest.mark.parametrize('values, message', [
     (dict(initial_checkpoint='nowhere'), "initial_checkpoint = 'nowhere' does not exist"),
     (dict(initial_checkpoint='local-dir:nowhere'), "initial_checkpoint = 'local-dir:nowhere' does not exist"),
@@ -107,6 +125,7 @@ def test_a_run_that_widens(tmp_path, data, first, caplog):
     (dict(initial_checkpoint='{first}', widen=True, model='laa_simplecnn'),
      'with widen: the networks are of different forms'),
     (dict(initial_checkpoint='{first}/run.json', widen=True), 'with widen: .* does not say of which network'),
+    (dict(initial_checkpoint='{first}/run.json', narrow=True), 'with narrow: .* does not say of which network'),
     (dict(initial_checkpoint=''), "initial_checkpoint = '': String should have at least 1"),
     (dict(initial_checkpoint='{first}', pretrained=True), 'initial_checkpoint = .* and pretrained: give one of them'),
     (dict(initial_checkpoint='{first}', model_kwargs={**RECIPE['model_kwargs'], 'channels': [8, 8, 16, 16, 24]}),

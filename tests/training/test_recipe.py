@@ -35,6 +35,8 @@ from aa_models.training.recipe import load_recipe, recipe_fields, recipe_names
     (dict(auto_augment='randm9'), "auto_augment = 'randm9' is no policy that timm knows"),
     (dict(epochs=5, warmup_epochs=5), 'warmup_epochs = 5 must be less than epochs = 5'),
     (dict(widen=True), 'widen needs initial_checkpoint'),
+    (dict(narrow=True), 'narrow needs initial_checkpoint'),
+    (dict(narrow=True, widen=True, initial_checkpoint='run'), 'widen and narrow: give one of them'),
     (dict(sched='wsd', epochs=6, warmup_epochs=1, decay_epochs=6), 'decay_epochs = 6 must be at most 5 with sched = w'),
     (dict(model_kwargs=dict(drop_rate=0.2)), 'model_kwargs has drop_rate, for which a recipe has the key drop'),
     (dict(model_kwargs=dict(num_classes=3)), 'model_kwargs has num_classes, for which a recipe has the key num'),
