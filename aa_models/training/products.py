@@ -13,8 +13,8 @@ from torch.overrides import TorchFunctionMode
 from aa_models.cpu import multiplies
 
 _PRODUCTS = (
-    torch.addmm, torch.baddbmm, torch.bmm, torch.matmul, torch.mm, torch.Tensor.bmm, torch.Tensor.matmul, torch.Tensor.mm,
-    torch.Tensor.__matmul__)
+    torch.addmm, torch.baddbmm, torch.bmm, torch.matmul, torch.mm, torch.Tensor.bmm, torch.Tensor.matmul,
+    torch.Tensor.mm, torch.Tensor.__matmul__)
 
 
 def fast_products(device: torch.device) -> contextlib.AbstractContextManager[object]:

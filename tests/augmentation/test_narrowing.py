@@ -6,15 +6,15 @@ from torch import nn
 
 from aa_models.augmentation.narrowing import narrow
 from aa_models.augmentation.widening import widen
-from test_widening import ANY, RESNET, WHOLE, WRN, make
+from resized_models import ANY, RESNET, WHOLE, WRN, make
 
 
-def of_small_tables(name, few, many):
+def with_equal_tables(name, few, many):
     """Tables of another size are interpolated, which cannot be undone."""
     return name, few, many | {'img_size': few['img_size']} if 'img_size' in few else many
 
 
-@pytest.mark.parametrize('name, few, many', [of_small_tables(*case) for case in (*WHOLE, *ANY)])
+@pytest.mark.parametrize('name, few, many', [with_equal_tables(*case) for case in (*WHOLE, *ANY)])
 @torch.no_grad()
 def test_what_was_widened_comes_back(name, few, many):
     torch.manual_seed(0)
