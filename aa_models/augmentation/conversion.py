@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 from timm.layers import to_2tuple
+from timm.models import get_model_input_config
 from torch import nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -114,8 +115,8 @@ def augment(
             or function chooses among the convolutions larger than 1×1 and, if it fits none of them, among the others.
             By default all but those at the top level, where networks keep their stem. What is augmented already stays
             as it is. A mapping may hold `feat_size`, too.
-        img_size: Size of the input in pixels that the relative tables are made for; by default the model's
-            `pretrained_cfg['input_size']`, else 224.
+        img_size: Size of the input in pixels that the relative tables are made for; by default the model's, as
+            `timm.models.get_model_input_config` has it: what it was resized to, else that of its cfg, else 224.
         warm_start: Keep what the model has learned: all filters but those whose loss changes the network least
             (`aa_models.augmentation.warm_start` says how they are found), which the attention imitates as far as it can
             (`aa_models.augmentation.imitation`). False draws the layers anew, to train from scratch.
@@ -140,7 +141,7 @@ def augment(
     args = AttentionArgs().replace(**attn_args)
     chosen = select(model, where)
     if img_size is None:
-        img_size = (getattr(model, 'pretrained_cfg', None) or {}).get('input_size', (224, 224))[-2:]
+        img_size = get_model_input_config(model)['input_size'][-2:]
     size = image_size(img_size)
     in_chans = input_channels(model)
     batches = [] if calibrate is None else read_images(calibrate, in_chans)
@@ -190,6 +191,9 @@ def _augmented(model: nn.Module, name: str, args: Mapping[str, Any]) -> Augmente
     conv = cast(nn.Conv2d, model.get_submodule(name))
     if has_computed_weights(conv):
         raise InputError(f'{name} cannot be augmented: its weights are computed from others (pruned, normed, …)')
+    if conv._forward_hooks or conv._forward_pre_hooks or conv._backward_hooks or conv._backward_pre_hooks:
+        raise InputError(f'{name} cannot be augmented: it has hooks, which would be lost; augment it before they are '
+                         'registered')
     if conv.padding_mode != 'zeros':
         raise InputError(f'{name} cannot be augmented: its padding_mode is {conv.padding_mode!r}, possible is zeros')
     try:

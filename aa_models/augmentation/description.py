@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import timm
+from timm.models import get_model_traits
 from torch import nn
 
-from aa_models.layers import AttentionArgs
+from aa_models.layers import AttentionArgs, AugmentedConv2d
 
 ARCHITECTURE = 'augmented'
 ARGUMENTS = tuple(field.name for field in dataclasses.fields(AttentionArgs))
@@ -39,17 +40,27 @@ def describe(model: nn.Module, layers: Mapping[str, dict[str, Any]]) -> None:
     if net.pretrained_cfg['architecture'] != ARCHITECTURE:
         cfg = net.pretrained_cfg
         args['base'] = _name(cfg['architecture'], cfg.get('tag'))
-        if own := {key: value for key, value in args.items() if key in OF_AUGMENTED}:
-            args['base_args'] = own  # of a base that has attention itself
+        own = {key: value for key, value in args.items() if key in OF_AUGMENTED}
+        if _has_own_attention(model, layers) and (size := get_model_traits(model).get('img_size')):
+            own.setdefault('img_size', size)  # of its tables, which may come from a cfg that is not the registered one
+        if own:
+            args['base_args'] = own
         net.pretrained_cfg = net.default_cfg = {**cfg, 'architecture': ARCHITECTURE, 'tag': ''}
     # what all layers have in common stands once
     first, *others = net.augmented_layers.values()
     common = {key: first[key] for key in ARGUMENTS if all(other[key] == first[key] for other in others)}
+    if not {'attention', 'pos_embed'} <= common.keys():  # one of them need not fit the other's default
+        common = {key: value for key, value in common.items() if key not in ('attention', 'pos_embed')}
     where = {
         name: {key: value for key, value in own.items() if key not in common}
         for name, own in net.augmented_layers.items()}
     kept = {key: value for key, value in args.items() if key not in OF_AUGMENTED}
     net._model_args = {**kept, **common, 'where': where}
+
+
+def _has_own_attention(model: nn.Module, layers: Mapping[str, Any]) -> bool:
+    """Whether a network had attention before it was augmented."""
+    return any(isinstance(m, AugmentedConv2d) and name not in layers for name, m in model.named_modules())
 
 
 def _name(architecture: str, tag: str | None) -> str:

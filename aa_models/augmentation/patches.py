@@ -49,4 +49,4 @@ def input_patches(x: torch.Tensor, conv: nn.Conv2d, images: int) -> torch.Tensor
 def _places(pixels: int, conv: Any, images: int) -> torch.Tensor:
     """Which of the pixels of a convolution's output map are looked at, the same of every map."""
     most = -(-_SAMPLES * conv.in_channels * math.prod(conv.kernel_size) // images)
-    return torch.randperm(pixels, generator=torch.Generator().manual_seed(0))[:most]
+    return torch.randperm(pixels, generator=torch.Generator().manual_seed(0), device='cpu')[:most]

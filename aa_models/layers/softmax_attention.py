@@ -156,6 +156,8 @@ class SoftmaxAttention(GridAttention):
         else:
             for table in tables:
                 trunc_normal_(table, std=self.scale)
+            if self.q_const is not None:  # of weights that were loaded
+                self.q_const.zero_()
 
     def _tables(self) -> list[torch.Tensor]:
         return [table for table in (self.rel_h, self.rel_w) if table is not None]
@@ -205,7 +207,7 @@ class SoftmaxAttention(GridAttention):
                 if backend == 'triton':
                     return triton_attention(q, k, v, rel_h, rel_w, self.scale, self.causal)[0]
                 # a tensor, because a number would have to be known when the layer is compiled
-                seed = torch.randint(2 ** 62, (1,)) if dropout_p > 0 else None
+                seed = torch.randint(2 ** 62, (1,), device='cpu') if dropout_p > 0 else None
                 return blockwise_attention(q, k, v, rel_h, rel_w, self.scale, self.causal, dropout_p, seed)
         else:
             backend = 'explicit'

@@ -1,6 +1,6 @@
 """What augmented networks share: augmentation by stages, initialisation, weights for another size."""
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -39,6 +39,10 @@ def augment_stages(
         augment(model, where=where, img_size=img_size, **dataclasses.asdict(args))
 
 
+class NeedsMemoryError(InputError):
+    """A network has a layer that cannot set its first values a second time: it is to be built with memory at once."""
+
+
 def materialize(model: nn.Module, device: str | torch.device | None, **init_args: Any) -> None:
     """Give a network built on the `building_device` its memory and its initial weights.
 
@@ -48,12 +52,25 @@ def materialize(model: nn.Module, device: str | torch.device | None, **init_args
         model: Network with an `init_weights` that sets every parameter and buffer.
         device: Where it shall live; None for torch's default device.
         **init_args: For `init_weights`.
+
+    Raises:
+        NeedsMemoryError: It was built without memory, and a layer of the caller's choice (`act_layer`, `norm_layer`, …)
+            has weights, or statistics, and no `reset_parameters`.
     """
     device = torch.device(torch.get_default_device() if device is None else device)
     if device.type != 'meta':
         if next(model.parameters()).is_meta:
+            for name, module in model.named_modules():
+                if not hasattr(module, 'reset_parameters') and any(True for _ in _own_tensors(module)):
+                    raise NeedsMemoryError(f'{name}, a {type(module).__name__}, has weights and no reset_parameters: '
+                                           'timm.create_model builds such a network')
             model.to_empty(device=device)
         cast(Any, model).init_weights(**init_args)
+
+
+def _own_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
+    yield from module.parameters(recurse=False)
+    yield from module.buffers(recurse=False)
 
 
 def reset_parameters(model: nn.Module, kind: type[nn.Module] = nn.Module) -> None:

@@ -8,6 +8,7 @@ Papers: `Attention Augmented Convolutional Networks` - https://arxiv.org/abs/190
 `EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks` - https://arxiv.org/abs/1905.11946,
 `MnasNet: Platform-Aware Neural Architecture Search for Mobile` - https://arxiv.org/abs/1807.11626
 """
+import copy
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -78,7 +79,8 @@ class AugmentedEfficientNet(EfficientNet):
             dtype: torch.dtype | None = None, **kwargs: Any,
     ) -> None:
         args = AttentionArgs.take(kwargs)
-        super().__init__(block_args, device=building_device(device), dtype=dtype, **kwargs)
+        # a copy: timm's builder takes the dicts apart
+        super().__init__(copy.deepcopy(block_args), device=building_device(device), dtype=dtype, **kwargs)
         for module in self.modules():
             if type(module) is Conv2dSame:
                 module.__class__ = TraceableConv2dSame

@@ -50,6 +50,9 @@ class AugmentedResNet(ResNet):
             device: torch.device | str | None = None, dtype: torch.dtype | None = None, **kwargs: Any,
     ) -> None:
         args = AttentionArgs.take(kwargs)
+        if small_images and kwargs.get('output_stride', 32) != 32:
+            raise InputError(f"output_stride = {kwargs['output_stride']} counts the two strides of the stem, which "
+                             'small_images takes out: the maps have a stride of 8 at most, possible is 32')
         super().__init__(
             block,  # type: ignore[arg-type]  # timm means the classes, not blocks that are made
             layers, zero_init_last=zero_init_last, device=building_device(device), dtype=dtype, **kwargs)

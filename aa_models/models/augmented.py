@@ -54,6 +54,9 @@ def _create_augmented(
 ) -> nn.Module:
     if not isinstance(base, str) or (check_name(base) == ARCHITECTURE and ':' not in base):
         raise InputError(f"base must name a model other than 'augmented', got {base!r}")
+    if isinstance(pretrained_cfg, str) and pretrained_cfg:
+        raise InputError(f"'augmented' has no tag {pretrained_cfg!r}: name it in base, as in "
+                         f"base='{base.partition('.')[0]}.{pretrained_cfg}'")
     named = cast(Any, pretrained_cfg) if isinstance(pretrained_cfg, (dict, PretrainedCfg)) else None
     if named is None:
         others_own = dict.fromkeys((*_WEIGHTS, *_ABOUT_THEM))
@@ -69,8 +72,12 @@ def _create_augmented(
         feature_cfg |= _default_levels(base, cache_dir=cache_dir, **base_kwargs)
 
     def make(img_size: Any, **others: Any) -> nn.Module:
+        base_kwargs = others | (base_args or {})
+        if cfg.get('fixed_input_size'):  # timm's word for a base that is made for one size itself
+            base_kwargs['img_size'] = img_size
+
         def network(**options: Any) -> nn.Module:
-            model = timm.create_model(base, cache_dir=cache_dir, **{**others, **(base_args or {}), **options})
+            model = timm.create_model(base, cache_dir=cache_dir, **base_kwargs | options)
             return augment(model, where=where, img_size=img_size, warm_start=warm_start, **attn_args)
 
         check_build(lambda: network(device='meta'), 'its weights')  # not all bases are built on the meta device

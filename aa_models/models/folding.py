@@ -109,10 +109,12 @@ def _pairs(model: nn.Module, example: torch.Tensor) -> list[tuple[nn.Module, nn.
     hooks += [
         module.register_forward_pre_hook(before_norm, with_kwargs=True) for module in free if _is_plain_norm(module)]
     hooks.append(register_module_forward_pre_hook(before_any))  # scripts take no hooks of their own
-    with torch.inference_mode(), readers:
-        results = model(example)
-    for hook in hooks:
-        hook.remove()
+    try:
+        with torch.inference_mode(), readers:
+            results = model(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
     readers.count.update(id(leaf) for leaf in tree_leaves(results))
     found = [(readers.outputs[at][0], norm) for norm, at in read if readers.count[at] == 1]
     return [pair for pair in found if all(calls[module] == 1 for module in pair)]

@@ -3,8 +3,8 @@
 `build` hands timm the file that `locate` finds, so that the loading itself (another classifier, other input channels,
 `features_only`) stays timm's.
 """
-import contextlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -12,9 +12,11 @@ from timm.models import PretrainedCfg, build_model_with_cfg, resolve_pretrained_
 from torch import nn
 
 from aa_models.augmentation.conversion import image_size
+from aa_models.augmentation.dataless import memory_at_once
 from aa_models.errors import WeightsError
 from aa_models.zoo import HUB_ORGANISATION, WEIGHTS_FILE, own_models
 
+from ._augmented import NeedsMemoryError
 from .fit import FilterFn, checked_filter
 from .memory import bounded_build, check_arguments
 from .weight_files import format_fault, is_lfs_pointer, locate
@@ -65,10 +67,18 @@ def build(
             new_head = kwargs.get('num_classes', cfg.num_classes) != cfg.num_classes
             new_stem = kwargs.get('in_chans', cfg.input_size[0]) != cfg.input_size[0]
             pretrained_filter_fn = checked_filter(pretrained_filter_fn, cfg, new_head, new_stem)
-    with bounded_build(f'the weights of {variant}') if on_meta else contextlib.nullcontext():
-        return build_model_with_cfg(
-            model_cls, variant, pretrained, pretrained_cfg=named, pretrained_cfg_overlay=pretrained_cfg_overlay,
-            pretrained_filter_fn=pretrained_filter_fn, cache_dir=cache_dir, **kwargs)
+    make = partial(
+        build_model_with_cfg, model_cls, variant, pretrained, pretrained_cfg=named,
+        pretrained_cfg_overlay=pretrained_cfg_overlay, pretrained_filter_fn=pretrained_filter_fn, cache_dir=cache_dir,
+        **kwargs)
+    if not on_meta:
+        return make()
+    try:
+        with bounded_build(f'the weights of {variant}'):
+            return make()
+    except NeedsMemoryError:  # all of it was built, and found to be small enough
+        with memory_at_once():
+            return make()
 
 
 def _has_own_weights(cfg: PretrainedCfg) -> bool:

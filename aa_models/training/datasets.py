@@ -8,6 +8,7 @@ from torch.utils.data import IterableDataset, Subset
 
 from aa_models.data.folders import folder_options, overlooked
 from aa_models.data.labels import KnownLabel
+from aa_models.data.split_names import split_fault
 from aa_models.data.strict_datasets import leave_out_broken, strict
 from aa_models.durable import is_unicode
 from aa_models.errors import InputError
@@ -34,6 +35,8 @@ def open_dataset(name: str, root: str | None, split: str, **options: Any) -> Ima
     """
     if root is not None and not os.path.isdir(root) and not options.get('download') and '://' not in root:
         raise InputError(f'data_dir = {root!r} is no directory (--dataset-download fetches what torchvision can)')
+    if fault := split_fault(name, root, split):
+        raise InputError(f'dataset {name or "folder"!r} at data_dir = {root!r} has no split {split!r}: {fault}')
     try:
         dataset = create_dataset(name, root=root, split=split, **options, **folder_options(name, root))
         if not isinstance(dataset, IterableDataset) and len(dataset) == 0:

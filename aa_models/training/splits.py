@@ -132,6 +132,10 @@ def _check_pair(train: Images, evaluation: Images, recipe: Recipe, root: str | N
         raise InputError(
             f'data_dir = {root!r} has no folders {recipe.train_split}/ and {recipe.val_split}/: it would be validated '
             'on the training images. Make them, or hold images out with --holdout N')
+    parts = [getattr(dataset, 'train', None) for dataset in (train, evaluation)]  # of torchvision's datasets
+    if isinstance(parts[0], bool) and parts[0] == parts[1] and recipe.train_split != recipe.val_split:
+        raise InputError(f'{recipe.train_split} and {recipe.val_split} are the same part of {recipe.dataset}: it would '
+                         'be validated on the training images')
     names, others = class_names(train), class_names(evaluation)
     if names and others and names != others and not recipe.unlabelled:
         differing = ', '.join(sorted(set(names) ^ set(others))) or 'their order'

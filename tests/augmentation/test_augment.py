@@ -210,6 +210,15 @@ def test_pictures_of_other_channels_than_the_first_convolution_reads(caplog):
         aa_models.augment(Stem(), where='aux.0', img_size=16, **SETTINGS)
 
 
+def test_hooks_are_not_lost():
+    """The convolution that they look at would be gone; networks of features are made of them."""
+    model = timm.create_model('resnet10t')
+    model.layer4[0].conv2.register_forward_hook(lambda *args: None)
+    with pytest.raises(ValueError, match='layer4.0.conv2 cannot be augmented: it has hooks'):
+        aa_models.augment(model, where='layer4.0.conv*', dk=16, dv=8, num_heads=2)
+    aa_models.augment(model, where='layer4.0.conv1', dk=16, dv=8, num_heads=2)
+
+
 @pytest.mark.parametrize('compute', [
     nn.utils.spectral_norm, lambda conv: prune.l1_unstructured(conv, 'weight', 0.3)])
 def test_computed_weights_are_refused(compute):

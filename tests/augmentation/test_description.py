@@ -102,6 +102,45 @@ def test_augmented_twice_and_by_a_function(tmp_path):
     assert_same(model, timm.create_model(name, pretrained=True))
 
 
+def test_two_kinds_of_attention_in_one_network(tmp_path):
+    """`attention` says which positions there may be, so neither stands alone for all layers."""
+    model = timm.create_model('simplecnn', num_classes=5)
+    aa_models.augment(model, img_size=32, **ARGS, where={
+        'stages.0.1.conv': dict(attention='linear', pos_embed='sincos'),
+        'stages.1.1.conv': dict(attention='linear', pos_embed='coord')})
+    aa_models.augment(model, where='stages.1.0.conv', img_size=32, **ARGS)
+    name, _ = saved(model, tmp_path)
+    assert_same(model, timm.create_model(name, pretrained=True), 32)
+
+
+def test_base_whose_size_came_from_a_cfg(tmp_path):
+    """Its tables are as large as they were, not as large as those of the registered network."""
+    model = timm.create_model('aa_simplecnn', num_classes=5, pretrained_cfg_overlay=dict(input_size=(3, 24, 24)))
+    aa_models.augment(model, where='stages.0.0.conv', **ARGS)
+    name, config = saved(model, tmp_path)
+    assert config['model_args']['base_args']['img_size'] == [24, 24]
+    loaded = timm.create_model(name, pretrained=True)
+    assert loaded.stages[1][1].conv.attn.rel_h.shape == model.stages[1][1].conv.attn.rel_h.shape == (11, 8)
+    assert_same(model, loaded, 32)
+
+
+def test_base_that_is_made_for_one_size():
+    """What `set_input_size` changed is part of what is saved, and of what `augment` looks at."""
+    where = 'stages.1.blocks.0.conv1_1x1'
+    model = timm.create_model('coatnet_pico_rw_224', device='meta').eval()
+    aa_models.augment(model, where=where, **ARGS)
+    model.set_input_size((192, 192))
+    arguments = timm.models.get_model_args(model)
+    again = timm.create_model('augmented', device='meta', **arguments).eval()
+    assert again(torch.empty(1, 3, 192, 192, device='meta')).shape == (1, 1000)
+    resized = timm.create_model('coatnet_pico_rw_224', device='meta')
+    resized.set_input_size((192, 192))
+    layer, = augmented(aa_models.augment(resized, where=where, **ARGS)).values()
+    made, = augmented(timm.create_model(
+        'augmented', base='coatnet_pico_rw_224', where=where, img_size=192, device='meta', **ARGS)).values()
+    assert layer.attn.rel_h.shape == made.attn.rel_h.shape
+
+
 def test_base_of_this_package(tmp_path):
     """A network of this package, augmented further; its own augmented layers belong to the base."""
     model = timm.create_model('aa_simplecnn', channels=(8, 8, 16, 16, 16), num_classes=5, img_size=16, **ARGS)
@@ -137,6 +176,8 @@ def test_starts_from_the_weights_of_its_base(tmp_path):
     (dict(base='resnet1818'), ValueError, "model = 'resnet1818' is unknown: did you mean"),
     (dict(base='augmented'), ValueError, "base must name a model other than 'augmented'"),
     (dict(base=3), ValueError, 'base must name a model'),
+    (dict(base='resnet18', pretrained_cfg='a1_in1k'), ValueError,
+     "'augmented' has no tag 'a1_in1k': name it in base, as in base='resnet18.a1_in1k'"),
     (dict(base='resnet10t', where='layer9*'), ValueError, r"where=\['layer9\*'\] chooses none of the"),
     (dict(base='resnet10t', where={'layer4.0.conv1': dict(heads=3)}), TypeError, "unexpected argument 'heads'"),
     (dict(base='resnet10t', heads=3), TypeError, "unexpected keyword argument 'heads'"),

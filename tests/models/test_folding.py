@@ -112,3 +112,11 @@ def test_example_is_the_networks_own_or_given():
     assert not norms(fold_batch_norms(timm.create_model('resnet18', in_chans=1)))  # though its cfg says three channels
     with pytest.raises(InputError, match='example: Sequential does not say what it takes'):
         fold_batch_norms(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
+
+
+def test_a_pass_that_fails_leaves_no_hooks():
+    hooks = nn.modules.module._global_forward_pre_hooks
+    model = timm.create_model('simplecnn').eval()
+    with pytest.raises(RuntimeError):
+        fold_batch_norms(model, torch.zeros(1, 5, 32, 32))
+    assert not hooks and not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

@@ -5,6 +5,7 @@ import math
 import pytest
 import timm
 import torch
+from timm.layers import FrozenBatchNormAct2d
 from torch import nn
 
 import aa_models
@@ -137,3 +138,38 @@ def test_logits_of_the_network_at_the_start(case):
     name, _, model = case
     x = torch.randn(16, 3, 32, 32)
     assert 0.8 < model.train()(x).std() / create_plain(name).train()(x).std() < 2
+
+
+class Scaled(nn.Module):
+    """An activation that learns, and has no `reset_parameters`."""
+
+    def __init__(self, inplace=True):
+        super().__init__()
+        self.beta = nn.Parameter(torch.full((1,), 1.5))
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.beta * x)
+
+
+@pytest.mark.parametrize('name', ['aa_resnet18', 'laa_resnet18', 'aa_efficientnet_lite0', 'aa_mnasnet_100'])
+def test_layers_of_the_callers_keep_their_first_values(name):
+    """Networks are built without memory where every layer can be filled later, with memory where one cannot."""
+    model = timm.create_model(name, num_classes=3, img_size=32, act_layer=Scaled)
+    found = [parameter.item() for key, parameter in model.named_parameters() if key.endswith('.beta')]
+    assert found and set(found) == {1.5}
+    assert model(torch.randn(2, 3, 32, 32)).isfinite().all()
+
+
+def test_statistics_that_are_frozen_keep_their_first_values():
+    model = timm.create_model('aa_resnet18', num_classes=3, img_size=32, norm_layer=FrozenBatchNormAct2d)
+    norms = [module for module in model.modules() if isinstance(module, FrozenBatchNormAct2d)]
+    assert norms and all((module.running_var == 1).all() for module in norms)
+
+
+def test_init_weights_forgets_a_loaded_constant():
+    """Of weights whose heads began locally: a network whose heads do not has none by itself."""
+    model = timm.create_model('aa_simplecnn', attn_init='global', pretrained=True)
+    constant = model.stages[1][1].conv.attn.q_const
+    assert constant.any()
+    model.init_weights()
+    assert not constant.any()

@@ -294,3 +294,11 @@ def test_the_contracts_names_are_registered():
         'aa_mnasnet_100',
         'resnet18_cifar', 'aa_resnet18_cifar',
         *(prefix + net for net in ('wrn28_10', 'wrn28_2', 'wrn16_8', 'simplecnn') for prefix in ('', 'aa_', 'laa_'))}
+
+
+@pytest.mark.parametrize('stride', [8, 16])
+def test_output_stride_of_networks_for_small_pictures_is_refused(stride):
+    """timm counts the strides of a stem that these have not, and gives maps four times as large as asked for."""
+    with pytest.raises(ValueError, match=f'output_stride = {stride} counts the two strides of the stem'):
+        on_meta('aa_resnet18_cifar', output_stride=stride)
+    assert on_meta('aa_resnet18_cifar', output_stride=32) is not None
