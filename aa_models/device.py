@@ -99,7 +99,8 @@ def machine_name(process: Process) -> str:
     """The hardware that `start_device` found, in words."""
     if process.device.type == 'cuda':
         return f'{process.world_size} × {torch.cuda.get_device_name(process.device)}'
-    return f'{os.cpu_count()} CPU cores'
+    cores = min(torch.get_num_threads() * process.world_size, os.cpu_count() or 1)
+    return f'{cores} CPU {"core" if cores == 1 else "cores"}'
 
 
 def is_fast(device: torch.device, dtype: str) -> bool:

@@ -52,10 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from timm.models import parse_model_name
     from timm.utils import setup_default_logging
 
     from aa_models.durable import check_file
+    from aa_models.models.create import parsed_name
     from aa_models.release.card import load_card
     from aa_models.release.results import read_results, update_results
     from aa_models.training.validation import validate, validation_recipe
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         read_results(args.results_file)
     recipe = validation_recipe(args.checkpoint, **recipe_values(args))
     if args.card:
-        source, folder = parse_model_name(recipe.model)
+        source, folder = parsed_name(recipe.model)
         if source != 'local-dir' or args.checkpoint:
             given = args.checkpoint or recipe.model
             raise InputError(f'--card needs --model local-dir:… and no --checkpoint, not {given}')
@@ -103,10 +103,10 @@ def _write_card(folder: Path, recipe: 'Recipe', result: 'Validation') -> None:
 
 def _name_of(model: str, checkpoint: Path | None) -> str:
     """What a row of the results table is called: a checkpoint by its path, a folder by its last part."""
-    from timm.models import parse_model_name
+    from aa_models.models.create import parsed_name
     if checkpoint:
         return str(checkpoint)
-    source, folder = parse_model_name(model)
+    source, folder = parsed_name(model)
     return Path(folder).resolve().name if source == 'local-dir' else model
 
 

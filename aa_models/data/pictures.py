@@ -3,7 +3,7 @@ import functools
 import os
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -35,11 +35,19 @@ def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
                 'predict -` fetches one')
         if not os.path.exists(path):  # which says so of a name that is too long, too
             raise NoSuchFileError(f'{path} does not exist')
-        pictures = sorted(filter(_looks_like_picture, path.rglob('*'))) if path.is_dir() else [path]
+        pictures = sorted(filter(_looks_like_picture, _files_below(path))) if path.is_dir() else [path]
         if not pictures:
             raise InputError(f'the folder {path} contains no picture')
         found += pictures
     return found
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """The files in and below a folder, also through links, but not in a circle."""
+    for at, folders, files in os.walk(folder, followlinks=True):
+        above = {os.path.realpath(path) for path in (Path(at), *Path(at).parents)}
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(at, name)) not in above]
+        yield from (Path(at, name) for name in files)
 
 
 def read_picture(path: str | Path | BinaryIO, mode: str = 'RGB', name: str | None = None) -> Image.Image:

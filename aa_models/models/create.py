@@ -74,6 +74,18 @@ def is_own(name: str) -> bool:
     return check_name(name) in own_models()
 
 
+def parsed_name(name: str) -> tuple[str | None, str]:
+    """What stands before the colon of a name (`'local-dir'`, `'hf-hub'` or None), and what it is followed by.
+
+    Raises:
+        InputError: It is no name, as a path without `local-dir:` or an address.
+    """
+    try:
+        return parse_model_name(name)
+    except ValueError as error:
+        raise InputError(f'model = {name!r}: {error}') from error
+
+
 def check_name(name: str, *, weights: bool = False, cache_dir: str | Path | None = None) -> str:
     """Refuse a name or tag that no model has, and a folder or repository without a config.
 
@@ -91,10 +103,7 @@ def check_name(name: str, *, weights: bool = False, cache_dir: str | Path | None
         NoSuchFileError: The folder or its config does not exist.
         HubError: The config of a repository on the Hub cannot be read, or the Hub does not answer.
     """
-    try:
-        source, name_tag = parse_model_name(name)
-    except ValueError as error:
-        raise InputError(f'model = {name!r}: {error}') from error
+    source, name_tag = parsed_name(name)
     if source:
         name_tag = _architecture_of(name, source, name_tag, weights, cache_dir)
     architecture, tag = split_model_name_tag(name_tag)

@@ -139,7 +139,8 @@ def _fill(
 ) -> None:
     """Write all files of a folder that is to be called `name`. The model is in float16 afterwards."""
     facts = facts_of(directory)
-    dataset = known_dataset(recipe.dataset, facts.get('classes'))
+    # without labels the classes are the teacher's, and say nothing of the pictures
+    dataset = known_dataset(recipe.dataset, None if recipe.unlabelled else facts.get('classes'))
     known = list(facts.get('classes') or dataset.labels)
     labels = known if len(known) == num_classes_of(model) else None
     config = data_config_of(model, recipe)

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import torch
 from timm.data import resolve_data_config
-from timm.models import parse_model_name
 from torch import nn
 
 from aa_models.durable import check_file, written_whole
 from aa_models.errors import InputError
-from aa_models.models.create import build_model, check_image_size
+from aa_models.models.create import build_model, check_image_size, parsed_name
 from aa_models.models.memory import check_pass
 
 SUFFIXES = {'onnx': '.onnx', 'torch-export': '.pt2'}
@@ -73,7 +72,7 @@ def export_pretrained(
 
 def _last_part(name: str) -> str:
     """A name or tag as it is, of a repository or folder what it is called."""
-    source, rest = parse_model_name(name)
+    source, rest = parsed_name(name)
     return Path(rest).resolve().name if source == 'local-dir' else rest.rpartition('/')[2]
 
 

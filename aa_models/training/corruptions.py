@@ -92,6 +92,8 @@ def measure_corruptions(
         InputError: A model or dataset that cannot be used, models that take different pictures, an input below 32 px,
             or the package that makes corruptions is missing.
     """
+    if images < 0:
+        raise InputError(f'images = {images} must be at least 0, which means all')
     names = corruption_names()
     with process_on(device) as process:
         decided = with_precision(recipes[0], process).amp  # of one command, so they have it in common

@@ -96,11 +96,17 @@ class Trainer:
         self.scaler = NativeScaler(device=process.device.type) if half else None  # bfloat16 has float32's range
         self.optimizer = _make_optimizer(cast(nn.Module, task.get_trainable_module()), recipe)
         warmup = cast(int, recipe.warmup_epochs)  # timm's annotation; it computes with fractions of an epoch, too
-        self.scheduler, _ = create_scheduler_v2(
-            self.optimizer, recipe.sched, num_epochs=recipe.epochs - warmup, warmup_epochs=warmup, warmup_prefix=True,
-            warmup_lr=recipe.warmup_lr, min_lr=recipe.min_lr, decay_epochs=recipe.decay_epochs,
-            decay_rate=recipe.decay_rate, step_on_epochs=not recipe.sched_on_updates,
-            updates_per_epoch=self.updates_per_epoch)
+        decay = recipe.decay_epochs
+        if recipe.sched == 'wsd' and decay is not None and decay < 1:
+            decay /= recipe.epochs - warmup  # to timm a number below 1 is a share of the schedule
+        try:
+            self.scheduler, _ = create_scheduler_v2(
+                self.optimizer, recipe.sched, num_epochs=recipe.epochs - warmup, warmup_epochs=warmup,
+                warmup_prefix=True, warmup_lr=recipe.warmup_lr, min_lr=recipe.min_lr, decay_epochs=decay,
+                decay_rate=recipe.decay_rate, step_on_epochs=not recipe.sched_on_updates,
+                updates_per_epoch=self.updates_per_epoch)
+        except ValueError as error:
+            raise InputError(f'sched = {recipe.sched!r}, decay_epochs = {recipe.decay_epochs}: {error}') from error
         self.mixup = Mixup(mixup_alpha=recipe.mixup, cutmix_alpha=recipe.cutmix, prob=recipe.mixup_prob,
                            label_smoothing=recipe.smoothing, num_classes=model.num_classes) if recipe.mixing else None
         self.start_average()
@@ -161,6 +167,8 @@ class Trainer:
         # all random numbers of an epoch are a function of these three, whatever was drawn before it
         seeds = np.random.SeedSequence([self.recipe.seed, epoch, self.process.rank])
         random_seed(int(seeds.generate_state(1)[0]))
+        if isinstance(generator := getattr(self.optimizer, 'generator', None), torch.Generator):
+            generator.manual_seed(self.recipe.seed + epoch)  # of its own, the same in all processes (adahessian)
         loader = self.train_loader
         parts: tuple[Any, ...] = (
             loader, loader.dataset, loader.sampler, getattr(loader.dataset, 'transform', None))

@@ -172,6 +172,9 @@ class Recipe:
     def _fits_together(self) -> 'Recipe':
         if self.img_size and self.input_size:
             raise ValueError(f'img_size = {self.img_size} and input_size = {list(self.input_size)}: give one of them')
+        if self.input_size and self.input_size[0] != 3:
+            raise ValueError(f'input_size = {list(self.input_size)} must begin with 3: datasets are read in red, green '
+                             'and blue')
         if self.crop_padding and self.input_size and len(set(self.input_size[1:])) > 1:
             raise ValueError(f'crop_padding = {self.crop_padding} needs a square input, not {list(self.input_size)}')
         if self.warmup_epochs >= self.epochs and self.sched != 'constant':

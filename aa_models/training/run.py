@@ -126,6 +126,8 @@ def make_trainer(
     model = build_model(
         name, pretrained=recipe.pretrained, num_classes=recipe.num_classes, drop_rate=recipe.drop or None,
         drop_path_rate=recipe.drop_path or None, **arguments)
+    for dataset in () if recipe.unlabelled else (train_set, eval_set):
+        check_labels(dataset, num_classes_of(model))
     if recipe.linear_probe:
         check_probe(model, train_set)
     elif recipe.pretrained and recipe.known_classes and classes:
@@ -138,8 +140,6 @@ def make_trainer(
         else:
             start_from(model, recipe.initial_checkpoint)
     model.to(process.device).to(memory_format=torch.channels_last if recipe.channels_last else torch.preserve_format)
-    for dataset in () if recipe.unlabelled else (train_set, eval_set):
-        check_labels(dataset, num_classes_of(model))
     config = data_config_of(model, recipe)
     sizes = training_sizes(recipe, config['input_size'])
     check_sizes(model, sizes.values())

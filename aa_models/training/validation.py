@@ -1,11 +1,12 @@
 """Top-1 and top-5 of a model on a dataset, by one process or by several that share the images."""
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import load_checkpoint, parse_model_name
+from timm.models import load_checkpoint
 from timm.task import ClassificationEvaluator, evaluation_sample_limit
 from timm.utils import load_checkpoint_metadata
 from torch import nn
@@ -15,7 +16,7 @@ from aa_models.data.strict_datasets import leave_out_broken
 from aa_models.device import Process, autocast, process_on
 from aa_models.errors import InputError, NoSuchFileError
 from aa_models.models._augmented import checkpoint_filter_fn
-from aa_models.models.create import build_model, cfg_of, num_classes_of
+from aa_models.models.create import build_model, cfg_of, check_image_size, num_classes_of, parsed_name
 from aa_models.models.fit import check_finite
 from aa_models.models.memory import check_pass
 from aa_models.schema import checked, parsed_yaml
@@ -74,7 +75,7 @@ def validation_recipe(checkpoint: Path | None = None, **values: Any) -> Recipe:
 
 def _recipe_beside(model: str) -> Mapping[str, Any]:
     """The values of the recipe in the folder that a `local-dir:` name is of, none where it has no recipe."""
-    source, folder = parse_model_name(model)
+    source, folder = parsed_name(model)
     path = Path(folder) / RECIPE_FILE
     return parsed_yaml(path) if source == 'local-dir' and path.is_file() else {}
 
@@ -109,6 +110,7 @@ def validate(
         config = data_config_of(model, recipe)
         check_pass(model, (recipe.batch_size, *config['input_size']), f'batch_size = {recipe.batch_size} with '
                    f'{size_text(config["input_size"])} px')
+        check_image_size(copy.deepcopy(model).to('meta'), config['input_size'])
         with process.one_first(download):
             dataset = open_dataset(
                 recipe.dataset, data_dir, recipe.val_split, download=download, batch_size=recipe.batch_size)

@@ -23,6 +23,16 @@ def test_folder_takes_only_pictures_and_looks_below(tmp_path):
     assert [p.relative_to(tmp_path).as_posix() for p in find_pictures([tmp_path])] == ['a.png', 'b.JPG', 'below/c.webp']
 
 
+def test_folder_looks_through_links(tmp_path):
+    """As training does, and not in a circle."""
+    for name in ('elsewhere/deep', 'here'):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / 'elsewhere' / 'deep' / 'a.png').touch()
+    (tmp_path / 'here' / 'link').symlink_to(tmp_path / 'elsewhere')
+    (tmp_path / 'elsewhere' / 'deep' / 'back').symlink_to(tmp_path / 'here')
+    assert find_pictures([tmp_path / 'here']) == [tmp_path / 'here' / 'link' / 'deep' / 'a.png']
+
+
 def pixel(picture, format='PNG', **options):
     """The first pixel of a picture after it has been stored and read."""
     stored = io.BytesIO()

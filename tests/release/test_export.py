@@ -85,6 +85,10 @@ def test_command(format, name, checkpoint, tmp_path, capsys):
     torch.testing.assert_close(RUN[format](tmp_path / name, x), model(x), rtol=1e-4, atol=1e-4)
 
 
+def test_a_path_is_no_name(tmp_path, capsys):
+    assert "model = 'output/typo': " in refused(capsys, 'export', 'output/typo', '--output', tmp_path / 'x.onnx')
+
+
 @pytest.mark.parametrize('name, here', [('local-dir:mine', '.'), ('./', 'mine'), ('./mine/', '.')])
 def test_a_folder_gives_the_file_its_name(name, here, tmp_path, monkeypatch, capsys):
     save_checkpoint(tmp_path / 'mine')

@@ -187,7 +187,7 @@ def test_validation_prints_and_writes_true_figures(folder, data, tmp_path, capsy
 
     card = ModelCard.load(folder / 'README.md')
     assert f'| top-1 | {top1:.3f} % |' in card.text and f'| top-5 | {top5:.3f} % |' in card.text
-    assert re.search(r'\| throughput \| \d+ images a second on \d+ CPU cores', card.text)
+    assert re.search(r'\| throughput \| \d+ images a second on \d+ CPU cores?', card.text)
     assert f'{len(ranks)} images' in card.text and 'float32 on cpu, input 16 px, crop 0.9' in card.text
     assert [(r.metric_name, r.metric_value) for r in card.data.eval_results] == [
         ('top-1 accuracy', round(top1, 3)), ('top-5 accuracy', round(top5, 3))]
@@ -240,6 +240,14 @@ def test_checkpoint_is_validated_with_its_own_recipe(finished, data, capsys):
     assert plain.startswith('aa_simplecnn: top-1 ')
 
 
+def test_network_of_one_size(tmp_path, data):
+    model = timm.create_model('test_vit', num_classes=3, img_size=32)
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    run_validation('--model', f'local-dir:{tmp_path}', '--data-dir', data, '--img-size', 32)
+    with pytest.raises(UserError, match='48'):
+        run_validation('--model', f'local-dir:{tmp_path}', '--data-dir', data, '--img-size', 48)
+
+
 @pytest.mark.parametrize('words, message', [
     ('--model local-dir:{folder} --use-ema', '--use-ema needs a --checkpoint'),
     ('', '--model is missing'),
@@ -249,6 +257,7 @@ def test_checkpoint_is_validated_with_its_own_recipe(finished, data, capsys):
     ('--model local-dir:{folder} --num-classes 2', 'num_classes = 2, but the weights of .* are for 7'),
     ('--model local-dir:{folder} --results-file /nowhere/results.csv', 'a folder that does not exist'),
     ('--checkpoint {folder}/README.md', 'is no training checkpoint'),
+    ('--model output/typo', "model = 'output/typo': "),
     ('--model local-dir:{folder} --card', 'no place for the accuracy'),
     ('--model local-dir:{folder} --device gpu', "--device 'gpu' is not on this machine; possible are cpu"),
 ])

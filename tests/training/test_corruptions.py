@@ -71,4 +71,5 @@ def test_missing_package_and_folder(data, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, 'imagecorruptions', None)
     words = ('corruptions', MODELS[0], '--data-dir', data, '--output')
     assert "pip install 'aa-models[corruptions]'" in refused(capsys, *words, tmp_path / 'table.csv')
+    assert 'images = -5 must be at least 0' in refused(capsys, *words, tmp_path / 'table.csv', '--images', -5)
     assert 'in a folder that does not exist' in refused(capsys, *words, tmp_path / 'no' / 'table.csv')

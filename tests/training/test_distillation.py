@@ -9,6 +9,7 @@ from PIL import Image
 from timm.data import create_transform
 from torch.nn import functional as F
 
+from aa_models.data import known_datasets
 from aa_models.errors import InputError
 from aa_models.models.create import build_model
 from aa_models.training import distillation, run
@@ -118,8 +119,11 @@ def unlabelled(data, tmp_path):
     return folder
 
 
-def test_pictures_without_labels(unlabelled, tmp_path, teacher):
+def test_pictures_without_labels(unlabelled, tmp_path, teacher, monkeypatch):
     """The classes are the teacher's, and validation measures how often the student agrees with it."""
+    # a dataset that the teacher's classes are known to be of, of which these pictures are none
+    known = known_datasets.KnownDataset('Colours', None, '', ('red', 'green', 'blue'))
+    monkeypatch.setattr(known_datasets, '_TINY_IMAGENET', known)
     output = run_training(
         tmp_path / 'out', unlabelled, teacher=f'local-dir:{teacher}', task_loss_weight=0., epochs=40, lr=0.1,
         holdout=8, model_kwargs=dict(channels=[8, 8, 16, 16, 16], img_size=16, attn_stages=[False, False]))
@@ -129,6 +133,7 @@ def test_pictures_without_labels(unlabelled, tmp_path, teacher):
     assert config['label_names'] == ['red', 'green', 'blue'] and config['num_classes'] == 3
     card = ' '.join((folder / 'README.md').read_text().split())
     assert f'trained from scratch towards the logits of `local-dir:{teacher}`, without labels, on' in card
+    assert 'private folder of images' in card and 'Colours' not in card
     log = log_of(output)
     assert float(log[-1]['train_loss']) < 0.2 * float(log[0]['train_loss'])
 

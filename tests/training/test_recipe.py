@@ -24,6 +24,7 @@ from aa_models.training.recipe import load_recipe, recipe_fields, recipe_names
     (dict(input_size=[96, 160]), r'input_size\[2\] is missing'),
     (dict(input_size=[3, 96, 0.5]), r'input_size\[2\] = 0.5 must be a valid integer'),
     (dict(input_size=[3, 96, 160], img_size=96), 'img_size = 96 and input_size = .*: give one of them'),
+    (dict(input_size=[1, 96, 160]), r'input_size = \[1, 96, 160\] must begin with 3'),
     (dict(input_size=[3, 96, 160], crop_padding=4), 'crop_padding = 4 needs a square input'),
     (dict(scale='all'), "scale = 'all' must be a valid list"),
     (dict(model_kwargs=3), 'model_kwargs = 3 must be a valid dictionary'),

@@ -19,7 +19,16 @@ from aa_models.training.splits import choose_evenly, open_datasets
 from aa_models.training.validation import validate, validation_recipe
 from found import augmented
 from interruptions import lose_epochs
-from training_runs import RECIPE, assert_same_run, checkpoint_of, log_of, make_pictures, run, run_training
+from training_runs import (
+    RECIPE,
+    assert_goes_on,
+    assert_same_run,
+    checkpoint_of,
+    log_of,
+    make_pictures,
+    run,
+    run_training,
+)
 
 # what is refused before anything is written
 
@@ -33,6 +42,9 @@ from training_runs import RECIPE, assert_same_run, checkpoint_of, log_of, make_p
     (dict(holdout=6, train_images=18), 'train_images = 18 must be below the 18 training images'),
     (dict(dataset='torch/nonesuch'), "dataset 'torch/nonesuch'.* cannot be read: Unknown torchvision dataset"),
     (dict(crop_padding=18), 'crop_padding = 18 needs pictures larger than that'),
+    (dict(model='simplecnn.cifar100', model_kwargs={}, pretrained=True, known_classes=True, num_classes=2),
+     'num_classes = 2, but the images have labels to 2'),
+    (dict(sched='wsd', sched_on_updates=False), "sched = 'wsd', decay_epochs = None: wsd schedule requires 0 < decay"),
     (dict(opt_kwargs=dict(speed=3)), "opt = 'sgd' cannot be made with opt_kwargs = .*speed"),
 ])
 def test_impossible_runs_are_refused(tmp_path, data, values, message):
@@ -190,8 +202,20 @@ def test_layers_below_the_head_learn_slower(tmp_path, data):
 
 def test_an_optimiser_that_sees_curvature(tmp_path, data):
     """It needs gradients of gradients, which timm's own loop gives it, too."""
-    output = run_training(tmp_path / 'out', data, opt='adahessian', epochs=1)
-    assert float(log_of(output)[0]['train_loss']) > 0
+    values = dict(opt='adahessian', epochs=2)
+    unbroken = run_training(tmp_path / 'unbroken', data, '--tag', 'noise', **values)
+    assert float(log_of(unbroken)[0]['train_loss']) > 0
+    broken = shutil.copytree(unbroken, tmp_path / 'broken')
+    lose_epochs(broken, 1)  # its own random numbers go on as they would have
+    assert_goes_on(broken, data, unbroken, **values)
+
+
+def test_the_last_decay_is_as_long_as_asked_for(tmp_path, data):
+    """Of four epochs of three updates; to timm half an epoch would be half of the run."""
+    rates = {
+        decay: [float(row['lr']) for row in log_of(run_training(
+            tmp_path / str(decay), data, sched='wsd', decay_epochs=decay, epochs=4, lr=0.01))] for decay in (0.5, 2)}
+    assert rates[0.5][:3] == 3 * [0.01] and rates[2][:2] == 2 * [0.01] and rates[2][2] < 0.01
 
 
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])

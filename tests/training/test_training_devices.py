@@ -59,7 +59,8 @@ def test_each_process_has_a_device_of_its_own(accelerator, monkeypatch):
 def test_one_process_on_the_cpu():
     process = start_device(None if not torch.cuda.is_available() else 'cpu')
     assert process == Process(CPU) and not process.distributed
-    assert machine_name(process) == f'{os.cpu_count()} CPU cores'
+    cores = min(os.cpu_count(), torch.get_num_threads())
+    assert machine_name(process) == f'{cores} CPU {"core" if cores == 1 else "cores"}'
 
 
 @pytest.mark.parametrize('wanted', [True, False])
