@@ -32,5 +32,6 @@ def _measure(name: str) -> ZooRow:
 
 
 if __name__ == '__main__':
+    rows = measure_zoo()  # before the file is opened: without it the package lists nothing
     with ZOO_FILE.open('w', encoding='utf-8', newline='') as file:
-        csv.writer(file, lineterminator='\n').writerows([ZooRow._fields, *measure_zoo()])
+        csv.writer(file, lineterminator='\n').writerows([ZooRow._fields, *rows])

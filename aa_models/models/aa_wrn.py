@@ -108,6 +108,9 @@ _SHA256 = {
     'wrn28_10.cifar100': '68524731ed94c699376c636074b43d6147f04b47ceff6f3e21e9b120791dc279',
     'aa_wrn28_10.cifar100': 'c590c9eb3506d132a5348f926d6e6f2df641e4427fe9b7d749995c9eb36f4bdc',
     'laa_wrn28_10.cifar100': '6a448c849a62c7f466549ef5233947f952f8551bfb5fc42d2068a111bf610684',
+    'wrn28_2.cifar100': 'cf6050917eeb6e7b519ec4558eaefc98233c199a852d223462baf18e3b9db6ca',
+    'aa_wrn28_2.cifar100': 'fd953e19ff114a72b613cca61580d87ad61a58b7dc4c81a91ec231c1839cd4dd',
+    'laa_wrn28_2.cifar100': '66f5252afddae1c2d9780a603e6b0d61cef86d014e6cbf8584ed6b646e4c3959',
 }
 
 
@@ -118,7 +121,7 @@ def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
 default_cfgs = generate_default_cfgs({
     **{name_tag: _cfg(name_tag, label_names=CIFAR100_LABELS, **weights_cfg(name_tag, sha256))
        for name_tag, sha256 in _SHA256.items()},
-    **{f'{kind}{size}.untrained': _cfg(kind + size) for size in ('wrn28_2', 'wrn16_8') for kind in _PAPERS},
+    **{f'{kind}wrn16_8.untrained': _cfg(f'{kind}wrn16_8') for kind in _PAPERS},
 })
 
 _AUGMENTED = dict(attn_stages=(True, True, True))

@@ -122,7 +122,7 @@ def test_list(capsys):
 
 
 @pytest.mark.parametrize('filter, count', [
-    ('wrn', 9), ('aa_resnet1*', 10), ('aa_resnet18', 7), ('aa_resnet34', 2), ('*.cifar100', 7), ('aa_simplecnn', 4),
+    ('wrn', 9), ('aa_resnet1*', 10), ('aa_resnet18', 7), ('aa_resnet34', 2), ('*.cifar100', 10), ('aa_simplecnn', 4),
 ])
 def test_list_filter(filter, count, capsys):
     assert len(answered(capsys, 'list', filter).splitlines()) == count + 1

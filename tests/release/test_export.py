@@ -86,7 +86,8 @@ def test_command(format, name, checkpoint, tmp_path, capsys):
 
 
 def test_a_path_is_no_name(tmp_path, capsys):
-    assert "model = 'output/typo': " in refused(capsys, 'export', 'output/typo', '--output', tmp_path / 'x.onnx')
+    assert "model = 'output/typo': " in refused(
+        capsys, 'export', 'output/typo', '--format', 'onnx', '--output', tmp_path / 'x.onnx')
 
 
 @pytest.mark.parametrize('name, here', [('local-dir:mine', '.'), ('./', 'mine'), ('./mine/', '.')])

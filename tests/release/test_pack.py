@@ -241,7 +241,7 @@ def test_checkpoint_is_validated_with_its_own_recipe(finished, data, capsys):
 
 
 def test_network_of_one_size(tmp_path, data):
-    model = timm.create_model('test_vit', num_classes=3, img_size=32)
+    model = timm.create_model('test_vit3', num_classes=7, img_size=32)
     timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
     run_validation('--model', f'local-dir:{tmp_path}', '--data-dir', data, '--img-size', 32)
     with pytest.raises(UserError, match='48'):

@@ -146,6 +146,12 @@ def test_stages_of_wide_resnets(stage, log):
     assert top1.strip() == f'{float(figure):.2f} %'
 
 
+def test_narrow_wide_resnets():
+    for stage in ('narrow', 'narrowed'):
+        figure = read_log(WEIGHTS / 'logs-wrn_cifar100' / f'wrn28_2-{stage}.csv')[-1]['eval_top1']
+        assert f'{float(figure):.2f} %' in README[README.index('**Narrow Wide ResNets, from the wide one.**'):]
+
+
 def test_late_attention_on_cifar10():
     trunk = 'logs-cifar10/resnet18_cifar-plain12.csv'
     before, after = read_log(WEIGHTS / trunk), read_log(WEIGHTS / 'logs-cifar10' / 'aa_resnet18_cifar-late.csv')
@@ -189,6 +195,15 @@ def test_fine_tuning_from_a_linear_probe():
     assert f'**{means[1]} %** in three epochs' in text and f'to {means[0]} %; top-1' in ' '.join(text.split())
     front = ' '.join((ROOT / 'README.md').read_text(encoding='utf-8').split())
     assert f'[from a linear probe](weights/README.md#fine-tuning) to {means[1]} %' in front
+
+
+@pytest.mark.parametrize('name, words', [
+    ('tf_efficientnet_lite0', '`tf_efficientnet_lite0`, plain'), ('aa_efficientnet_lite0', '`aa_efficientnet_lite0`')])
+def test_caltech101(name, words):
+    logs = (read_log(WEIGHTS / 'logs-finetune_caltech101' / f'{name}-seed{seed}.csv') for seed in (42, 43, 44))
+    top1 = [float(log[-1]['eval_top1']) for log in logs]
+    cells = *(f'{x:.2f}' for x in top1), f'{statistics.mean(top1):.2f} ± {statistics.stdev(top1):.2f}'
+    assert f'| {words} | {" | ".join(cells)} |' in README
 
 
 @pytest.mark.parametrize('log, words', [
