@@ -1,6 +1,7 @@
 """What augmented networks share: augmentation by stages, initialisation, weights for another size."""
 import dataclasses
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -61,16 +62,12 @@ def materialize(model: nn.Module, device: str | torch.device | None, **init_args
     if device.type != 'meta':
         if next(model.parameters()).is_meta:
             for name, module in model.named_modules():
-                if not hasattr(module, 'reset_parameters') and any(True for _ in _own_tensors(module)):
+                own = itertools.chain(module.parameters(recurse=False), module.buffers(recurse=False))
+                if next(own, None) is not None and not hasattr(module, 'reset_parameters'):
                     raise NeedsMemoryError(f'{name}, a {type(module).__name__}, has weights and no reset_parameters: '
                                            'timm.create_model builds such a network')
             model.to_empty(device=device)
         cast(Any, model).init_weights(**init_args)
-
-
-def _own_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
-    yield from module.parameters(recurse=False)
-    yield from module.buffers(recurse=False)
 
 
 def reset_parameters(model: nn.Module, kind: type[nn.Module] = nn.Module) -> None:
