@@ -1,7 +1,7 @@
 """Products of bfloat16 matrices inside an optimiser, in float32 where the CPU has no instructions for them.
 
-Muon makes its updates orthogonal in bfloat16 on every device, whatever precision the network is in. On such a CPU a step
-of it for a ResNet-18 took 79 seconds, and 3.7 so (half a core of AMD Zen 3, torch 2.14).
+Muon makes its updates orthogonal in bfloat16 on every device, whatever precision the network is in. On such a CPU a
+step of it for a ResNet-18 took 79 seconds, and 3.7 so (half a core of AMD Zen 3, torch 2.14).
 """
 import contextlib
 from collections.abc import Callable, Sequence
