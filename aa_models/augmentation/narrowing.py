@@ -17,8 +17,8 @@ def narrow(wide: nn.Module, small: nn.Module) -> nn.Module:
     """Fill a narrow network with what a wide one, which came from its form by `widen`, has become.
 
     Widening is linear in the weights, and this is its inverse by least squares: of all narrow networks the one that,
-    widened, is nearest to the wide one. What reads a channel is the sum over its copies, everything else their mean. A
-    network that was only widened becomes what it was, whatever the noise.
+    widened, is nearest to the wide one. Weights that read a channel are summed over its copies, all others averaged.
+    A network that was only widened becomes what it was, whatever the noise.
 
     Args:
         wide: The network to copy; it is left as it is.

@@ -27,6 +27,16 @@ class Seen(TorchFunctionMode):
         return func(*args, **kwargs or {})
 
 
+class Exact(TorchFunctionMode):
+    """Newton and Schulz's steps as timm writes them, in float64."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if func is torch.Tensor.to and kwargs.get('dtype') is torch.bfloat16:
+            kwargs['dtype'] = torch.float64
+        return func(*args, **kwargs)
+
+
 @pytest.fixture(params=[True, False], ids=['instructions', 'none'])
 def there(request, monkeypatch):
     monkeypatch.setattr(products, 'multiplies', lambda dtype: request.param)
@@ -37,7 +47,7 @@ def there(request, monkeypatch):
 def test_muon_multiplies_what_the_cpu_is_fast_in(there, conv_mode):
     """And its step is that of exact products but for what bfloat16 rounds."""
     steps = []
-    for context in (fast_products(CPU), _exact()):
+    for context in (fast_products(CPU), Exact()):
         torch.manual_seed(0)
         net = nn.Sequential(nn.Conv2d(8, 16, 3), nn.Conv2d(16, 24, 1), nn.Flatten(), nn.Linear(24, 12))
         optimizer = create_optimizer_v2(net, 'muon', lr=0.1, weight_decay=0., conv_mode=conv_mode)
@@ -52,19 +62,6 @@ def test_muon_multiplies_what_the_cpu_is_fast_in(there, conv_mode):
     for step, exact in zip(*steps):
         assert exact.abs().max() > 0
         torch.testing.assert_close(step, exact, rtol=0, atol=0.05 * float(exact.abs().max()))
-
-
-@contextlib.contextmanager
-def _exact():
-    """Newton and Schulz's steps as timm writes them, in float64."""
-    class Double(TorchFunctionMode):
-        def __torch_function__(self, func, types, args=(), kwargs=None):
-            kwargs = dict(kwargs or {})
-            if func is torch.Tensor.to and kwargs.get('dtype') is torch.bfloat16:
-                kwargs['dtype'] = torch.float64
-            return func(*args, **kwargs)
-    with Double():
-        yield
 
 
 @pytest.mark.parametrize('product', [
