@@ -132,7 +132,8 @@ def check_image_size(model: nn.Module, size: tuple[int, int, int]) -> None:
         return
     parameter = next(model.parameters())
     try:
-        model(torch.zeros(1, *size, device=parameter.device, dtype=parameter.dtype))
+        with torch.no_grad():
+            model(torch.zeros(1, *size, device=parameter.device, dtype=parameter.dtype))
     except Exception as error:  # each network says this in its own way
         raise InputError(f'the model takes no images of {size[1]}x{size[2]} pixels: {error}') from error
 

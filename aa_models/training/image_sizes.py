@@ -1,5 +1,4 @@
 """Sizes of the training pictures by epoch: small ones first make an epoch cheaper (progressive resizing)."""
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -31,15 +30,15 @@ def training_sizes(recipe: Recipe, input_size: Size) -> dict[int, Size]:
 
 
 def check_sizes(model: nn.Module, sizes: Iterable[Size]) -> None:
-    """Refuse sizes that a network does not take.
+    """Refuse sizes that a network does not take, and leave it in evaluation mode.
 
     Raises:
         InputError: It is made for one size alone.
     """
-    copied = copy.deepcopy(model).to('meta').eval()
+    model.eval()
     for size in set(sizes):
         try:
-            check_image_size(copied, size)
+            check_image_size(model, size)
         except InputError as error:
             raise InputError(f'train_img_size: {error}') from error
 

@@ -47,7 +47,7 @@ def start_from(model: nn.Module, source: str) -> None:
     _logger.info(f'starts from the weights in {file}')
 
 
-def grow_from(model: nn.Module, source: str, seed: int) -> None:
+def widen_from(model: nn.Module, source: str, seed: int) -> None:
     """Fill a network with the function of a narrower one of the same form (`aa_models.augmentation.widening`).
 
     Args:
@@ -64,12 +64,12 @@ def grow_from(model: nn.Module, source: str, seed: int) -> None:
     _resize(model, source, 'widen', partial(widen, seed=seed))
 
 
-def shrink_from(model: nn.Module, source: str) -> None:
+def narrow_from(model: nn.Module, source: str) -> None:
     """Fill a network with what a wider one of the same form has become (`aa_models.augmentation.narrowing`).
 
     Args:
         model: The narrow network.
-        source: As for `grow_from`, which raises the same errors.
+        source: As for `widen_from`, which raises the same errors.
     """
     _resize(model, source, 'narrow', narrow)
 

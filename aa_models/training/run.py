@@ -23,7 +23,7 @@ from .datasets import check_labels, class_names
 from .distillation import Teacher, labels_of_teacher, make_task, make_teacher
 from .freed_memory import keep_freed_memory
 from .image_sizes import check_sizes, training_sizes
-from .initial import grow_from, shrink_from, start_from
+from .initial import narrow_from, start_from, widen_from
 from .known_classes import keep_known_classes
 from .linear_probe import check_probe, start_from_probe
 from .loaders import data_config_of, make_eval_loader, make_train_loader, size_text
@@ -134,16 +134,16 @@ def make_trainer(
         keep_known_classes(model, classes, partial(build_model, name, **arguments))
     if recipe.initial_checkpoint is not None:
         if recipe.widen:
-            grow_from(model, recipe.initial_checkpoint, recipe.seed)
+            widen_from(model, recipe.initial_checkpoint, recipe.seed)
         elif recipe.narrow:
-            shrink_from(model, recipe.initial_checkpoint)
+            narrow_from(model, recipe.initial_checkpoint)
         else:
             start_from(model, recipe.initial_checkpoint)
     model.to(process.device).to(memory_format=torch.channels_last if recipe.channels_last else torch.preserve_format)
     config = data_config_of(model, recipe)
     sizes = training_sizes(recipe, config['input_size'])
-    check_sizes(model, sizes.values())
     _check_memory(model, max(config['input_size'], *sizes.values()), recipe)
+    check_sizes(model, sizes.values())
     if teacher is not None:
         _check_memory(teacher.model, teacher.input_size, recipe)
     train_loader = make_train_loader(train_set, recipe, config, process.device, process.distributed)

@@ -7,7 +7,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from aa_models.training.initial import grow_from, shrink_from, start_from
+from aa_models.training.initial import narrow_from, start_from, widen_from
 from training_runs import RECIPE, assert_same_run, checkpoint_of, log_of, run_training
 
 
@@ -77,9 +77,9 @@ def test_a_wide_network_starts_as_a_narrow_one(tmp_path, data, first, source):
     if source.endswith('safetensors'):  # beside its config
         (tmp_path / 'alone.safetensors').write_bytes(Path(source).read_bytes())
         with pytest.raises(ValueError, match='with widen: .* does not say of which network its weights are'):
-            grow_from(model_of(**WIDE), str(tmp_path / 'alone.safetensors'), seed=1)
+            widen_from(model_of(**WIDE), str(tmp_path / 'alone.safetensors'), seed=1)
     model, narrow = model_of(**WIDE).eval(), model_of().eval()
-    grow_from(model, source, seed=1)
+    widen_from(model, source, seed=1)
     start_from(narrow, source)
     x = torch.randn(3, 3, 16, 16)
     with torch.no_grad():
@@ -114,7 +114,7 @@ def test_a_run_that_narrows(tmp_path, data, first, caplog):
     assert 'of a wider network, which were narrowed' in ' '.join(
         (output / 'aa_simplecnn.narrow' / 'README.md').read_text().split())
     with pytest.raises(ValueError, match='with narrow: .* would become fewer'):
-        shrink_from(model_of(**WIDE), str(first))
+        narrow_from(model_of(**WIDE), str(first))
 
 
 @pytest.mark.parametrize('values, message', [
