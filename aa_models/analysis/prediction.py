@@ -47,10 +47,17 @@ def predict(
         raise InputError('the model has no classes: it computes features only')
     transform, cfg, parameter = make_transform(model), with_names(cfg_of(model)), next(model.parameters())
 
+    def image_of(path: str | Path) -> torch.Tensor:  # (C, H, W)
+        picture = read(path, mode)
+        try:
+            return transform(picture)
+        except InputError as error:
+            raise InputError(f'{path}: {error}') from error
+
     def pictures() -> Iterator[tuple[str | Path, torch.Tensor]]:
         for path in paths:
             try:
-                yield path, transform(read(path, mode))  # (C, H, W)
+                yield path, image_of(path)
             except InputError as error:
                 if report is None:
                     raise
@@ -87,7 +94,8 @@ def make_transform(model: nn.Module, **changes: Any) -> Callable[[Image.Image], 
 
     def bounded(picture: Image.Image) -> torch.Tensor:
         long, short = max(picture.size), max(1, min(picture.size))
-        check_memory(4 * side ** 2 * long / short, f'a picture of {picture.width} × {picture.height} pixels, resized')
+        what = f'{picture.width} × {picture.height} pixels, resized for the network,'
+        check_memory(4 * side ** 2 * long / short, what)
         return transform(picture)
 
     return bounded

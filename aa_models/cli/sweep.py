@@ -1,8 +1,9 @@
 """Train a recipe with several settings, and write a row of a table for each run.
 
 SWEEP is a YAML file: the recipe, values that all runs share, and the runs, each with its own values. `each` makes a run
-for every combination of the values listed. Runs that have a row are not made again, and an interrupted one goes on;
-several of these commands may share the work. Choose settings on `holdout` images, not on the test set:
+for every combination of the values listed. Runs that have a row are not made again, an interrupted one goes on, and
+one that diverges has a row without figures. Several of these commands may share the work. Choose settings on `holdout`
+images, not on the test set:
 
   recipe: cifar100_simplecnn
   values: {holdout: 5000, epochs: 4, warmup_epochs: 1}

@@ -111,10 +111,11 @@ def _name_of(model: str, checkpoint: Path | None) -> str:
 
 
 def _row(name: str, result: 'Validation') -> dict[str, Any]:
+    from aa_models.training.loaders import size_text
     return dict(
         model=name,
         top1=round(result.top1, 4), top1_err=round(100 - result.top1, 4),
         top5=round(result.top5, 4), top5_err=round(100 - result.top5, 4),
         param_count=round(sum(p.numel() for p in result.model.parameters()) / 1e6, 2),
-        img_size=result.data_config['input_size'][-1], crop_pct=result.data_config['crop_pct'],
+        img_size=size_text(result.data_config['input_size']), crop_pct=result.data_config['crop_pct'],
         interpolation=result.data_config['interpolation'])

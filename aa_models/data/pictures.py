@@ -1,4 +1,5 @@
 """Find picture files and read any of them as the plain RGB or grey picture that a network expects."""
+import contextlib
 import functools
 import os
 import re
@@ -15,6 +16,7 @@ from aa_models.errors import InputError, NoSuchFileError
 # what Pillow and its plugins raise for files that are no pictures, cut or broken ones, and for sizes that are an attack
 BROKEN = (OSError, ValueError, SyntaxError, EOFError, RuntimeError, TypeError, ArithmeticError, struct.error,
           Image.DecompressionBombError)
+_RARE = 'I', 'F'  # modes of grey values of more than 8 bits begin so
 
 
 def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
@@ -64,12 +66,29 @@ def read_picture(path: str | Path | BinaryIO, mode: str = 'RGB', name: str | Non
     try:
         with Image.open(path) as picture:
             picture.load()
-            picture = ImageOps.exif_transpose(picture)
-            return _plain(picture).convert(mode)
+            return as_shown(picture, mode)
     except Image.UnidentifiedImageError:
         raise InputError(f'{name or path} is not a picture in a format that can be read') from None
     except (*BROKEN, LookupError) as error:
         raise InputError(f'{name or path} cannot be read as a picture: {error}') from error
+
+
+def as_shown(picture: Image.Image, mode: str) -> Image.Image:
+    """A picture the way a viewer shows it: upright, and on white where it is transparent.
+
+    Args:
+        picture: Of any mode, loaded; its pixels may be turned in place.
+        mode: Pillow's mode of the result, `'RGB'` or `'L'` (grey).
+    """
+    with contextlib.suppress(*BROKEN):  # notes that cannot be read do not say which side is up
+        ImageOps.exif_transpose(picture, in_place=True)
+    plain = _plain(picture)
+    return plain if plain.mode == mode else plain.convert(mode)
+
+
+def in_rgb(picture: Image.Image) -> Image.Image:
+    """A picture of an array in memory, which may be grey, in red, green and blue."""
+    return picture if picture.mode == 'RGB' else picture.convert('RGB')
 
 
 def picture_mode(channels: int) -> str:
@@ -91,7 +110,7 @@ def picture_suffixes() -> frozenset[str]:
         if format in Image.OPEN and Image.MIME.get(format, '').startswith('image/'))
 
 
-def grey_of_rare_mode(picture: Image.Image) -> Image.Image:
+def _grey_of_rare_mode(picture: Image.Image) -> Image.Image:
     """Bring grey values of 16 or 32 bits and those in floating point to 8 bits; other pictures come back as they are.
 
     `convert` alone would cut what is above 255 to white, and show values from 0 to 1 as black.
@@ -99,7 +118,7 @@ def grey_of_rare_mode(picture: Image.Image) -> Image.Image:
     Raises:
         ValueError: The range of the values does not tell what black and white are.
     """
-    if not picture.mode.startswith(('I', 'F')):
+    if not picture.mode.startswith(_RARE):
         return picture
     whole = picture.mode.startswith('I')
     values = picture.convert('I' if whole else 'F')
@@ -115,10 +134,14 @@ def grey_of_rare_mode(picture: Image.Image) -> Image.Image:
 
 def _plain(picture: Image.Image) -> Image.Image:
     """Change rare modes to common ones, where `convert` alone would lose the picture."""
-    if picture.has_transparency_data:  # `convert` would show whatever colour lies under the transparent pixels
-        picture = picture.convert('RGBA')
-        return Image.alpha_composite(Image.new('RGBA', picture.size, 'white'), picture)
-    return grey_of_rare_mode(picture)
+    if not picture.has_transparency_data:
+        return _grey_of_rare_mode(picture)
+    if picture.mode.startswith(_RARE):  # one value stands for transparent
+        shown = _grey_of_rare_mode(picture)
+        shown.paste(255, mask=Image.fromarray(np.asarray(picture) == picture.info['transparency']))
+        return shown
+    picture = picture.convert('RGBA')  # `convert` alone would show whatever colour lies under the transparent pixels
+    return Image.alpha_composite(Image.new('RGBA', picture.size, 'white'), picture)
 
 
 def _looks_like_picture(path: Path) -> bool:

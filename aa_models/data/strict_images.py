@@ -12,7 +12,7 @@ from timm.data import ImageDataset
 from aa_models.errors import WorkError
 
 from .labels import said_in_a_worker
-from .pictures import BROKEN, grey_of_rare_mode
+from .pictures import BROKEN, as_shown
 
 ADVICE = '. Mend it or remove it; --skip-broken leaves such pictures out and says how many'
 
@@ -53,18 +53,18 @@ class StrictImages(ImageDataset):
         return f' (row {index})' if hasattr(self.reader, 'dataset') else ''
 
 
-def decode(source: Any, name: str | Path | Callable[[], str], mode: str | None = 'RGB') -> Image.Image:
-    """Open and decode a picture.
+def decode(source: Any, name: str | Path | Callable[[], str], mode: str = 'RGB') -> Image.Image:
+    """Open and decode a picture, as `aa_models.data.pictures.as_shown` has it.
 
     Args:
         source: A path, an open file, or a picture.
         name: For the error.
-        mode: Pillow's mode of the result; None for the picture's own.
+        mode: Pillow's mode of the result.
     """
     def decoded() -> Image.Image:
         with source if isinstance(source, Image.Image) else Image.open(source) as picture:
             picture.load()
-            return grey_of_rare_mode(picture).convert(mode or picture.mode)
+            return as_shown(picture, mode)
     return read(decoded, name if callable(name) else lambda: str(name))
 
 

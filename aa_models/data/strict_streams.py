@@ -14,7 +14,7 @@ from timm.data import IterableImageDataset
 
 from aa_models.errors import InputError
 
-from .pictures import BROKEN, grey_of_rare_mode
+from .pictures import BROKEN, as_shown
 from .strict_images import ADVICE, BrokenPictureError, decode
 
 _END_OF_TAR = bytes(1024)  # two empty blocks
@@ -81,8 +81,7 @@ class StrictStream(IterableImageDataset):
         try:
             result = function(sample)
             if result is not None:  # as for a label that says to pass over it
-                picture = grey_of_rare_mode(result['jpg'])
-                result['jpg'] = picture.convert(self.mode or picture.mode)
+                result['jpg'] = as_shown(result['jpg'], self.mode or 'RGB')
             return result
         except Exception as error:  # a label or a name that is wrong fails in as many ways as a picture
             reason = f'it has no {error}' if isinstance(error, KeyError) else _reason(error)

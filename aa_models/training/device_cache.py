@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from timm.data.transforms import str_to_interp_mode
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, RandomSampler
-from torchvision.transforms import PILToTensor
+from torchvision.transforms import Compose, PILToTensor
 from torchvision.transforms.functional import center_crop, resize
 
+from aa_models.data.pictures import in_rgb
 from aa_models.errors import InputError
 from aa_models.models.memory import check_memory
 
@@ -102,7 +103,7 @@ def _reflected(size: int, shift: torch.Tensor) -> torch.Tensor:
 
 def _read(dataset: Any, workers: int, channels: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """All pictures (N, H, W, C), as bytes, and their labels (N,), on a device."""
-    dataset.transform = PILToTensor()
+    dataset.transform = Compose([in_rgb, PILToTensor()])
     images, labels, done = None, torch.empty(len(dataset), dtype=torch.long), 0
     for part in DataLoader(dataset, _READ_AT_ONCE, num_workers=workers, collate_fn=list):
         for picture, label in part:

@@ -12,6 +12,7 @@ from torch import nn
 from torchvision import transforms
 
 from aa_models.augmentation.conversion import input_channels
+from aa_models.data.pictures import in_rgb
 from aa_models.errors import InputError
 
 from .datasets import Images
@@ -102,6 +103,7 @@ def _train_loader(dataset: Images, recipe: Recipe, config: Config, device: torch
         steps[:1] = [RandomShift(recipe.crop_padding), resize, transforms.CenterCrop(width)]
     if trivial:
         steps.insert(len(steps) - 1, transforms.TrivialAugmentWide())  # the last step makes the tensor
+    steps.insert(0, in_rgb)
     return loader
 
 
@@ -109,8 +111,10 @@ def make_eval_loader(
         dataset: Images, recipe: Recipe, config: Config, device: torch.device, distributed: bool = False,
 ) -> Any:
     """Batches of centre-cropped images, normalised and on the device."""
-    return create_loader(dataset, crop_pct=config['crop_pct'], crop_mode=config['crop_mode'],
-                         **_loader_options(recipe, config, device, distributed))
+    loader = create_loader(dataset, crop_pct=config['crop_pct'], crop_mode=config['crop_mode'],
+                           **_loader_options(recipe, config, device, distributed))
+    dataset.transform.transforms.insert(0, in_rgb)
+    return loader
 
 
 def _loader_options(recipe: Recipe, config: Config, device: torch.device, distributed: bool) -> dict[str, Any]:

@@ -50,6 +50,8 @@ class Recipe:
     train_split: str = Field('train', description='split to train on')
     val_split: str = Field('validation', description='split to validate on')
     holdout: Count = Field(0, description='validate on that many training images, class-balanced, instead of val_split')
+    holdout_of: OrNone[str] = Field(
+        None, description="noted by training: a fingerprint of the folder's pictures that holdout was drawn from")
     train_images: Count = Field(0, description='train on that many images only, class-balanced; 0: all')
     skip_broken: bool = Field(False, description='leave pictures out that cannot be read, where otherwise the work '
                               'stops; each picture is read once before')
@@ -246,8 +248,9 @@ class Recipe:
         """Name and arguments of the model that is trained."""
         if self.augment is None:
             return self.model, self.model_kwargs
-        size = {} if self.img_size is None else {'img_size': self.img_size}
-        return 'augmented', {'base': self.model, 'where': list(self.augment), **size, **self.model_kwargs}
+        size = self.img_size or (list(self.input_size[1:]) if self.input_size else None)
+        of_tables = {} if size is None else {'img_size': size}
+        return 'augmented', {'base': self.model, 'where': list(self.augment), **of_tables, **self.model_kwargs}
 
     def plain(self) -> dict[str, Any]:
         """All values as YAML has them: lists for tuples."""
@@ -269,7 +272,8 @@ def load_recipe(source: str | os.PathLike[str], **overrides: Any) -> Recipe:
 
     Args:
         source: Path of a YAML file, or the name of a recipe that comes with the package.
-        **overrides: Values that replace those of the file. With `epochs` alone a warm-up that is as long shrinks, too.
+        **overrides: Values that replace those of the file. With `epochs` alone a warm-up and sizes by epoch that
+            do not fit into it shrink, too.
 
     Raises:
         InputError: No such recipe, no YAML mapping, an unknown key, a wrong type or an impossible value.
@@ -278,19 +282,25 @@ def load_recipe(source: str | os.PathLike[str], **overrides: Any) -> Recipe:
     if not path.is_file():
         raise InputError(f'no recipe {str(source)!r}: it is neither a file nor one of the packaged ones '
                          f'({", ".join(recipe_names())})')
-    values = {**(stored := parsed_yaml(path)), **overrides}
-    if 'epochs' in overrides and 'warmup_epochs' not in overrides:
-        values['warmup_epochs'] = _shrunk_warmup(stored, overrides['epochs'])
-    return checked(Recipe, values, f'recipe {source}')
+    stored = parsed_yaml(path)
+    shorter = _shortened(stored, overrides['epochs']) if 'epochs' in overrides else {}
+    return checked(Recipe, {**stored, **shorter, **overrides}, f'recipe {source}')
 
 
-def _shrunk_warmup(stored: dict[str, Any], epochs: Any) -> Any:
-    """The warm-up of a recipe for another number of epochs: in proportion, where its own would not leave any."""
-    warmup, of_all = (stored.get(key, recipe_fields()[key].default) for key in ('warmup_epochs', 'epochs'))
+def _shortened(stored: dict[str, Any], epochs: Any) -> dict[str, Any]:
+    """What of a recipe does not fit into another number of epochs, in proportion: its warm-up, its sizes by epoch."""
+    warmup, of_all, sizes = (
+        stored.get(key, recipe_fields()[key].default) for key in ('warmup_epochs', 'epochs', 'train_img_size'))
     try:
-        return warmup if float(warmup) < float(epochs) else float(warmup) / float(of_all) * float(epochs)
+        share = float(epochs) / float(of_all)
+        changed: dict[str, Any] = {}
+        if float(warmup) >= float(epochs):
+            changed['warmup_epochs'] = float(warmup) * share
+        if any(int(epoch) >= float(epochs) for epoch in sizes):
+            changed['train_img_size'] = {int(int(epoch) * share): size for epoch, size in sorted(sizes.items())}
+        return changed
     except (TypeError, ValueError, ArithmeticError):  # what is no number is an error of the recipe's
-        return warmup
+        return {}
 
 
 def recipe_names() -> list[str]:

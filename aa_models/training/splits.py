@@ -1,8 +1,10 @@
 """Which pictures of a dataset a run learns from, and which it is measured on."""
 import copy
 import dataclasses
+import hashlib
 import itertools
 import logging
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
@@ -63,24 +65,41 @@ def open_datasets(recipe: Recipe, root: str | None, download: bool) -> tuple[Ima
     return train if indices is None else Part(train, indices), evaluation
 
 
+def with_source(recipe: Recipe, train: Images, root: str | None) -> Recipe:
+    """A recipe that notes which folder's pictures it holds some out of."""
+    samples = samples_of(train.dataset) if recipe.holdout and isinstance(train, Part) else None
+    return dataclasses.replace(recipe, holdout_of=_fingerprint(samples, root) if samples else None)
+
+
+def _fingerprint(samples: list[tuple[str, int]], root: str | None) -> str:
+    """A few letters that differ for other names of pictures in a folder, wherever that lies."""
+    names = sorted(os.path.relpath(path, root) for path, _ in samples)
+    return hashlib.sha256('\0'.join(names).encode(errors='surrogateescape')).hexdigest()[:16]
+
+
 def held_out(dataset: Images, recipe: Recipe, root: str | None) -> Images:
     """Of a folder without splits, which serves training and validation, the pictures that a run holds out.
 
     Args:
         dataset: The recipe's `val_split`, without its broken pictures.
-        recipe: Of the run. Any other dataset, and a folder of fewer pictures than it holds out, stay whole.
+        recipe: Of the run. Any other dataset, and a folder of other pictures than it noted, stay whole.
         root: The folder.
     """
     samples = samples_of(dataset)
     if samples is None or not recipe.holdout or recipe.train_split == recipe.val_split:
         return dataset
     trained = samples_of(open_dataset(recipe.dataset, root, recipe.train_split))
-    if recipe.holdout >= len(dataset) or trained is None or not set(samples) <= set(trained):
+    if trained is None or not set(samples) <= set(trained):
+        return dataset
+    no_splits = f'{root} has no folders {recipe.train_split}/ and {recipe.val_split}/'
+    if recipe.holdout >= len(dataset) or recipe.holdout_of not in (None, _fingerprint(samples, root)):
+        _logger.warning(f'{no_splits}, and its pictures are not those that training held {recipe.holdout} out of: all '
+                        f'{len(dataset)} are measured, with those among them that it was trained on')
         return dataset
     part = Part(dataset, _choose(dataset, None, recipe.holdout, 'holdout', recipe))
     _logger.warning(
-        f'{root} has no folders {recipe.train_split}/ and {recipe.val_split}/: measured are the {len(part)} of its '
-        f'{len(dataset)} pictures that training by this recipe holds out (--split {recipe.train_split}: all)')
+        f'{no_splits}: measured are the {len(part)} of its {len(dataset)} pictures that training by this recipe holds '
+        f'out (--split {recipe.train_split}: all)')
     return part
 
 

@@ -4,6 +4,7 @@ import csv
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -18,7 +19,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from aa_models.durable import check_file
-from aa_models.errors import InputError, WriteError
+from aa_models.errors import DivergenceError, InputError, WriteError
 from aa_models.models.create import build_model
 from aa_models.schema import checked, parsed_yaml
 
@@ -27,6 +28,8 @@ from .facts import facts_of
 from .lock import HeldError, alone_in
 from .recipe import RECIPE_FILE, Recipe, load_recipe
 from .run import train
+
+_logger = logging.getLogger(__name__)
 
 COLUMNS = (
     'model', 'settings', 'seed', 'params', 'epochs', 'top1', 'top5', 'loss', 'train_loss', 'curve', 'train_seconds',
@@ -86,7 +89,8 @@ def run_sweep(
 ) -> None:
     """Make the runs that have no row in the table yet.
 
-    Several of these processes may share a sweep: each takes runs that no other is at. An interrupted run goes on.
+    Several of these processes may share a sweep: each takes runs that no other is at. An interrupted run goes on. One
+    that diverges has a row without figures, and the others are made.
 
     Args:
         path: The sweep's YAML file.
@@ -96,7 +100,7 @@ def run_sweep(
 
     Raises:
         InputError: A sweep, a table or a recipe that cannot be used.
-        DivergenceError, WriteError, Stopped: As `train` does.
+        WriteError, Stopped: As `train` does.
     """
     runs = read_sweep(path)
     check_file(results, 'results')  # refused before the work
@@ -104,9 +108,16 @@ def run_sweep(
     for settings, recipe in runs:
         folder = output / _name(settings)
         with contextlib.suppress(HeldError), alone_in(folder, LOCK):
-            if (_text(settings), str(recipe.seed)) not in _done(results):
-                train(recipe, folder, data_dir=data_dir, download=download, device=device, log_seconds=log_seconds)
-                _add_row(results, _row(folder, settings))
+            if (_text(settings), str(recipe.seed)) in _done(results):
+                _logger.info(f'{_text(settings)}, seed {recipe.seed}: {results} has a row of it')
+            else:
+                try:
+                    train(recipe, folder, data_dir=data_dir, download=download, device=device, log_seconds=log_seconds)
+                    figures = _figures(folder)
+                except DivergenceError:
+                    _logger.warning(f'{_text(settings)}, seed {recipe.seed}: diverged, its row has no figures')
+                    figures = {}
+                _add_row(results, {**_identity(folder, settings), **figures})
             shutil.rmtree(folder)
 
 
@@ -131,21 +142,27 @@ def _done(results: Path) -> set[tuple[str, str]]:
         return {(row['settings'], row['seed']) for row in reader}
 
 
-def _row(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def _identity(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """What a run is, for its row."""
     recipe = load_recipe(folder / RECIPE_FILE)  # as it was run: with the dataset's number of classes
-    with (folder / LOG).open(newline='', encoding='utf-8') as file:
-        log = list(csv.DictReader(file))
     with torch.device('meta'):
         name, arguments = recipe.network
         model = build_model(name, num_classes=recipe.num_classes, **arguments)
-    curve = [(row['epoch'], row['eval_top1']) for row in log if row['eval_top1']]
     return dict(
         model=recipe.model, settings=_text(settings), seed=recipe.seed,
-        params=sum(p.numel() for p in model.parameters()), epochs=recipe.epochs,
+        params=sum(p.numel() for p in model.parameters()), epochs=recipe.epochs, machine=facts_of(folder)['machine'])
+
+
+def _figures(folder: Path) -> dict[str, str]:
+    """What came of a run, for its row."""
+    with (folder / LOG).open(newline='', encoding='utf-8') as file:
+        log = list(csv.DictReader(file))
+    curve = [(row['epoch'], row['eval_top1']) for row in log if row['eval_top1']]
+    return dict(
         top1=f'{float(log[-1]["eval_top1"]):.2f}', top5=f'{float(log[-1]["eval_top5"]):.2f}',
         loss=f'{float(log[-1]["eval_loss"]):.4f}', train_loss=f'{float(log[-1]["train_loss"]):.4f}',
         curve=' '.join(f'{int(epoch) + 1}:{float(top1):.2f}' for epoch, top1 in curve),
-        train_seconds=f'{sum(float(row["train_seconds"]) for row in log):.0f}', machine=facts_of(folder)['machine'])
+        train_seconds=f'{sum(float(row["train_seconds"]) for row in log):.0f}')
 
 
 def _add_row(results: Path, row: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ from .progress import Progress
 from .recipe import RECIPE_FILE, Recipe
 from .splits import held_out
 
-HOLDOUT_KEYS = 'train_split', 'holdout', 'seed', 'skip_broken'  # decide which pictures a run held out
+HOLDOUT_KEYS = 'train_split', 'holdout', 'holdout_of', 'seed', 'skip_broken'  # decide which pictures a run held out
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def test_a_picture_too_long_to_be_resized_holds_nobody_up(folder, tmp_path, caps
     with mock.patch.dict(os.environ, AA_MODELS_MAX_GB='0.5'):
         status, out, err = run_command(capsys, 'predict', tmp_path, '--model', NAME, '--json')
     assert status == 1 and [answer['file'] for answer in json.loads(out)] == [str(tmp_path / 'b.png')]
-    assert 'a picture of 200000 × 1 pixels, resized would take at least' in err and len(err.splitlines()) == 1
+    assert '200000 × 1 pixels, resized for the network, would take at least' in err and len(err.splitlines()) == 1
 
 
 @pytest.mark.parametrize('error', [RuntimeError, TypeError, KeyError, ZeroDivisionError, struct.error])

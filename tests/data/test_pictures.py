@@ -9,6 +9,7 @@ from PIL import Image
 from aa_models import errors
 from aa_models.data.cifar100 import CIFAR100_LABELS
 from aa_models.data.pictures import find_pictures, read_picture
+from aa_models.data.strict_images import decode
 from repository import TESTS
 
 PICTURES = TESTS / 'pictures'
@@ -81,6 +82,30 @@ def test_turned_picture():
     stored = io.BytesIO()
     Image.new('RGB', (4, 2)).save(stored, 'JPEG', exif=exif)
     assert read_picture(stored).size == (2, 4)
+
+
+@pytest.mark.filterwarnings('ignore:Corrupt EXIF data')
+def test_notes_that_cannot_be_read_do_not_spoil_a_picture():
+    stored = io.BytesIO()
+    Image.new('RGB', (4, 2)).save(stored, 'JPEG', exif=b'Exif\0\0II*\0 and no more of them')
+    assert read_picture(stored).size == (4, 2)
+
+
+def test_a_transparent_value_among_16_bits_of_grey():
+    stored = io.BytesIO()
+    Image.fromarray(np.array([[0, 257 * 100, 257 * 200]], 'uint16')).save(stored, 'PNG', transparency=257 * 100)
+    assert [read_picture(stored).getpixel((x, 0)) for x in range(3)] == [(0,) * 3, (255,) * 3, (200,) * 3]
+
+
+def test_training_reads_pictures_as_they_are_shown(tmp_path):
+    """Upright and on white, like those that the network will be asked about."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new('RGBA', (4, 2), (10, 20, 30, 0)).save(tmp_path / 'a.png', exif=exif)
+    for mode in ('RGB', 'L'):
+        read, decoded = read_picture(tmp_path / 'a.png', mode), decode(tmp_path / 'a.png', 'a.png', mode)
+        assert decoded.mode == mode and decoded.size == (2, 4) and decoded.tobytes() == read.tobytes()
+        assert set(decoded.tobytes()) == {255}
 
 
 def test_class_names_and_pictures():

@@ -1,6 +1,9 @@
 """A folder without splits is measured on the pictures that training held out, never on those that it saw."""
+import shutil
+
 import pytest
 
+from aa_models.errors import InputError
 from aa_models.release.results import read_results
 from aa_models.training.corruptions import measure_corruptions
 from aa_models.training.datasets import labels_of, open_dataset
@@ -66,6 +69,28 @@ def test_all_on_request_and_of_other_folders(trained, tmp_path):
     assert measured(output, flat, 'folder', val_split='train').images == 24
     assert measured(output, make_pictures(tmp_path / 'few', each=2, splits=('',)), 'folder').images == 6
     assert measured(output, make_pictures(tmp_path / 'split', each=4), 'folder').images == 12
+
+
+@pytest.mark.parametrize('source', ['checkpoint', 'folder'])
+def test_all_of_another_folder_without_splits(source, trained, tmp_path, caplog):
+    """Training held nothing out of it, and it is told from that folder in another place."""
+    flat, output = trained
+    shutil.copytree(flat, moved := tmp_path / 'moved')
+    assert measured(output, moved, source).images == 6 and 'measured are the 6 of its 24 pictures' in caplog.text
+    shutil.copy(flat / 'class0' / '0.png', moved / 'class0' / 'another.png')
+    assert measured(output, moved, source).images == 25
+    assert 'not those that training held 6 out of: all 25 are measured' in caplog.text
+
+
+def test_a_run_does_not_go_on_with_other_pictures(tmp_path):
+    """Those held out would be others, some of which it was trained on."""
+    flat = make_pictures(tmp_path / 'flat', splits=('',))
+    output = run_training(tmp_path / 'out', flat, holdout=6)
+    before = (output / 'last.pth.tar').read_bytes()
+    shutil.copy(flat / 'class0' / '0.png', flat / 'class0' / 'another.png')
+    with pytest.raises(InputError, match='holds a run of another recipe .holdout_of: '):
+        run_training(tmp_path / 'out', flat, holdout=6)
+    assert (output / 'last.pth.tar').read_bytes() == before
 
 
 def test_the_card_says_how_many(trained):

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from aa_models.cli.recipe_options import add_recipe_options, recipe_values, spelled_out
-from aa_models.training.recipe import load_recipe, recipe_fields, recipe_names
+from aa_models.training.recipe import Recipe, load_recipe, recipe_fields, recipe_names
 
 
 @pytest.mark.parametrize('values, message', [
@@ -98,6 +98,21 @@ def test_warmup_shrinks_with_few_epochs(epochs, warmup):
     assert (recipe.epochs, recipe.warmup_epochs) == (int(epochs), warmup)
     with pytest.raises(ValueError, match='warmup_epochs = 1 must be less than epochs = 1'):
         load_recipe('finetune', epochs=1, warmup_epochs=1)
+
+
+def test_sizes_shrink_with_few_epochs():
+    sizes = load_recipe('cifar100_resnet').train_img_size
+    assert sizes == {0: 64, 8: 96, 11: 128}
+    for epochs, shorter in ((12, sizes), ('7', {0: 64, 4: 96, 5: 128}), (1, {0: 128})):
+        assert load_recipe('cifar100_resnet', epochs=epochs).train_img_size == shorter
+    with pytest.raises(ValueError, match='train_img_size changes after 8 epochs, but epochs = 7'):
+        load_recipe('cifar100_resnet', epochs=7, train_img_size=sizes)
+
+
+def test_tables_are_made_for_the_input():
+    for size, expected in ((dict(img_size=64), 64), (dict(input_size=(3, 64, 96)), [64, 96])):
+        name, arguments = Recipe(model='simplecnn', augment=('stages.1.*conv',), **size).network
+        assert name == 'augmented' and arguments['img_size'] == expected
 
 
 def test_every_key_is_an_option():

@@ -57,6 +57,14 @@ def test_a_row_for_each_run(tmp_path, data):
     assert kept == [*rows[:2], *rows[3:]] and {**made, 'train_seconds': ''} == {**rows[2], 'train_seconds': ''}
 
 
+def test_a_run_that_diverges_holds_nobody_up(tmp_path, data, caplog):
+    rows = sweep_all(path := write_sweep(tmp_path, [dict(each=dict(lr=[1e30, 0.05]))]), data)
+    assert [(bool(row['top1']), bool(row['machine'])) for row in rows] == [(False, True), (True, True)]
+    assert 'diverged' in caplog.text and not any((tmp_path / 'runs').iterdir())
+    with caplog.at_level('INFO'):
+        assert sweep_all(path, data) == rows and caplog.text.count('has a row of it') == 2
+
+
 def test_runs_of_another_process_are_left_to_it(tmp_path, data):
     path = write_sweep(tmp_path, [dict(each=dict(seed=[3, 4]))])
     (settings, _), _ = sweep.read_sweep(path)

@@ -158,6 +158,20 @@ def test_nothing_can_be_read(trained, pictures, capsys):
     assert status == 2 and 'none of the 24 pictures can be read' in text
 
 
+@pytest.mark.parametrize('cache', [False, True])
+def test_grey_arrays_are_read_in_colour(cache, tmp_path):
+    """As torchvision has MNIST."""
+    raw = tmp_path / 'data' / 'MNIST' / 'raw'
+    raw.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 255, (16, 28, 28), 'uint8')
+    for part in ('train', 't10k'):
+        sizes = np.array([0x803, *pixels.shape], '>i4').tobytes(), np.array([0x801, 16], '>i4').tobytes()
+        (raw / f'{part}-images-idx3-ubyte').write_bytes(sizes[0] + pixels.tobytes())
+        (raw / f'{part}-labels-idx1-ubyte').write_bytes(sizes[1] + bytes(i % 10 for i in range(16)))
+    values = dict(dataset='torch/mnist', num_classes=10, device_cache=cache)
+    assert checkpoint_of(run_training(tmp_path / 'out', tmp_path / 'data', **values))['epoch'] == 1
+
+
 @pytest.mark.parametrize('dataset', ['', 'torch/image_folder'])
 def test_pictures_in_floating_point_are_seen(dataset, trained, pictures, capsys):
     """As TIFF of values from 0 to 1 they are the pictures that they are in 8 bits."""
