@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from aa_models.augmentation.conversion import is_compiled
 from aa_models.errors import InputError, InputTypeError
 from aa_models.layers import GridAttention
 
@@ -95,7 +96,7 @@ def read_attention(
 def _eagerly(model: nn.Module) -> Iterator[nn.Module]:
     """The model as it was before it was compiled: a program made without hooks would not call them."""
     model = getattr(model, '_orig_mod', model)  # of `torch.compile(model)`
-    if any(hasattr(module, '_orig_mod') or module._compiled_call_impl is not None for module in model.modules()):
+    if is_compiled(model):
         with torch.compiler.set_stance('force_eager'):  # for the whole process: only where parts are compiled
             yield model
     else:

@@ -5,7 +5,7 @@ Every augmented model of the package is made by this function (Attention Augment
 """
 import copy
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
 import torch
@@ -31,9 +31,11 @@ _logger = logging.getLogger(__name__)
 
 
 def trace_map_sizes(
-        model: nn.Module, names: Iterable[str], in_chans: int, img_size: tuple[int, int],
+        model: nn.Module, names: Collection[str], in_chans: int, img_size: tuple[int, int],
 ) -> dict[str, tuple[int, int]]:
     """Find the output size (H, W) of submodules by one forward pass on the meta device, which computes nothing.
+
+    What fails behind the last of them does not matter, such as a classifier that gets maps where nothing pools them.
 
     Args:
         model: Any model of images; it is left as it is.
@@ -62,10 +64,11 @@ def trace_map_sizes(
         # two images, because batch norm refuses to train on a single value
         image = torch.empty((2, in_chans, *img_size), device='meta', dtype=dtype)
         functional_call(model, meta, (image,), tie_weights=False)
-    except RuntimeError as error:
-        if 'overflow' not in str(error):  # torch's word for more bytes than it can count
+    except Exception as error:
+        if 'overflow' in str(error):  # torch's word for more bytes than it can count
+            raise InputError(f'img_size = {img_size} is larger than any memory') from error
+        if sizes.keys() < set(names):
             raise
-        raise InputError(f'img_size = {img_size} is larger than any memory') from error
     finally:
         for hook in hooks:
             hook.remove()
@@ -94,6 +97,11 @@ def input_channels(model: nn.Module) -> int:
     return getattr(model, 'in_chans', None) or first  # a stem may rearrange pixels before its convolution
 
 
+def is_compiled(model: nn.Module) -> bool:
+    """Whether a network, or a part of it, went through `torch.compile`."""
+    return any(hasattr(m, '_orig_mod') or m._compiled_call_impl is not None for m in model.modules())
+
+
 @names_attention_args
 def augment(
         model: nn.Module, *, where: Where = '*.*', img_size: int | tuple[int, int] | None = None,
@@ -103,9 +111,9 @@ def augment(
     """Replace chosen convolutions of a convnet by attention-augmented ones of the same shape, in place.
 
     The new layers keep the device, dtype and mode of those they replace and, by default, their filters but for those
-    that give way to attention. What was replaced, and which filters gave way and why, is logged (INFO) for each layer;
-    in the model, the new layers are its `AugmentedConv2d` modules. `timm.models.save_for_hf` saves a network that timm
-    made so that timm loads it again.
+    that give way to attention; filters that were frozen stay so, and the attention learns. What was replaced, and which
+    filters gave way and why, is logged (INFO) for each layer; in the model, the new layers are its `AugmentedConv2d`
+    modules. `timm.models.save_for_hf` saves a network that timm made so that timm loads it again.
 
     Args:
         model: A convnet, from timm or elsewhere.
@@ -138,6 +146,8 @@ def augment(
     """
     if not isinstance(model, nn.Module):
         raise InputTypeError(f'model must be a torch.nn.Module, got {model!r}')
+    if is_compiled(model):
+        raise InputError('the model is compiled: augment it before torch.compile')
     args = AttentionArgs().replace(**attn_args)
     chosen = select(model, where)
     if img_size is None:
@@ -159,6 +169,9 @@ def augment(
     plain = copy.deepcopy(model) if batches else None
     weights, lost = plain_to_augmented(model.state_dict(), model, layers) if learned else (None, {})
     for name, layer in layers.items():
+        if learned and layer.conv is not None:
+            for kept, old in zip(layer.conv.parameters(), model.get_submodule(name).parameters()):
+                kept.requires_grad_(old.requires_grad)
         model.set_submodule(name, layer)
         _logger.info(
             'augmented %s: %d of %d channels, map %s%s', name, layer.dv, layer.out_channels, sizes[name],

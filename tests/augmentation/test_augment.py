@@ -210,6 +210,27 @@ def test_pictures_of_other_channels_than_the_first_convolution_reads(caplog):
         aa_models.augment(Stem(), where='aux.0', img_size=16, **SETTINGS)
 
 
+@pytest.mark.parametrize('compile', [lambda m: torch.compile(m), lambda m: m.compile() or m,
+                                     lambda m: m.layer4.compile() or m], ids=['torch.compile', 'in place', 'a part'])
+def test_compiled_networks_are_refused(compile):
+    with pytest.raises(ValueError, match=r'the model is compiled: augment it before torch\.compile'):
+        aa_models.augment(compile(resnet()), where='*layer4.*', **SETTINGS)
+
+
+@pytest.mark.parametrize('frozen', [True, False])
+@pytest.mark.parametrize('warm_start', [True, False])
+def test_frozen_filters_stay_frozen(frozen, warm_start):
+    """But not those that are drawn anew, which would be left as they were drawn."""
+    model = resnet().requires_grad_(not frozen)
+    names = set(dict(model.named_parameters()))
+    aa_models.augment(model, where='layer4.*', warm_start=warm_start, **SETTINGS)
+    learning = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert {name for name in learning if '.attn.' not in name} == (
+        set() if frozen and warm_start else {f'layer4.0.conv{i}.conv.weight' for i in (1, 2)} if frozen else
+        names - {f'layer4.0.conv{i}.weight' for i in (1, 2)} | {f'layer4.0.conv{i}.conv.weight' for i in (1, 2)})
+    assert {name for name in learning if '.attn.' in name} == {n for n, _ in model.named_parameters() if '.attn.' in n}
+
+
 def test_hooks_are_not_lost():
     """The convolution that they look at would be gone; networks of features are made of them."""
     model = timm.create_model('resnet10t')

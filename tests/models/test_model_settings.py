@@ -287,6 +287,17 @@ def test_resnet18_for_small_pictures():
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 10)
 
 
+@pytest.mark.parametrize('name', NAMES)
+def test_features_that_nothing_pools(name):
+    """Its classifier cannot read them, and nobody asks it to."""
+    pooling, model, x = evaluating(name), create(name, global_pool='').eval(), images(name)
+    model.load_state_dict(pooling.state_dict())
+    assert torch.equal(model.forward_features(x), pooling.forward_features(x))
+    cut = create(name, global_pool='', num_classes=0).eval()
+    cut.load_state_dict({key: tensor for key, tensor in model.state_dict().items() if key in cut.state_dict()})
+    assert torch.equal(cut(x), model.forward_features(x))
+
+
 def test_the_contracts_names_are_registered():
     assert set(NAMES) >= {
         'aa_resnet18', 'aa_resnet34', 'aa_resnet50', 'aa_resnet101', 'aa_resnet152', 'laa_resnet18', 'laa_resnet50',
