@@ -14,7 +14,7 @@ from torch import nn as _nn
 import aa_models as _aa_models  # noqa: F401, registers the models
 from aa_models.zoo import own_models as _own_models
 
-dependencies = ['torch', 'timm']
+dependencies = ['torch', 'timm', 'pydantic']
 
 
 def _entry_point(name: str) -> _Callable[..., _nn.Module]:

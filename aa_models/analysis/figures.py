@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from .plotting import plain_text
 from .queries import cell_of
 
 _COLOURS = 'inferno'
@@ -41,7 +42,7 @@ def draw(picture: Image.Image, query: tuple[int, int], panels: Mapping[str, torc
     shape = height / width
     size = columns * max(width, _HEADING) + 1.0, max(rows * (height + 0.35) + 0.3, _BAR)
     figure = Figure(figsize=size, layout='constrained')
-    figure.suptitle(title.replace('$', r'\$'), fontsize='small', wrap=True)  # a name is no formula
+    figure.suptitle(plain_text(title), fontsize='small', wrap=True)
     first, *others = figure.subplots(rows, columns, squeeze=False).flat
     small = picture.copy()
     small.thumbnail((_SHOWN, _SHOWN))

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from aa_models.augmentation.conversion import is_compiled
+from aa_models.augmentation.passes import evaluation_mode
 from aa_models.errors import InputError, InputTypeError
 from aa_models.layers import GridAttention
 
@@ -77,18 +78,14 @@ def read_attention(
             results[name] = read(layer, x)
 
     with _one_at_a_time:
-        modes = [(module, module.training) for module in model.modules()]
         hooks = [layer.register_forward_hook(lambda layer, args, output, name=name: hear(layer, args[0], name))
                  for name, layer in chosen.items()]
         try:
-            model.eval()
-            with torch.no_grad(), _eagerly(model) as eager:
+            with torch.no_grad(), evaluation_mode(model), _eagerly(model) as eager:
                 eager(x)
         finally:
             for hook in hooks:
                 hook.remove()
-            for module, training in modes:  # not `model.train()`: parts of a network may be frozen in eval mode
-                module.training = training
     return results
 
 

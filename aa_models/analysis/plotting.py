@@ -9,6 +9,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+def plain_text(text: str) -> str:
+    """A title or a name for matplotlib, which would take what is between two $ for a formula."""
+    return text.replace('$', r'\$')
+
+
 def check_plot(path: str) -> None:
     """Make sure that a picture can be drawn.
 

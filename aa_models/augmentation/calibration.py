@@ -21,7 +21,7 @@ from aa_models.errors import InputError, InputTypeError
 
 from .channel_paths import follow_channels, trace_calls
 from .imitation import imitate
-from .passes import Passes
+from .passes import Passes, evaluation_mode
 from .patches import can_read_patches, input_patches, output_pixels
 from .ridge import Moments, add_gram, ridge_regression
 
@@ -80,12 +80,9 @@ def calibrate_layers(
     Yields:
         A row for each fit, at most two for a layer.
     """
-    modes = [(module, module.training) for net in (plain, model) for module in net.modules()]
-    plain.eval()
-    model.eval()
     like = next(model.parameters())
     batches = [batch.to(like.device, like.dtype) for batch in batches]
-    try:
+    with evaluation_mode(plain, model):
         calls = trace_calls(model)
         passes = Passes(model, batches, calls)
         imitators = {name: filters for name, filters in layers.items()
@@ -101,9 +98,6 @@ def calibrate_layers(
                 yield _fit_reader(model, readers[name], name, norm, inputs, outputs[name])
             else:
                 yield _fit_attention(model, name, norm, inputs, imitators[name], sum(map(len, batches)))
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _reader(model: nn.Module, layer: str, calls: Mapping[str, list[fx.Node]] | None) -> str | None:

@@ -7,6 +7,7 @@ most of it.
 import torch
 from torch import nn
 
+from aa_models.errors import InputError
 from aa_models.layers import GridAttention
 
 from .copies import Reading
@@ -28,7 +29,8 @@ def narrow(wide: nn.Module, small: nn.Module) -> nn.Module:
         `small`.
 
     Raises:
-        InputError: The networks are of different forms, or one of their layers cannot be widened; `small` is unchanged.
+        InputError: The networks are of different forms, one of their layers cannot be widened, or `small` has tables of
+            relative positions for far larger maps; it is unchanged.
     """
     device, found = next(small.parameters()).device, {name: t.cpu() for name, t in wide.state_dict().items()}
     start = _ones(small, found)
@@ -44,6 +46,9 @@ def narrow(wide: nn.Module, small: nn.Module) -> nn.Module:
                 torch.stack([(tensor * of[name].detach()).sum() for name, tensor in counted.items()]).sum(),
                 list(numbers.values()), retain_graph=True)
             for of in (found, counted))
+    if unread := [name for name, share in zip(numbers, shares) if not share.all()]:
+        raise InputError(f'{unread[0]} cannot be narrowed: its table is so much larger than that of the wide network '
+                         'that not all of it would be known; make both for the same img_size')
     means = {name: total / share for name, total, share in zip(numbers, sums, shares)}
     whole = {name: found[name] for name in start if name not in numbers}
     small.load_state_dict({name: tensor.to(device) for name, tensor in (whole | means).items()})

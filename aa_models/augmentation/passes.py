@@ -1,8 +1,22 @@
 """Forward passes of several batches, each taken from module to module, so that a network can be changed on the way."""
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import fx, nn
+
+
+@contextlib.contextmanager
+def evaluation_mode(*models: nn.Module) -> Iterator[None]:
+    """Networks in evaluation mode for the time of the body; then each part is in its own again, as frozen ones are."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 class Passes:

@@ -25,7 +25,7 @@ StateDict = dict[str, torch.Tensor]
 NOISE = 0.5
 _CHANNELWISE = (*CHANNELWISE, DropPath, SelectAdaptivePool2d, nn.AdaptiveAvgPool2d, nn.Flatten)
 _CONV_FORM = 'kernel_size', 'stride', 'padding', 'dilation', 'padding_mode'
-_RANDOM = nn.Dropout, nn.Dropout2d, DropPath  # which make no difference outside training
+_IDLE = nn.Dropout, nn.Dropout2d, DropPath, nn.Identity  # which make no difference outside training
 _PASSING = (F.relu, F.relu_, torch.relu, F.dropout, F.avg_pool2d, F.adaptive_avg_pool2d, torch.flatten)
 
 
@@ -124,7 +124,9 @@ class Widening:
                          'sums and a classifier')
 
     def _module(self, name: str, source: torch.Tensor) -> torch.Tensor:
-        few, many = self.narrow.get_submodule(name), self.wide.get_submodule(name)
+        few, many = dict(self.narrow.named_modules()).get(name), self.wide.get_submodule(name)
+        if isinstance(many, _IDLE) and (few is None or isinstance(few, _IDLE)):
+            return source
         kinds: list[tuple[Any, Callable[[str, Any, Any, torch.Tensor], torch.Tensor]]] = [
             (AugmentedConv2d, self._augmented), (nn.Conv2d, self._conv), (_BatchNorm, self._norm),
             (nn.Linear, self._linear)]
@@ -137,8 +139,7 @@ class Widening:
         mixes = isinstance(many, SelectAdaptivePool2d) and many.feat_mult() > 1
         if mixes or not isinstance(many, _CHANNELWISE):
             raise InputError(f'{name} cannot be widened: it is a {type(many).__name__}')
-        if not isinstance(many, _RANDOM):
-            self._check_form(name, few, many)
+        self._check_form(name, few, many)
         return source
 
     def _check_form(self, name: str, few: object, many: object) -> None:

@@ -71,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
         if source != 'local-dir' or args.checkpoint:
             given = args.checkpoint or recipe.model
             raise InputError(f'--card needs --model local-dir:… and no --checkpoint, not {given}')
+        if recipe.model_kwargs:
+            raise InputError('--card is for the network as its folder has it, without --model-kwargs')
         load_card(Path(folder))
     result = validate(recipe, checkpoint=args.checkpoint, use_ema=args.use_ema, data_dir=args.data_dir,
                       download=args.dataset_download, device=args.device)
@@ -93,9 +95,13 @@ def _write_card(folder: Path, recipe: 'Recipe', result: 'Validation') -> None:
     from aa_models.device import machine_name
     from aa_models.release.card import write_accuracy
     from aa_models.training.loaders import size_text
+    options = {key: getattr(recipe, key) for key in ('dataset', 'img_size', 'input_size', 'interpolation', 'crop_pct')}
+    if isinstance(options['input_size'], tuple):
+        options['input_size'] = ' '.join(map(str, options['input_size']))
     write_accuracy(
         folder, dict(top1=result.top1, top5=result.top5), result.images,
-        known_dataset(recipe.dataset, result.class_names), recipe.dataset, recipe.val_split,
+        known_dataset(recipe.dataset, result.class_names),
+        [f'--{key.replace("_", "-")} {value}' for key, value in options.items() if value], recipe.val_split,
         f'{result.precision} on {result.process.device.type}, input {size_text(result.data_config["input_size"])} px, '
         f'crop {result.data_config["crop_pct"]:g}',
         f'{result.images / result.seconds:.0f} images a second on {machine_name(result.process)}, loading included')

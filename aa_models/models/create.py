@@ -10,6 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from timm.models import parse_model_name, split_model_name_tag
 from torch import nn
 
+from aa_models.augmentation.passes import evaluation_mode
 from aa_models.errors import HubError, HubWeightsError, InputError, NoSuchFileError, UserError, WeightsError, WorkError
 from aa_models.zoo import own_models
 
@@ -132,7 +133,7 @@ def check_image_size(model: nn.Module, size: tuple[int, int, int]) -> None:
         return
     parameter = next(model.parameters())
     try:
-        with torch.no_grad():
+        with torch.no_grad(), evaluation_mode(model):  # in training batch norm refuses a map of one value
             model(torch.zeros(1, *size, device=parameter.device, dtype=parameter.dtype))
     except Exception as error:  # each network says this in its own way
         raise InputError(f'the model takes no images of {size[1]}x{size[2]} pixels: {error}') from error

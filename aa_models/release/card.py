@@ -5,6 +5,7 @@ only: `aa-models validate --card` measures the folder and writes what it prints.
 """
 import csv
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 from typing import Any, cast
@@ -16,13 +17,13 @@ from torch import nn
 from aa_models.analysis.macs import count_macs, in_giga
 from aa_models.data.known_datasets import KnownDataset
 from aa_models.data.labels import describe_synsets
-from aa_models.durable import replace_text
+from aa_models.durable import check_file, replace_text
 from aa_models.errors import InputError
 from aa_models.layers import GridAttention
 from aa_models.layers.linear_attention import LinearAttention
 from aa_models.layers.softmax_attention import SoftmaxAttention
 from aa_models.models.create import cfg_of, num_classes_of
-from aa_models.training.loaders import size_text
+from aa_models.training.loaders import training_size_text
 from aa_models.training.precision import precision_of
 from aa_models.training.recipe import Recipe
 from aa_models.zoo import own_models
@@ -60,7 +61,8 @@ def make_card(
         _training(recipe, dataset.title, log), name=name, what=_what(model, dataset.title), data=dataset.about,
         dataset=dataset.title, parameters=f'{sum(p.numel() for p in model.parameters()) / 1e6:.2f}',
         gmacs=in_giga(count_macs(model, input_size)), size=' × '.join(map(str, input_size[1:])),
-        train_size=size_text(input_size), num_classes=num_classes_of(model), top=min(5, num_classes_of(model)),
+        train_size=training_size_text(recipe, input_size), num_classes=num_classes_of(model),
+        top=min(5, num_classes_of(model)),
         registers='\nimport aa_models  # registers the model with timm\n' if own else '',
         source=f'hf-hub:{repo}' if repo else f'local-dir:{name}', machine=f' on {machine}' if machine else '',
         classes=_classes(labels))
@@ -71,11 +73,12 @@ def load_card(folder: Path) -> ModelCard:
     """Read a folder's card.
 
     Raises:
-        InputError: There is none, a broken one, or none with a place for the accuracy.
+        InputError: There is none, a broken one, none with a place for the accuracy, or one that cannot be written.
     """
     path = folder / CARD
     if not path.is_file():
         raise InputError(f'{str(folder)!r} holds no {CARD} to write the accuracy into')
+    check_file(path, 'card')
     card = read_card(path)
     if not ACCURACY.search(card.text):
         raise InputError(f'{path} has no place for the accuracy, lines {ACCURACY.pattern.replace(".*", "…")!r}')
@@ -89,14 +92,14 @@ def read_card(path: Path) -> ModelCard:
         InputError: It cannot be read, or its metadata are not those of a card.
     """
     try:
-        return ModelCard.load(path)
+        return ModelCard(path.read_text(encoding='utf-8'))  # unlike `ModelCard.load` with line ends of any system
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f'{path} cannot be read: {" ".join(str(error).split())}') from error
 
 
 def write_accuracy(
-        folder: Path, figures: dict[str, float], images: int, dataset: KnownDataset, name: str, split: str, how: str,
-        speed: str,
+        folder: Path, figures: dict[str, float], images: int, dataset: KnownDataset, options: Sequence[str], split: str,
+        how: str, speed: str,
 ) -> None:
     """Put a measurement into a folder's card: into the text and, as `model-index`, into its metadata.
 
@@ -104,20 +107,21 @@ def write_accuracy(
         folder: Where the measured weights are.
         figures: `top1` and `top5`, percent.
         images: How many were measured.
-        dataset, name, split: What was measured on; the name in timm's notation.
+        dataset, split: What was measured on.
+        options: Of the command that measured, but for folders and split.
         how: Precision, device and input.
         speed: Throughput, and of which machine.
     """
     card = load_card(folder)
     top1, top5 = (f'{figures[key]:.3f}' for key in ('top1', 'top5'))
-    option = f' --dataset {name}' if name else ''
+    name = folder.resolve().name
+    command = ' '.join([f'aa-models validate --model local-dir:{name}', *options, f'--data-dir … --split {split}'])
     text = (
         f'| {dataset.title}, {split}, {images} images | |\n|---|---|\n| top-1 | {top1} % |\n| top-5 | {top5} % |\n'
-        f'| throughput | {speed} |\n\nPrinted by `aa-models validate --model local-dir:{folder.resolve().name}{option} '
-        f'--data-dir … --split {split}` for this file of weights ({how}).\n')
+        f'| throughput | {speed} |\n\nPrinted by `{command}` for this file of weights ({how}).\n')
     card.text = ACCURACY.sub(lambda found: found[1] + text + found[2], card.text)
     data = cast(ModelCardData, card.data)
-    data.model_name = folder.resolve().name
+    data.model_name = name
     data.eval_results = [EvalResult(
         'image-classification', dataset_type=dataset.hub_name or 'imagefolder', dataset_name=dataset.title,
         dataset_split=split, metric_type='accuracy', metric_name=figure, metric_value=float(value))

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from aa_models.analysis.plotting import check_plot, save_plot
+from aa_models.analysis.plotting import check_plot, plain_text, save_plot
 from aa_models.errors import InputError, NoSuchFileError
 
 from .checkpoints import LOG
@@ -68,10 +68,15 @@ def draw_curves(runs: Iterable[Path], output: str, title: str = '') -> None:
             raise InputError(f'the {len(curves)} runs of {name} were measured after no epoch in common')
         values = [[curve[epoch] for curve in curves] for epoch in epochs]
         seeds = f', {len(curves)} seeds' if len(curves) > 1 else ''
-        axes.plot(epochs, [sum(v) / len(v) for v in values], f'C{i}.-', label=name + seeds)
+        axes.plot(epochs, [sum(v) / len(v) for v in values], f'C{i}.-', label=_in_legend(name + seeds))
         axes.fill_between(epochs, list(map(min, values)), list(map(max, values)), color=f'C{i}', alpha=0.25, lw=0)
-    axes.set(xlabel='epochs', ylabel='top-1, %', title=title)
+    axes.set(xlabel='epochs', ylabel='top-1, %', title=plain_text(title))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(fontsize='small')
     save_plot(figure, output)
+
+
+def _in_legend(name: str) -> str:
+    """A name as matplotlib shows it: one that begins with _ would be left out."""
+    return plain_text(f' {name}' if name.startswith('_') else name)

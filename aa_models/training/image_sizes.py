@@ -30,12 +30,11 @@ def training_sizes(recipe: Recipe, input_size: Size) -> dict[int, Size]:
 
 
 def check_sizes(model: nn.Module, sizes: Iterable[Size]) -> None:
-    """Refuse sizes that a network does not take, and leave it in evaluation mode.
+    """Refuse sizes that a network does not take.
 
     Raises:
         InputError: It is made for one size alone.
     """
-    model.eval()
     for size in set(sizes):
         try:
             check_image_size(model, size)

@@ -17,7 +17,7 @@ from aa_models.errors import InputError
 
 from .datasets import Images
 from .device_cache import CachedLoader
-from .image_sizes import ByEpoch, training_sizes
+from .image_sizes import ByEpoch, Size, training_sizes
 from .recipe import Recipe
 
 Config = dict[str, Any]
@@ -39,6 +39,12 @@ def size_text(input_size: Sequence[int]) -> str:
     """(C, H, W) for a reader: `'128'` where it is square, else `'96 × 160'`."""
     height, width = input_size[1:]
     return f'{height}' if height == width else f'{height} × {width}'
+
+
+def training_size_text(recipe: Recipe, input_size: Size) -> str:
+    """The sizes of the training pictures for a reader: `'64, after 8 epochs at 96'`."""
+    first, *later = training_sizes(recipe, input_size).items()
+    return ''.join([size_text(first[1]), *(f', after {epoch} epochs at {size_text(size)}' for epoch, size in later)])
 
 
 class RandomShift:

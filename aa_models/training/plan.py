@@ -6,8 +6,7 @@ from aa_models.device import machine_name
 from aa_models.layers import GridAttention
 
 from .distillation import Teacher
-from .image_sizes import training_sizes
-from .loaders import data_config_of, size_text
+from .loaders import data_config_of, size_text, training_size_text
 from .loop import Trainer
 from .precision import precision_of
 
@@ -36,9 +35,7 @@ def plan_of(trainer: Trainer, teacher: Teacher | None, classes: Sequence[str] | 
         plan.append(f'teacher: {recipe.teacher}, {sum(p.numel() for p in teacher.parameters()):,} parameters, at '
                     f'{size_text(teacher.input_size)} px{labels}')
     input_size = data_config_of(model, recipe)['input_size']
-    first, *later = training_sizes(recipe, input_size).items()
-    sizes = ''.join(f', after {epoch} epochs at {size_text(size)}' for epoch, size in later)
-    growth = f'; in training at {size_text(first[1])}{sizes} px' if recipe.train_img_size else ''
+    growth = f'; in training at {training_size_text(recipe, input_size)} px' if recipe.train_img_size else ''
     train, held_out = (len(loader.dataset) for loader in (trainer.train_loader, trainer.eval_loader))
     shown = ', '.join(classes[:_SHOWN]) + (', …' if len(classes) > _SHOWN else '') if classes else 'without names'
     updates = trainer.updates_per_epoch

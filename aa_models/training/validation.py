@@ -109,7 +109,7 @@ def validate(
         config = data_config_of(model, recipe)
         check_pass(model, (recipe.batch_size, *config['input_size']), f'batch_size = {recipe.batch_size} with '
                    f'{size_text(config["input_size"])} px')
-        check_image_size(model.eval(), config['input_size'])
+        check_image_size(model, config['input_size'])
         with process.one_first(download):
             dataset = open_dataset(
                 recipe.dataset, data_dir, recipe.val_split, download=download, batch_size=recipe.batch_size)

@@ -106,6 +106,12 @@ def test_command_prints_what_the_table_holds(capsys):
     assert sum(float(row[-1].rstrip('%')) for row in rows[:-1]) == pytest.approx(100, abs=1)
 
 
+@pytest.mark.parametrize('words', [['resnet10t', '--img-size', '32'], ['skresnet18']])
+def test_maps_of_one_pixel(words, capsys):
+    """In training batch norm would refuse them."""
+    assert info(capsys, *words)[-1][0] == 'total'
+
+
 def test_a_plain_network_has_the_last_lines_only(capsys):
     _, _, *rows = info(capsys, 'resnet18')
     assert [row[0] for row in rows] == ['everything else', 'total']

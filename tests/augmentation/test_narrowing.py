@@ -71,6 +71,7 @@ def test_constant_queries_are_those_of_the_wide_network():
     (('wrn28_2', dict(depth=16)), ('wrn28_2', WRN), 'different forms: only one has stages.0.1'),
     (('wrn28_2', dict(WRN, num_classes=8)), ('wrn28_2', WRN), 'head.fc has 7 outputs in the narrow network, 8 in the'),
     (('test_vit', {}), ('test_vit', {}), 'cannot be widened'),
+    (('aa_wrn28_2', dict(WRN, width=2)), ('aa_wrn28_2', dict(WRN, img_size=64)), 'rel_. cannot be narrowed'),
 ])
 def test_what_cannot_be_narrowed_is_refused(many, few, message):
     wide, small = (timm.create_model(name, **{'num_classes': 7, **kwargs}) for name, kwargs in (many, few))

@@ -31,6 +31,15 @@ def test_the_same_logits(name, few, many):
     assert all(torch.equal(before[key], tensor) for key, tensor in narrow.state_dict().items())
 
 
+@pytest.mark.parametrize('rates', [(0., 0.1), (0.1, 0.)])
+@pytest.mark.parametrize('name, few, many', [ANY[1], ANY[2]])
+@torch.no_grad()
+def test_stochastic_depth_makes_no_difference(name, few, many, rates):
+    narrow, wide = (make(name, drop_path_rate=rate, **kwargs) for rate, kwargs in zip(rates, (few, many)))
+    x = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(widen(narrow, wide)(x), narrow(x), rtol=1e-4, atol=1e-3)
+
+
 @torch.no_grad()
 def test_depthwise_and_grouped_convolutions():
     """A depthwise one follows what it reads; the channels of groups cannot be copied so."""

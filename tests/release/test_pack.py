@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from timm.models import load_checkpoint
 
 from aa_models.cli import pack
-from aa_models.errors import DivergenceError, UserError
+from aa_models.errors import DivergenceError, InputError, UserError
 from aa_models.release import folder as packing
 from command import run_command
 from training_runs import RECIPE, checkpoint_of, log_of, make_pictures, run, run_training, run_validation
@@ -200,6 +200,33 @@ def test_validation_prints_and_writes_true_figures(folder, data, tmp_path, capsy
     assert card.text.count('## Use') == 1
 
 
+def test_the_card_has_the_command_that_measured(folder, data):
+    run_validation('--model', f'local-dir:{folder}', '--data-dir', data, '--card', '--input-size', 3, 16, 24,
+                   '--crop-pct', 0.8)
+    assert ('`aa-models validate --model local-dir:aa_simplecnn.noise --input-size 3 16 24 --crop-pct 0.8 --data-dir … '
+            '--split validation`') in (folder / 'README.md').read_text()
+
+
+def test_a_card_with_line_ends_of_another_system(folder, data):
+    (folder / 'README.md').write_bytes((folder / 'README.md').read_bytes().replace(b'\n', b'\r\n'))
+    run_validation('--model', f'local-dir:{folder}', '--data-dir', data, '--card')
+    assert '| top-1 |' in (folder / 'README.md').read_text()
+
+
+def test_a_card_that_cannot_be_written_is_found_before_the_work(folder, data, monkeypatch):
+    def refuse(path, what):
+        raise InputError(f'{what} = {path} cannot be written')
+    monkeypatch.setattr('aa_models.release.card.check_file', refuse)
+    monkeypatch.setattr('aa_models.training.validation.validate', lambda *args, **kwargs: pytest.fail('it measured'))
+    with pytest.raises(InputError, match='card = .*README.md cannot be written'):
+        run_validation('--model', f'local-dir:{folder}', '--data-dir', data, '--card')
+
+
+def test_the_card_has_the_sizes_of_training(tmp_path, data):
+    output = run_training(tmp_path / 'out', data, train_img_size={0: 8, 1: 12})
+    assert 'at 8, after 1 epochs at 12 px: 2 epochs' in (output / 'aa_simplecnn.out' / 'README.md').read_text()
+
+
 def test_no_room_for_figures(folder, data, tmp_path, monkeypatch, capsys):
     """One line, and the card and the folder of the table are as they were."""
     def no_room(number):
@@ -252,6 +279,7 @@ def test_network_of_one_size(tmp_path, data):
     ('--model local-dir:{folder} --use-ema', '--use-ema needs a --checkpoint'),
     ('', '--model is missing'),
     ('--model aa_simplecnn --card', '--card needs --model local-dir:'),
+    ('--model local-dir:{folder} --card --model-kwargs dk=4', '--card is for the network as its folder has it'),
     ('--model local-dir:{folder} --batch-size 0', "batch_size = '0' must be greater than or equal to 1"),
     ('--model local-dir:{folder} --img-size 9 --input-size 3 9 9', 'img_size = 9 and .*: give one of them'),
     ('--model local-dir:{folder} --num-classes 2', 'num_classes = 2, but the weights of .* are for 7'),

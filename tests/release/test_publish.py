@@ -109,7 +109,7 @@ def test_an_accuracy_without_an_end_is_that_of_the_table(folder):
     update_results(table, {**row, **{column: round(value, 4) for column, value in figures.items()}})
     faults = faults_of(folder, table, REPO_ID)
     assert len(faults) == 2 and all('results-cifar100.csv 66.667 and 83.333' in fault for fault in faults)
-    write_accuracy(folder, figures, 12, known_dataset('torch/cifar100'), 'torch/cifar100', 'test', 'how', 'speed')
+    write_accuracy(folder, figures, 12, known_dataset('torch/cifar100'), ['--dataset torch/cifar100'], 'test', '', '')
     assert not faults_of(folder, table, REPO_ID)
 
 

@@ -50,6 +50,16 @@ def test_runs_of_a_model_are_one_line(tmp_path, capsys):
     assert picture.read_text().count('<path') > 20
 
 
+def test_names_and_titles_are_no_formulas(tmp_path, capsys, recwarn):
+    for name in ('_net', 'a$b_{$c'):
+        write_log(tmp_path / name / 'log.csv', (0, 5), (1, 20))
+    picture = tmp_path / 'curves.svg'
+    words = *(tmp_path / name for name in ('_net', 'a$b_{$c')), '-o', picture, '--title', 'cost in $ and _{ $'
+    assert run_command(capsys, 'curves', *words) == (0, '', '') and not recwarn.list
+    for text in ('<!--  _net -->', '<!-- a$b_{$c -->', '<!-- cost in $ and _{ $ -->'):
+        assert text in picture.read_text()
+
+
 @pytest.mark.parametrize('paths, lines', [
     (['net.one', 'net-seed2.csv', 'other.csv'], ['net, 2 seeds', 'other']),
     (['net.one', 'net.two', 'net.one/log.csv'], ['net.one, 2 seeds', 'net.two']),
