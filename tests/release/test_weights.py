@@ -112,6 +112,14 @@ def test_plain_nets_of_late_attention(tag, row):
     assert f'| plain ResNet-18 | {row} | – | {figures} |' in README
 
 
+@pytest.mark.parametrize('name', ['resnet18-back64', 'resnet18-two64', 'aa_resnet18-two64'])
+def test_two_epochs_after_conversion(name):
+    last = read_log(WEIGHTS / 'logs-muon_cifar100' / f'{name}.csv')[-1]
+    top1, top5, loss = (float(last[f'eval_{column}']) for column in ('top1', 'top5', 'loss'))
+    row, = re.findall(rf'^.*logs-muon_cifar100/{name}.csv.*$', README, re.MULTILINE)
+    assert row.endswith(f'| {top1:.2f} % | {top5:.2f} % | {loss:.3f} |')
+
+
 def test_first_epochs_of_late_attention():
     assert f'had {float(read_log(WEIGHTS / "logs-muon_cifar100" / "plain8.csv")[-1]["eval_top1"]):.2f} %' in README
 
@@ -203,10 +211,11 @@ def test_fine_tuning_from_a_linear_probe():
     assert f'[from a linear probe](weights/README.md#fine-tuning) to {means[1]} %' in front
 
 
+@pytest.mark.parametrize('folder', ['caltech101', 'imagewoof'])
 @pytest.mark.parametrize('name, words', [
     ('tf_efficientnet_lite0', '`tf_efficientnet_lite0`, plain'), ('aa_efficientnet_lite0', '`aa_efficientnet_lite0`')])
-def test_caltech101(name, words):
-    logs = (read_log(WEIGHTS / 'logs-finetune_caltech101' / f'{name}-seed{seed}.csv') for seed in (42, 43, 44))
+def test_fine_tuning_on_other_folders(folder, name, words):
+    logs = (read_log(WEIGHTS / f'logs-finetune_{folder}' / f'{name}-seed{seed}.csv') for seed in (42, 43, 44))
     top1 = [float(log[-1]['eval_top1']) for log in logs]
     cells = *(f'{x:.2f}' for x in top1), f'{statistics.mean(top1):.2f} ± {statistics.stdev(top1):.2f}'
     assert f'| {words} | {" | ".join(cells)} |' in README
