@@ -65,6 +65,21 @@ def read_images(images: Images, in_chans: int) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
+def check_calibration(model: nn.Module, batches: Sequence[torch.Tensor]) -> None:
+    """Refuse pictures that a network cannot run on, before anything of it is changed.
+
+    Raises:
+        InputError: It fails on one of them.
+    """
+    like = next(model.parameters())
+    try:
+        with evaluation_mode(model):
+            model(batches[0][:1].to(like.device, like.dtype))
+    except Exception as error:  # each network says this in its own way
+        raise InputError(f'calibrate holds images that the model cannot run on: {error}') from error
+
+
+@torch.no_grad()
 def calibrate_layers(
         plain: nn.Module, model: nn.Module, layers: Mapping[str, torch.Tensor | None], batches: Sequence[torch.Tensor],
 ) -> Iterator[Calibrated]:

@@ -20,7 +20,7 @@ from aa_models.layers import AttentionArgs, AugmentedConv2d
 from aa_models.layers.attention_args import names_attention_args
 from aa_models.layers.head_dims import is_int
 
-from .calibration import Calibrated, Images, calibrate_layers, read_images
+from .calibration import Calibrated, Images, calibrate_layers, check_calibration, read_images
 from .channel_paths import has_computed_weights
 from .dataless import is_dataless
 from .description import describe, layer_args
@@ -166,6 +166,8 @@ def augment(
     learned = warm_start and not any(map(is_dataless, [*model.parameters(), *model.buffers()]))
     if batches and not learned:
         raise InputError('calibrate needs warm_start=True and a model with weights: what they compute is to be kept')
+    if batches:
+        check_calibration(model, batches)
     plain = copy.deepcopy(model) if batches else None
     weights, lost = plain_to_augmented(model.state_dict(), model, layers) if learned else (None, {})
     for name, layer in layers.items():

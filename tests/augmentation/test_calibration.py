@@ -135,3 +135,11 @@ def test_wrong_images_are_refused(calibrate, error, message):
     assert type(model[0][1]) is nn.Conv2d
     with pytest.raises(ValueError, match='calibrate needs warm_start=True'):
         aa_models.augment(model, where='0.1', calibrate=torch.zeros(16, 3, 16, 16), warm_start=False, **ARGS)
+
+
+def test_a_network_that_cannot_run_is_left_as_it_is():
+    model = timm.create_model('simplecnn', global_pool='')
+    before = str(model)
+    with pytest.raises(ValueError, match='calibrate holds images that the model cannot run on: '):
+        aa_models.augment(model, calibrate=torch.zeros(16, 3, 32, 32), **ARGS)
+    assert str(model) == before and model.training
