@@ -299,7 +299,7 @@ def _shortened(stored: dict[str, Any], epochs: Any) -> dict[str, Any]:
         if any(int(epoch) >= float(epochs) for epoch in sizes):
             changed['train_img_size'] = {int(int(epoch) * share): size for epoch, size in sorted(sizes.items())}
         return changed
-    except (TypeError, ValueError, ArithmeticError):  # what is no number is an error of the recipe's
+    except (AttributeError, TypeError, ValueError, ArithmeticError):  # what is no number is an error of the recipe's
         return {}
 
 

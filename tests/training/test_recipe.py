@@ -109,6 +109,12 @@ def test_sizes_shrink_with_few_epochs():
         load_recipe('cifar100_resnet', epochs=7, train_img_size=sizes)
 
 
+def test_sizes_that_are_no_mapping_are_said_so(tmp_path):
+    (tmp_path / 'mine.yaml').write_text('{model: aa_simplecnn, epochs: 9, warmup_epochs: 0, train_img_size: [8, 16]}')
+    with pytest.raises(ValueError, match=r'train_img_size = \[8, 16\] must be'):
+        load_recipe(tmp_path / 'mine.yaml', epochs=3)
+
+
 def test_tables_are_made_for_the_input():
     for size, expected in ((dict(img_size=64), 64), (dict(input_size=(3, 64, 96)), [64, 96])):
         name, arguments = Recipe(model='simplecnn', augment=('stages.1.*conv',), **size).network
