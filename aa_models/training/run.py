@@ -32,7 +32,7 @@ from .loop import Trainer, make_criterion
 from .plan import plan_of
 from .precision import with_precision
 from .recipe import RECIPE_FILE, Recipe
-from .splits import open_datasets, with_holdout, with_source
+from .splits import open_datasets, with_fingerprint, with_holdout
 from .stopping import Stopped, StopSignals
 
 _logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def train(
                 recipe = with_holdout(recipe, data_dir)
                 with process.one_first(download):
                     datasets = open_datasets(recipe, data_dir, download)
-                recipe = with_source(recipe, datasets[0], data_dir)
+                recipe = with_fingerprint(recipe, datasets[0], data_dir)
                 classes = class_names(datasets[0])
                 teacher = make_teacher(recipe, process.device, classes)
                 if teacher is not None and recipe.unlabelled:

@@ -65,7 +65,7 @@ def open_datasets(recipe: Recipe, root: str | None, download: bool) -> tuple[Ima
     return train if indices is None else Part(train, indices), evaluation
 
 
-def with_source(recipe: Recipe, train: Images, root: str | None) -> Recipe:
+def with_fingerprint(recipe: Recipe, train: Images, root: str | None) -> Recipe:
     """A recipe that notes which folder's pictures it holds some out of."""
     samples = samples_of(train.dataset) if recipe.holdout and isinstance(train, Part) else None
     return dataclasses.replace(recipe, holdout_of=_fingerprint(samples, root) if samples else None)
