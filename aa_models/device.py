@@ -63,6 +63,16 @@ def find_device(name: str | None) -> torch.device:
     raise InputError(f'--device {name!r} is not on this machine; possible are {", ".join(map(str, here))}')
 
 
+def check_alone(what: str) -> None:
+    """Refuse what several processes started by torchrun cannot share.
+
+    Raises:
+        InputError: There are several.
+    """
+    if is_distributed_env():
+        raise InputError(f'{what} takes one process, and torchrun started {world_info_from_env()[2]}')
+
+
 def start_device(name: str | None) -> Process:
     """Find the device and join the other processes where torchrun started several, each with a device of its own.
 

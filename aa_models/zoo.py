@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg
 
-WEIGHTS_FILE = 'model.safetensors'
+CONFIG, WEIGHTS_FILE = 'config.json', 'model.safetensors'  # of a folder as timm and the Hub have it
 HUB_ORGANISATION = 'aa-models'
 ZOO_FILE = Path(__file__).with_suffix('.csv')
 _HASH_NOTE = 'sha256:'

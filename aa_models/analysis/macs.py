@@ -2,7 +2,7 @@
 import copy
 
 import torch
-from timm.data import resolve_data_config
+from timm.data import resolve_input_data_config
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -29,7 +29,7 @@ def count_macs_by_module(model: nn.Module, input_size: tuple[int, int, int] | No
         if hasattr(module, 'fused_attn'):
             module.fused_attn = False  # type: ignore[assignment]  # torch types every attribute of a module as a tensor
     parameter = next(model.parameters())
-    size = input_size or (input_channels(model), *resolve_data_config(model=model)['input_size'][1:])
+    size = input_size or (input_channels(model), *resolve_input_data_config(model)['input_size'][1:])
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, *size, dtype=parameter.dtype, device=parameter.device))
     root = type(model).__name__  # the counter names every module with the model's class in front

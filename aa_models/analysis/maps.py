@@ -3,7 +3,6 @@
 The names of layers are those of the `GridAttention` modules, as `model.named_modules()` has them.
 """
 import contextlib
-import fnmatch
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -13,6 +12,7 @@ from torch import nn
 
 from aa_models.augmentation.conversion import is_compiled
 from aa_models.augmentation.passes import evaluation_mode
+from aa_models.augmentation.selection import matching
 from aa_models.errors import InputError, InputTypeError
 from aa_models.layers import GridAttention
 
@@ -119,7 +119,7 @@ def attention_layers(model: nn.Module, layers: Names = '*') -> dict[str, GridAtt
     found = {name: module for name, module in model.named_modules() if isinstance(module, GridAttention)}
     if not found:
         raise InputError(f'{type(model).__name__} has no attention layer of this package')
-    chosen = {pattern: [name for name in found if fnmatch.fnmatchcase(name, pattern)] for pattern in patterns}
+    chosen = {pattern: matching(found, pattern) for pattern in patterns}
     missed = [pattern for pattern, names in chosen.items() if not names]
     if missed or not chosen:
         raise InputError(f'layers={(missed or layers)!r} chooses none of: {", ".join(found)}')

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from timm.data import create_transform, resolve_data_config
+from timm.data import create_transform, resolve_input_data_config
 from torch import nn
 
 from aa_models.data.labels import class_description, class_name, with_names
@@ -42,7 +42,7 @@ def predict(
     Raises:
         InputError: A model without classes or for other input than pictures, or a file that is no picture.
     """
-    mode = picture_mode(resolve_data_config(model=model)['input_size'][0])
+    mode = picture_mode(resolve_input_data_config(model)['input_size'][0])
     if not num_classes_of(model):
         raise InputError('the model has no classes: it computes features only')
     transform, cfg, parameter = make_transform(model), with_names(cfg_of(model)), next(model.parameters())
@@ -85,7 +85,7 @@ def make_transform(model: nn.Module, **changes: Any) -> Callable[[Image.Image], 
         InputError: The config holds values that are not possible. From the result, a `TooLargeError` for a picture
             so long and thin that it would not fit into memory, resized.
     """
-    config = {**resolve_data_config(model=model), **changes}
+    config = {**resolve_input_data_config(model), **changes}
     try:
         transform = create_transform(**config)
     except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:

@@ -3,7 +3,7 @@ import math
 
 import torch
 from PIL import Image
-from timm.data import resolve_data_config
+from timm.data import resolve_input_data_config
 from torch import nn
 
 from aa_models.data.pictures import picture_mode
@@ -61,7 +61,7 @@ def feed_whole(
     Raises:
         InputError: The model takes something else than pictures, has no such layer, or would take too much memory.
     """
-    channels, height, width = resolve_data_config(model=model)['input_size']
+    channels, height, width = resolve_input_data_config(model)['input_size']
     area = img_size ** 2 if img_size else height * width
     scale = math.sqrt(area / (picture.width * picture.height))
     size = [max(1, round(side * scale)) for side in (picture.height, picture.width)]

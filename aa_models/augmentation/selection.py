@@ -1,7 +1,7 @@
 """Which convolutions of a network are augmented: patterns of module names, or a function."""
 import fnmatch
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -30,7 +30,7 @@ def select(model: nn.Module, where: Where) -> dict[str, Mapping[str, Any]]:
         chosen = {name: {} for name in next(filter(None, choices), [])}
     else:
         settings = _by_pattern(where)
-        found = {pattern: fnmatch.filter(larger, pattern) or fnmatch.filter(convs, pattern) for pattern in settings}
+        found = {pattern: matching(larger, pattern) or matching(convs, pattern) for pattern in settings}
         # where several patterns fit a name, the first is written last and stays
         chosen = {name: settings[pattern] for pattern in reversed(list(settings)) for name in found[pattern]}
         chosen = {name: chosen[name] for name in convs if name in chosen}
@@ -54,3 +54,8 @@ def _by_pattern(where: str | Sequence[str] | Mapping[str, Mapping[str, Any]]) ->
         if not isinstance(own, Mapping):
             raise InputTypeError(f'where[{pattern!r}] must be a mapping of arguments of the attention, got {own!r}')
     return settings
+
+
+def matching(names: Iterable[str], pattern: str) -> list[str]:
+    """The names that fit a pattern as in a shell, by upper and lower case on every system."""
+    return [name for name in names if fnmatch.fnmatchcase(name, pattern)]

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.data import resolve_data_config
+from timm.data import resolve_input_data_config
 from torch import nn
 
 from aa_models.errors import InputError
@@ -154,7 +154,7 @@ def _pair(text: str) -> tuple[str, str]:
 def _models(names: Sequence[str], img_size: int | None, settings: Settings) -> list[Case]:
     """The rival, which is named first, and its models."""
     rival = build_model(names[0], device='meta')
-    size = img_size or resolve_data_config(model=rival)['input_size'][-1]
+    size = img_size or resolve_input_data_config(rival)['input_size'][-1]
     cases = [Case(name, partial(_make_model, name, num_classes_of(rival)), (size, size), 3, settings, network=True)
              for name in dict.fromkeys(names)]
     for case in cases:

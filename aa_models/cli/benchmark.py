@@ -10,13 +10,12 @@ Examples:
   aa-models benchmark model aa_resnet50:resnet50       a model and its plain counterpart
 """
 import argparse
-import csv
 import dataclasses
 import inspect
-import io
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from aa_models.csv_text import csv_text
 from aa_models.durable import check_file, replace_text
 
 from .options import path_text
@@ -175,15 +174,15 @@ def _print_rows(rows: 'Iterable[Row]', width: int, modes: list[str], memory: boo
     heads = [HEADS[name] for name in figures]
     line = '  '.join([f'{{:{width}}}  {{:>7}}  {{:{width}}}', *(f'{{:>{max(8, len(head))}}}' for head in heads)])
     print(line.format('model', 'size', 'rival', *heads), flush=True)
-    table = io.StringIO()
-    writer = csv.DictWriter(table, COLUMNS, lineterminator='\n')
-    writer.writeheader()
     done = []
     for row in rows:
         cells = (f'{row[name]:.2f}' if name in row else '' for name in figures)
         print(line.format(row['model'], row['size'], row.get('rival', ''), *cells).rstrip(), flush=True)
-        writer.writerow({name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()})
-        if path:
-            replace_text(path, table.getvalue())
         done.append(row)
+        if path:
+            replace_text(path, csv_text(COLUMNS, map(_rounded, done)))
     return done
+
+
+def _rounded(row: 'Row') -> 'Row':
+    return {name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()}

@@ -8,12 +8,12 @@ Example:
   aa-models corruptions simplecnn.cifar100 aa_simplecnn.cifar100 --dataset torch/cifar100 --data-dir data -o table.csv
 """
 import argparse
-import logging
 
 from aa_models.durable import check_file
 
 from .options import add_device, model_name, path
 from .recipe_options import add_data, add_recipe_options, recipe_values
+from .terminal import start_logging
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,14 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from timm.utils import setup_default_logging
-
     from aa_models.training.corruptions import mean_corrupted, measure_corruptions, write_corruptions
     from aa_models.training.validation import validation_recipe
 
     check_file(args.output, 'output')
-    if not logging.root.handlers:
-        setup_default_logging(logging.INFO)
+    start_logging()
     recipes = [validation_recipe(model=model, workers=0, **recipe_values(args)) for model in args.models]
     rows = list(measure_corruptions(
         recipes, images=args.images, data_dir=args.data_dir, download=args.dataset_download, device=args.device))

@@ -39,14 +39,14 @@ def run(args: argparse.Namespace) -> int:
     if size and (len(args.img_size) > 2 or min(size) < 1):
         given = ' '.join(map(str, args.img_size))
         raise InputError(f'--img-size must be H W, or one number for both, each at least 1, got {given}')
-    from timm.data import resolve_data_config
+    from timm.data import resolve_input_data_config
 
     from aa_models.analysis.layer_tables import Row, layer_table
     from aa_models.models.create import build_model, is_own
 
     kwargs = {'img_size': size} if size and is_own(args.name) else {}
     model = build_model(args.name, **{**kwargs, **dict(args.model_kwargs), 'device': 'meta'})
-    size = size or resolve_data_config(model=model)['input_size'][1:]
+    size = size or resolve_input_data_config(model)['input_size'][1:]
     rows = layer_table(model, size, args.all)
     print(f'{args.name}, one image of {size[0]}x{size[1]} pixels')
     total = rows[-1].macs or 1

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from aa_models.zoo import CONFIG
+
 
 def key_value(word: str) -> tuple[str, Any]:
     """Read KEY=VALUE, for the `type` of an option; a value that is no Python literal is a string.
@@ -37,7 +39,7 @@ def path_text(word: str) -> str:
 
 def model_name(word: str) -> str:
     """Read the name of a model, for the `type` of an option; the path of a folder with a config is a name, too."""
-    is_path = os.sep in word and os.path.isfile(os.path.join(word, 'config.json'))
+    is_path = os.sep in word and os.path.isfile(os.path.join(word, CONFIG))
     return f'local-dir:{word}' if is_path and ':' not in word else word
 
 

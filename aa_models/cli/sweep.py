@@ -19,7 +19,7 @@ import logging
 
 from .options import add_device, path
 from .recipe_options import add_data
-from .train import start_logging
+from .terminal import start_logging
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

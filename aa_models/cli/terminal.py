@@ -18,6 +18,19 @@ def harmless(text: str) -> str:
         for letter in text)
 
 
+def start_logging(level: int = logging.INFO) -> None:
+    """Have the first process say what happens, from a level on."""
+    from timm.utils import setup_default_logging
+    from timm.utils.distributed import world_info_from_env
+
+    if not logging.root.handlers:
+        setup_default_logging(level if world_info_from_env()[1] == 0 else logging.ERROR)
+        log_harmlessly()
+    # of internals: keys of weights, files that are kept; each convolution whenever a network is built
+    for name in ('timm', 'aa_models.augmentation'):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
 def log_harmlessly() -> None:
     """Have the lines of the log, which go past `Output` to standard error, escaped in the same way."""
     for handler in (*logging.root.handlers, logging.lastResort):

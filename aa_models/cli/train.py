@@ -19,7 +19,7 @@ import logging
 
 from .options import add_device, path
 from .recipe_options import add_data, add_recipe_options, recipe_values
-from .terminal import log_harmlessly
+from .terminal import start_logging
 
 _logger = logging.getLogger(__name__)
 USAGE = '%(prog)s RECIPE --output DIR [options]'  # argparse would print every value of a recipe
@@ -63,16 +63,3 @@ def run(args: argparse.Namespace) -> int:
         _logger.warning(str(stopped))
         return stopped.status
     return 0
-
-
-def start_logging() -> None:
-    """Have the first process say what happens."""
-    from timm.utils import setup_default_logging
-    from timm.utils.distributed import world_info_from_env
-
-    if not logging.root.handlers:
-        setup_default_logging(logging.INFO if world_info_from_env()[1] == 0 else logging.ERROR)
-        log_harmlessly()
-    # of internals: keys of weights, files that are kept; each convolution whenever a network is built
-    for name in ('timm', 'aa_models.augmentation'):
-        logging.getLogger(name).setLevel(logging.WARNING)

@@ -25,6 +25,7 @@ from aa_models.errors import InputError
 
 from .options import add_device, model_name, path, path_text
 from .recipe_options import add_data, add_recipe_options, recipe_values
+from .terminal import start_logging
 
 if TYPE_CHECKING:
     from aa_models.training.recipe import Recipe
@@ -52,16 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from timm.utils import setup_default_logging
-
     from aa_models.durable import check_file
     from aa_models.models.create import parsed_name
     from aa_models.release.card import load_card
     from aa_models.release.results import read_results, update_results
     from aa_models.training.validation import validate, validation_recipe
 
-    if not logging.root.handlers:
-        setup_default_logging(logging.WARNING)
+    start_logging(logging.WARNING)
     if args.results_file:  # refused before the work
         check_file(args.results_file, 'results_file')
         read_results(args.results_file)

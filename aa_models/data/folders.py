@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .pictures import picture_suffixes
+from .split_names import FOLDERS
 
 _SHOWN = 5  # folders or suffixes in a message
 
@@ -23,7 +24,7 @@ def folder_options(name: str, root: str | None) -> dict[str, Any]:
         return {}
     if '/' not in name:
         return dict(input_key=';'.join(sorted(picture_suffixes())))
-    if name.lower() in ('torch/image_folder', 'torch/folder'):
+    if name.lower() in FOLDERS:
         return dict(is_valid_file=_is_picture)
     return {}
 

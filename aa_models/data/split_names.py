@@ -5,7 +5,7 @@ _TRAIN = ('train', 'training')  # timm's words for the two parts, each of which 
 _EVAL = ('val', 'valid', 'validation', 'eval', 'evaluation')
 _TEST = ('test', 'testing')
 _TWO_PARTS = ('cifar10', 'cifar100', 'mnist', 'kmnist', 'fashion_mnist', 'qmnist')  # of torchvision
-_FOLDERS = ('torch/image_folder', 'torch/folder')
+FOLDERS = ('torch/image_folder', 'torch/folder')  # torchvision's readers of class folders
 
 
 def split_fault(name: str, root: str | None, split: str) -> str | None:
@@ -23,7 +23,7 @@ def split_fault(name: str, root: str | None, split: str) -> str | None:
     if prefix == 'torch' and part in _TWO_PARTS:
         possible = (*_TRAIN, *_EVAL, *_TEST)
         return None if split in possible else f'possible are {", ".join(possible)}'
-    if root is None or not os.path.isdir(root) or ('/' in name and name.lower() not in _FOLDERS):
+    if root is None or not os.path.isdir(root) or ('/' in name and name.lower() not in FOLDERS):
         return None
     if '[' in split:
         return 'a folder has no slices; --train-images N or --holdout N take a part of it'

@@ -4,7 +4,8 @@ Grad-CAM shows which places speak for the class; the attention shows which place
 
     python -m aa_models.examples.explanation tests/photographs/espresso.jpg explanation.png
 """
-import sys
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,15 @@ def explain(name: str, picture: Image.Image) -> Figure:
     return draw(seen, (column, row), panels, f'{name}: {text.split(",")[0]}, {probability:.0%}')
 
 
-def main(picture: str, output: str) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Explain one picture and write the result."""
-    with Image.open(Path(picture)) as image:
-        explain('aa_resnet18.tiny_in', image).savefig(output, dpi=150)
+    parser = argparse.ArgumentParser(description='Explain the answer to one picture.')
+    parser.add_argument('picture', type=Path)
+    parser.add_argument('output', type=Path, help='the drawing, .png')
+    args = parser.parse_args(argv)
+    with Image.open(args.picture) as image:
+        explain('aa_resnet18.tiny_in', image).savefig(args.output, dpi=150)
 
 
 if __name__ == '__main__':
-    main(*sys.argv[1:])
+    main()

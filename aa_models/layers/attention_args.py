@@ -39,8 +39,9 @@ class AttentionArgs:
             raise InputError(f'attention must be one of {tuple(_POS_EMBED)}, got {self.attention!r}')
         possible = _POS_EMBED[self.attention]
         if self.pos_embed not in ('', *possible):
-            raise InputError(
-                f'pos_embed with attention={self.attention!r} must be one of {possible}, got {self.pos_embed!r}')
+            default = ', the default' if self.pos_embed == AttentionArgs.pos_embed else ''
+            raise InputError(f'pos_embed with attention={self.attention!r} must be one of {(*possible, None)}, '
+                             f'got {self.pos_embed!r}{default}')
         if not is_int(self.attn_pool) or self.attn_pool < 1:
             raise InputError(f'attn_pool must be an int, at least 1 (no pooling), got {self.attn_pool!r}')
         if not is_number(self.attn_drop) or not 0 <= self.attn_drop <= 1:

@@ -10,37 +10,15 @@ import torch
 import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import fx, nn
-from torch.autograd import forward_ad
 
 from aa_models.errors import InputError
 
 from .attention_args import AttentionArgs
 from .position import add_sincos, append_coords
+from .tracing import as_one_node, is_transformed
 
 CONV: dict[int, Callable[..., nn.Conv1d | nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}
 _POOL: dict[int, Callable[..., nn.Module]] = {1: nn.AvgPool1d, 2: nn.AvgPool2d}
-
-
-def is_transformed(*tensors: torch.Tensor | None) -> bool:
-    """Whether `torch.func` (`vmap`, `grad`, `jvp`, …) or forward-mode differentiation is at work.
-
-    Then only torch's own operators may run, for which it has the rules. torch tells by no public function whether a
-    transform is active; this private one is what its own `autograd.Function` calls.
-    """
-    if torch._C._are_functorch_transforms_active():
-        return True
-    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
-
-
-def is_recorded() -> bool:
-    """Whether operators are recorded for a program that may run without this package: traced or exported."""
-    return torch.jit.is_tracing() or torch.compiler.is_exporting()
-
-
-def as_one_node(module: nn.Module, x: fx.Proxy) -> Any:
-    """Have torch.fx record the call of a module, into which it cannot look: what runs there depends on the input."""
-    tracer = cast(fx.Tracer, x.tracer)
-    return tracer.create_proxy('call_module', tracer.path_of_module(module), (x,), {})
 
 
 class GridAttention(nn.Module):

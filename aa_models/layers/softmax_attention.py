@@ -15,9 +15,10 @@ from torch.jit import Final
 from .attention_args import AttentionArgs
 from .blockwise import blockwise_attention
 from .explicit import attention_weights
-from .grid_attention import GridAttention, is_recorded, is_transformed
+from .grid_attention import GridAttention
 from .local_start import STRENGTH, head_offsets, local_query, start_locally
 from .position import offset_table, rel_logits_h, rel_logits_w
+from .tracing import is_recorded, is_transformed
 from .triton_attention import triton_attention
 from .triton_trial import Case, case_of, passes_trial
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .grid_attention import is_recorded
+from .tracing import is_recorded
 from .trial import fault_of
 from .triton_attention import tile_columns, triton_attention, triton_attention_backward
 

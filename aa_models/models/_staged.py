@@ -6,7 +6,7 @@ import torch
 from timm.layers import ClassifierHead, get_device_dtype
 from timm.models import checkpoint_seq
 
-# not exported by timm: the package's one private import
+# not exported by timm: the one of its private modules that is imported
 from timm.models._features import feature_take_indices
 from torch import nn
 

@@ -34,7 +34,7 @@ from aa_models.augmentation.dataless import building_device
 from aa_models.data.imagenet import IMAGENET_LABELS
 from aa_models.data.tiny_imagenet import TINY_IMAGENET_LABELS
 from aa_models.layers import AttentionArgs, GridAttention
-from aa_models.layers.grid_attention import as_one_node
+from aa_models.layers.tracing import as_one_node
 from aa_models.zoo import weights_cfg
 
 from ._augmented import augment_stages, checkpoint_filter_fn, materialize, rel_table_names, reset_parameters

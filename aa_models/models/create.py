@@ -12,7 +12,7 @@ from torch import nn
 
 from aa_models.augmentation.passes import evaluation_mode
 from aa_models.errors import HubError, HubWeightsError, InputError, NoSuchFileError, UserError, WeightsError, WorkError
-from aa_models.zoo import own_models
+from aa_models.zoo import CONFIG, own_models
 
 from .config import read_architecture
 from .fit import check_finite
@@ -20,7 +20,6 @@ from .hub import check_repository_reached, check_weights_reached, fetch
 from .memory import check_arguments, check_build
 from .weight_files import is_final
 
-CONFIG = 'config.json'
 _NO_SIZES = ('pretrained', 'device', 'exportable', 'cache_dir')
 _PYTHONS_WORDS = re.compile(
     "object (is|has|cannot|does)|not supported between|unsupported operand|must be strings|indices must be|unpack|"
@@ -133,7 +132,7 @@ def check_image_size(model: nn.Module, size: tuple[int, int, int]) -> None:
         return
     parameter = next(model.parameters())
     try:
-        with torch.no_grad(), evaluation_mode(model):  # in training batch norm refuses a map of one value
+        with evaluation_mode(model):  # in training batch norm refuses a map of one value
             model(torch.zeros(1, *size, device=parameter.device, dtype=parameter.dtype))
     except Exception as error:  # each network says this in its own way
         raise InputError(f'the model takes no images of {size[1]}x{size[2]} pixels: {error}') from error

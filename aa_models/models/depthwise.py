@@ -13,16 +13,15 @@ from torch.nn import functional as F
 
 from aa_models.cpu import multiplies
 
-from .own_gradients import Pair, wanted_gradients
+from .own_gradients import Pair, is_plain, wanted_gradients, with_bias
 
 
 def is_slow(conv: nn.Module) -> bool:
     """Whether training of a layer is slow."""
     if type(conv) is not nn.Conv2d and not isinstance(conv, Conv2dSame):
         return False
-    plain = conv.dilation == (1, 1) and conv.padding_mode == 'zeros' and not isinstance(conv.padding, str)
     depthwise = conv.groups == conv.in_channels > 1
-    return plain and depthwise and (conv.stride != (1, 1) or max(conv.kernel_size) > 3)
+    return is_plain(conv) and depthwise and (conv.stride != (1, 1) or max(conv.kernel_size) > 3)
 
 
 def convolve(conv: Any, x: torch.Tensor) -> torch.Tensor:
@@ -30,8 +29,7 @@ def convolve(conv: Any, x: torch.Tensor) -> torch.Tensor:
     padding = conv.padding
     if isinstance(conv, Conv2dSame):
         x, padding = pad_same(x, list(conv.kernel_size), list(conv.stride)), (0, 0)
-    y = _Depthwise.apply(x.bfloat16(), conv.weight.bfloat16(), conv.stride, padding)
-    return y if conv.bias is None else y + conv.bias.bfloat16().view(-1, 1, 1)
+    return with_bias(_Depthwise.apply(x.bfloat16(), conv.weight.bfloat16(), conv.stride, padding), conv)
 
 
 class _Depthwise(torch.autograd.Function):

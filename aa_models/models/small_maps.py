@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from aa_models.cpu import instruction_sets
 
-from .own_gradients import Pair, wanted_gradients
+from .own_gradients import Pair, is_plain, output_size, wanted_gradients, with_bias
 
 # where products were the faster way by measurement
 _CHANNELS = 256  # of the input, at least
@@ -26,19 +26,16 @@ def is_slow(conv: nn.Module) -> bool:
     """Whether training of a layer is slow at some size of its map."""
     if type(conv) is not nn.Conv2d or 'amx_bf16' not in instruction_sets():
         return False
-    plain = conv.dilation == (1, 1) and conv.padding_mode == 'zeros' and not isinstance(conv.padding, str)
-    return plain and conv.groups == 1 and conv.kernel_size != (1, 1) and conv.in_channels >= _CHANNELS
+    return is_plain(conv) and conv.groups == 1 and conv.kernel_size != (1, 1) and conv.in_channels >= _CHANNELS
 
 
 def convolve(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
     """What a layer that `is_slow` makes of x (B, C, H, W) under autocast; its gradients can be computed once."""
-    padding = cast(Pair, conv.padding)
-    height, width = (
-        (size + 2 * p - k) // s + 1 for size, p, k, s in zip(x.shape[2:], padding, conv.kernel_size, conv.stride))
+    stride, padding = cast(Pair, conv.stride), cast(Pair, conv.padding)
+    height, width = output_size(x.shape[2:], conv.kernel_size, stride, padding)
     if min(height, width) < 1 or height * width > _POSITIONS:
         return nn.Conv2d.forward(conv, x)
-    y = _SmallMap.apply(x.bfloat16(), conv.weight.bfloat16(), conv.stride, padding)
-    return y if conv.bias is None else y + conv.bias.bfloat16().view(-1, 1, 1)
+    return with_bias(_SmallMap.apply(x.bfloat16(), conv.weight.bfloat16(), stride, padding), conv)
 
 
 class _SmallMap(torch.autograd.Function):
@@ -48,8 +45,7 @@ class _SmallMap(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.padding = stride, padding
-        height, width = (
-            (size + 2 * p - k) // s + 1 for size, p, k, s in zip(x.shape[2:], padding, weight.shape[2:], stride))
+        height, width = output_size(x.shape[2:], weight.shape[2:], stride, padding)
         if height * width > _FEW_POSITIONS:
             return F.conv2d(x, weight, None, stride, padding)
         return _product(x, weight, stride, padding)

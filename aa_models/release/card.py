@@ -3,7 +3,6 @@
 `card_template.md` holds the text, `make_card` fills in what is known of a run. An accuracy comes into a card in one way
 only: `aa-models validate --card` measures the folder and writes what it prints.
 """
-import csv
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from aa_models.layers import GridAttention
 from aa_models.layers.linear_attention import LinearAttention
 from aa_models.layers.softmax_attention import SoftmaxAttention
 from aa_models.models.create import cfg_of, num_classes_of
+from aa_models.training.checkpoints import read_log
 from aa_models.training.loaders import training_size_text
 from aa_models.training.precision import precision_of
 from aa_models.training.recipe import Recipe
@@ -66,7 +66,17 @@ def make_card(
         registers='\nimport aa_models  # registers the model with timm\n' if own else '',
         source=f'hf-hub:{repo}' if repo else f'local-dir:{name}', machine=f' on {machine}' if machine else '',
         classes=_classes(labels))
-    return ModelCard(f'---\n{_metadata(model, dataset).to_yaml()}\n---\n\n{text.rstrip()}\n')
+    return card_of(
+        text, model, datasets=[dataset.hub_name] if dataset.hub_name else None, metrics=['accuracy'])
+
+
+def card_of(text: str, model: nn.Module, **metadata: Any) -> ModelCard:
+    """Put above the text of a card what the Hub is to know of a model, and further `metadata`."""
+    tags = ['image-classification', 'timm', *(['attention-augmented-convolution'] if _attention(model) else [])]
+    data = ModelCardData(
+        license=cfg_of(model).get('license'), library_name='timm', pipeline_tag='image-classification', tags=tags,
+        **metadata)
+    return ModelCard(f'---\n{data.to_yaml()}\n---\n\n{text.rstrip()}\n')
 
 
 def load_card(folder: Path) -> ModelCard:
@@ -142,13 +152,6 @@ def _figure(value: Any) -> str:
     return f'{value:.3f}' if isinstance(value, (int, float)) else str(value)
 
 
-def _metadata(model: nn.Module, dataset: KnownDataset) -> ModelCardData:
-    tags = ['image-classification', 'timm', *(['attention-augmented-convolution'] if _attention(model) else [])]
-    return ModelCardData(
-        license=cfg_of(model).get('license'), library_name='timm', pipeline_tag='image-classification', tags=tags,
-        datasets=[dataset.hub_name] if dataset.hub_name else None, metrics=['accuracy'])
-
-
 def _attention(model: nn.Module) -> list[GridAttention]:
     return [module for module in model.modules() if isinstance(module, GridAttention)]
 
@@ -194,8 +197,7 @@ def _start(recipe: Recipe) -> str:
 
 def _training(recipe: Recipe, title: str, log: Path) -> dict[str, Any]:
     """What the section on training says of the recipe and of the hours it took."""
-    with log.open(newline='', encoding='utf-8') as file:
-        seconds = sum(float(row['train_seconds']) for row in csv.DictReader(file))
+    seconds = sum(float(row['train_seconds']) for row in read_log(log))
     accumulated = recipe.grad_accum_steps > 1
     return dict(
         start=_start(recipe),

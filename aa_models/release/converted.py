@@ -10,8 +10,8 @@ from string import Template
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData
-from timm.data import resolve_data_config
+from huggingface_hub import ModelCard
+from timm.data import resolve_input_data_config
 from torch import nn
 from tqdm import tqdm
 
@@ -22,10 +22,10 @@ from aa_models.augmentation.selection import Where, select
 from aa_models.data.pictures import find_pictures, picture_mode, read_picture
 from aa_models.errors import InputError
 from aa_models.layers import AttentionArgs, AugmentedConv2d
-from aa_models.models.create import build_model, cfg_of, check_name, num_classes_of
+from aa_models.models.create import build_model, check_name, num_classes_of
 from aa_models.models.memory import check_memory
 
-from .card import CARD
+from .card import CARD, card_of
 from .folder import check_place, replacing
 from .saving import save_folder
 
@@ -75,7 +75,7 @@ def convert(
     some, others = ([], []) if images is None else _divide(images, num_images)
     model = build_model(base, pretrained=True).to(device).eval()
     names = list(select(model, where))
-    size = resolve_data_config(model=model)['input_size']
+    size = resolve_input_data_config(model)['input_size']
     check_memory(4 * math.prod(size) * (len(some) + len(others)), f'{len(some) + len(others)} pictures of {size}')
     batches, unseen = _read(model, some), _read(model, others)
     plain = copy.deepcopy(model) if others else None
@@ -96,7 +96,7 @@ def convert(
     result = Conversion(
         {name: (layer.dv, layer.out_channels) for name, layer in layers.items()}, fits, len(some), len(others),
         None if plain is None else _agreement(plain, model, unseen), seconds)
-    with replacing(output) as part:
+    with replacing(output, new=True) as part:
         save_folder(model, part)
         _card(output.resolve().name, base, model, result).save(part / CARD)
     return result
@@ -116,7 +116,7 @@ def _divide(images: Path, num_images: int) -> tuple[list[Path], list[Path]]:
 
 def _read(model: nn.Module, paths: Sequence[Path]) -> list[torch.Tensor]:
     """Batches (B, C, H, W) of pictures as the model was evaluated with them."""
-    mode, transform = picture_mode(resolve_data_config(model=model)['input_size'][0]), make_transform(model)
+    mode, transform = picture_mode(resolve_input_data_config(model)['input_size'][0]), make_transform(model)
     pictures = [transform(read_picture(path, mode)) for path in paths]
     return [torch.stack(pictures[i:i + _BATCH]) for i in range(0, len(pictures), _BATCH)]
 
@@ -146,8 +146,4 @@ def _card(name: str, base: str, model: nn.Module, result: Conversion) -> ModelCa
         name=name, base=base, layers='\n'.join(layers), kept=kept, fits='' if not rows else (
             f'Calibrated with {result.calibrated} pictures; how far an output is from the plain one, in parts of its '
             'spread, before and after:\n\n| layer | fitted | before | after |\n|---|---|---|---|\n' + '\n'.join(rows)))
-    cfg = cfg_of(model)
-    data = ModelCardData(
-        license=cfg.get('license'), library_name='timm', pipeline_tag='image-classification',
-        tags=['image-classification', 'timm', 'attention-augmented-convolution'])
-    return ModelCard(f'---\n{data.to_yaml()}\n---\n\n{text.rstrip()}\n')
+    return card_of(text, model)

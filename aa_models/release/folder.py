@@ -19,16 +19,17 @@ from aa_models.data.known_datasets import known_dataset
 from aa_models.data.labels import describe_synsets
 from aa_models.durable import flush, flush_tree, is_unicode
 from aa_models.errors import DivergenceError, InputError, WriteError
+from aa_models.lock import alone_at
 from aa_models.models.create import build_model, cfg_of, num_classes_of
 from aa_models.training import checkpoints
 from aa_models.training.facts import facts_of
 from aa_models.training.loaders import data_config_of
 from aa_models.training.recipe import RECIPE_FILE, Recipe, load_recipe
-from aa_models.zoo import WEIGHTS_FILE
+from aa_models.zoo import CONFIG, WEIGHTS_FILE
 
 from .card import CARD, make_card
 from .half_range import shrink_variances
-from .saving import CONFIG, save_folder
+from .saving import save_folder
 
 FILES = {WEIGHTS_FILE, CONFIG, CARD, RECIPE_FILE, checkpoints.LOG}
 # Entries of a cfg that describe other weights than these. The licence stays: it binds whatever is made from them.
@@ -108,14 +109,30 @@ def check_place(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
+def replacing(folder: Path, new: bool = False) -> Iterator[Path]:
     """An empty folder to fill, which takes the name of `folder` where the body succeeds.
 
-    An earlier folder of that name is removed first: a kill in between leaves none, never half of one.
+    An earlier folder of that name is removed first: a kill in between leaves none, never half of one. Of processes that
+    do this at once each waits for the other.
+
+    Args:
+        folder: The folder to be.
+        new: There may be none of this name.
 
     Raises:
+        InputError: There is one that may not be there, or another process does not come to its end.
         WriteError: It cannot be written, as on a full disk. An earlier one is there.
     """
+    what = f'output = {str(folder)!r}'
+    with alone_at(folder, what):
+        if new and folder.exists():
+            raise InputError(f'{what} exists: choose another, or remove it')
+        with _replacing(folder) as part:
+            yield part
+
+
+@contextlib.contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
     part, old = (folder.with_name(f'.{folder.name}.{kind}') for kind in ('part', 'old'))
     for path in (part, old):
         shutil.rmtree(path, ignore_errors=True)
@@ -125,7 +142,12 @@ def replacing(folder: Path) -> Iterator[Path]:
         flush_tree(part)
         if folder.exists():
             folder.rename(old)
-        part.rename(folder)
+        try:
+            part.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
         flush(folder.absolute().parent)
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:

@@ -12,12 +12,11 @@ from aa_models import __version__
 from aa_models.errors import HubError, InputError
 from aa_models.models.create import cfg_of
 from aa_models.models.weight_files import local_folders
-from aa_models.zoo import WEIGHTS_FILE, expected_sha256, own_checkpoints, registered_cfg
+from aa_models.zoo import CONFIG, WEIGHTS_FILE, expected_sha256, own_checkpoints, registered_cfg
 
 from .card import CARD, SECTIONS, read_card, stated_accuracy
 from .folder import FILES
 from .results import read_results
-from .saving import CONFIG
 
 
 def publish_folder(

@@ -1,11 +1,12 @@
 """A table of validation results in timm's columns, a row for each model, the best first."""
 import csv
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from aa_models.csv_text import csv_text
 from aa_models.durable import replace_text
 from aa_models.errors import InputError
+from aa_models.lock import alone_at
 
 COLUMNS = ('model', 'top1', 'top1_err', 'top5', 'top5_err', 'param_count', 'img_size', 'crop_pct', 'interpolation')
 
@@ -34,9 +35,6 @@ def read_results(path: str | Path) -> list[dict[str, str]]:
 
 def update_results(path: str | Path, row: dict[str, Any]) -> None:
     """Put a row into a table, which is made where there is none; a row of the same model goes."""
-    rows = [other for other in read_results(path) if other['model'] != row['model']]
-    text = StringIO()
-    writer = csv.DictWriter(text, fieldnames=COLUMNS, lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(sorted([*rows, row], key=lambda row: -float(row['top1'])))
-    replace_text(path, text.getvalue())
+    with alone_at(Path(path), f'results_file = {str(path)!r}'):  # of several processes none loses another's row
+        rows = [other for other in read_results(path) if other['model'] != row['model']]
+        replace_text(path, csv_text(COLUMNS, sorted([*rows, row], key=lambda row: -float(row['top1']))))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from timm.data import resolve_data_config
+from timm.data import resolve_input_data_config
 from torch import nn
 
 from aa_models.durable import check_file, written_whole
@@ -60,7 +60,7 @@ def export_pretrained(
         raise InputError(
             f"dynamic: {name} cannot be exported for any size, as {padded} has 'same' padding, which depends on the "
             'size of the map; export a file for each size, with img_size')
-    channels, *own_size = resolve_data_config(model=model)['input_size']
+    channels, *own_size = resolve_input_data_config(model)['input_size']
     height, width = img_size or own_size
     shape = (batch_size, channels, height, width)
     check_pass(model, shape, f'a batch of {batch_size} with {height} x {width} pixels')

@@ -10,9 +10,8 @@ from typing import Any
 from timm.models import save_for_hf
 from torch import nn
 
-from aa_models.zoo import WEIGHTS_FILE
+from aa_models.zoo import CONFIG, WEIGHTS_FILE
 
-CONFIG = 'config.json'
 _LABELS = ('label_names', 'label_descriptions')
 
 

@@ -1,5 +1,6 @@
 """The output directory of a run: its files, which of its checkpoints are whole, and how to go on from one."""
 import contextlib
+import csv
 import logging
 import shutil
 import zipfile
@@ -24,6 +25,12 @@ _logger = logging.getLogger(__name__)
 
 TORCH_WRITER = 'inline_container.cc'  # named in every error of the C++ code by which torch.save writes
 LOG, LAST, PART = 'log.csv', 'last.pth.tar', 'tmp.pth.tar'
+
+
+def read_log(path: Path) -> list[dict[str, str]]:
+    """The rows of a run's log, one for each epoch, by column."""
+    with path.open(newline='', encoding='utf-8') as file:
+        return list(csv.DictReader(file))
 
 
 def prepare(directory: Path, recipe: Recipe, overwrite: bool, facts: dict[str, Any]) -> Path | None:

@@ -3,10 +3,8 @@
 Benchmarking Neural Network Robustness to Common Corruptions and Perturbations (arXiv 1903.12261). The package
 `imagecorruptions-imaug` makes them.
 """
-import csv
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from io import StringIO
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,8 @@ from timm.data.transforms import MaybeToTensor
 from torch.utils.data import Dataset, IterableDataset
 from torchvision.transforms import Compose, Normalize
 
-from aa_models.device import process_on
+from aa_models.csv_text import csv_text
+from aa_models.device import check_alone, process_on
 from aa_models.durable import replace_text
 from aa_models.errors import InputError
 
@@ -92,6 +91,7 @@ def measure_corruptions(
         InputError: A model or dataset that cannot be used, models that take different pictures, an input below 32 px,
             or the package that makes corruptions is missing.
     """
+    check_alone('measuring corruptions')
     if images < 0:
         raise InputError(f'images = {images} must be at least 0, which means all')
     names = corruption_names()
@@ -145,8 +145,4 @@ def mean_corrupted(rows: Sequence[dict[str, Any]], model: str) -> float:
 
 def write_corruptions(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write the rows as CSV, replacing the file."""
-    text = StringIO()
-    writer = csv.DictWriter(text, fieldnames=COLUMNS, lineterminator='\n')
-    writer.writeheader()
-    writer.writerows({**row, 'top1': f'{row["top1"]:.2f}'} for row in rows)
-    replace_text(path, text.getvalue())
+    replace_text(path, csv_text(COLUMNS, ({**row, 'top1': f'{row["top1"]:.2f}'} for row in rows)))

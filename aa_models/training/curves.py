@@ -7,7 +7,7 @@ from pathlib import Path
 from aa_models.analysis.plotting import check_plot, plain_text, save_plot
 from aa_models.errors import InputError, NoSuchFileError
 
-from .checkpoints import LOG
+from .checkpoints import LOG, read_log
 
 
 def read_curve(path: Path) -> tuple[str, dict[int, float]]:
@@ -24,9 +24,7 @@ def read_curve(path: Path) -> tuple[str, dict[int, float]]:
     if not log.is_file():
         raise NoSuchFileError(f'run = {str(path)!r} is neither a log nor a folder with {LOG}')
     try:
-        with log.open(newline='', encoding='utf-8') as file:
-            curve = {int(row['epoch']) + 1: float(row['eval_top1'])
-                     for row in csv.DictReader(file) if row.get('eval_top1')}
+        curve = {int(row['epoch']) + 1: float(row['eval_top1']) for row in read_log(log) if row.get('eval_top1')}
     except (ValueError, KeyError, csv.Error) as error:
         raise InputError(f'run = {str(path)!r} is no log of a training run: {error!r}') from error
     if not curve:

@@ -16,18 +16,18 @@ from aa_models.errors import InputError
 _logger = logging.getLogger(__name__)
 
 # The datasets that timm opens have no common type: torch's datasets with a `transform`, most of them with a length.
-Images = Any
+AnyDataset = Any
 
 
 class Part(Subset[Any]):
     """A subset with the attribute `transform` of a whole dataset, which timm's loader sets."""
-    dataset: Images
+    dataset: AnyDataset
 
     transform = property(
         lambda self: self.dataset.transform, lambda self, transform: setattr(self.dataset, 'transform', transform))
 
 
-def open_dataset(name: str, root: str | None, split: str, **options: Any) -> Images:
+def open_dataset(name: str, root: str | None, split: str, **options: Any) -> AnyDataset:
     """`timm.data.create_dataset`, whose many kinds of errors become one.
 
     Raises:
@@ -47,13 +47,13 @@ def open_dataset(name: str, root: str | None, split: str, **options: Any) -> Ima
     return strict(dataset)
 
 
-def say_overlooked(dataset: Images) -> None:
+def say_overlooked(dataset: AnyDataset) -> None:
     """Name what a folder holds beside pictures, so that nobody takes it for counted."""
     for message in overlooked(dataset):
         _logger.warning(message)
 
 
-def leave_out(dataset: Images, split: str) -> None:
+def leave_out(dataset: AnyDataset, split: str) -> None:
     """Take the pictures that cannot be read out of a dataset, and name them."""
     for fault in (faults := leave_out_broken(dataset)):
         _logger.warning(fault)
@@ -61,12 +61,12 @@ def leave_out(dataset: Images, split: str) -> None:
         _logger.warning(f'{split}: {len(faults)} broken pictures are left out, {len(dataset)} are left')
 
 
-def samples_of(dataset: Images) -> list[tuple[str, int]] | None:
+def samples_of(dataset: AnyDataset) -> list[tuple[str, int]] | None:
     """Path and label of each picture, where the dataset is a folder."""
     return getattr(getattr(dataset, 'reader', dataset), 'samples', None)
 
 
-def class_names(dataset: Images) -> list[str] | None:
+def class_names(dataset: AnyDataset) -> list[str] | None:
     """The names of the classes in the order of their labels, where the dataset knows them.
 
     Raises:
@@ -82,7 +82,7 @@ def class_names(dataset: Images) -> list[str] | None:
     return sorted(index, key=index.__getitem__) or None
 
 
-def labels_of(dataset: Images) -> list[int] | None:
+def labels_of(dataset: AnyDataset) -> list[int] | None:
     """The labels, where the dataset has them without reading its images."""
     if isinstance(dataset, Part):
         labels = labels_of(dataset.dataset)
@@ -93,7 +93,7 @@ def labels_of(dataset: Images) -> list[int] | None:
     return [int(label) for _, label in samples] if samples else None
 
 
-def check_labels(dataset: Images, num_classes: int) -> None:
+def check_labels(dataset: AnyDataset, num_classes: int) -> None:
     """Compare the labels with the model's classes; those that are not known yet, when they are read.
 
     Raises:

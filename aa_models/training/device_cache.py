@@ -13,7 +13,7 @@ from aa_models.data.pictures import in_rgb
 from aa_models.errors import InputError
 from aa_models.models.memory import check_memory
 
-from .image_sizes import Size, training_sizes
+from .image_sizes import InputSize, training_sizes
 from .recipe import Recipe
 
 _logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class CachedLoader:
             raise InputError("device_cache resizes by 'bilinear', 'bicubic' or 'nearest' interpolation, not 'lanczos'")
         self.interpolation = str_to_interp_mode(config['interpolation'])
         self.sizes = training_sizes(recipe, config['input_size'])
-        self.size: Size = config['input_size']
+        self.size: InputSize = config['input_size']
         self.images, self.labels = _read(dataset, recipe.workers, config['input_size'][0], device)
         height, width = self.images.shape[1:3]
         if not recipe.crop_padding and height != width:  # the ordinary loader crops these before it resizes them

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from timm.data import resolve_data_config
+from timm.data import resolve_input_data_config
 from timm.task import (
     ClassificationTask,
     DistillationTeacher,
@@ -47,7 +47,7 @@ class Teacher(DistillationTeacher):
         if outputs is not None:
             index = torch.tensor(outputs, device=device)
             model.register_forward_hook(lambda module, args, logits: logits[:, index])
-        config = resolve_data_config(model=model)
+        config = resolve_input_data_config(model)
         self.input_size: tuple[int, int, int] = config['input_size']
         self.size = self.input_size[1:]
 

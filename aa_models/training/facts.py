@@ -6,6 +6,7 @@ from typing import Any
 
 from aa_models.durable import replace_text
 from aa_models.errors import InputError
+from aa_models.schema import parsed_json
 
 FACTS = 'run.json'
 
@@ -24,10 +25,7 @@ def facts_of(directory: Path) -> dict[str, Any]:
     path = directory / FACTS
     if not path.is_file():
         return {}
-    try:
-        facts = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise InputError(f'{path} is not JSON: {error}') from error
-    if not isinstance(facts, dict) or not isinstance(facts.get('classes', []), (list, type(None))):
+    facts = parsed_json(path)
+    if not isinstance(facts.get('classes', []), (list, type(None))):
         raise InputError(f'{path} is not what a run notes of itself')
     return facts

@@ -9,10 +9,10 @@ from aa_models.models.create import check_image_size
 
 from .recipe import Recipe
 
-Size = tuple[int, int, int]  # channels, height and width
+InputSize = tuple[int, int, int]  # channels, height and width
 
 
-def training_sizes(recipe: Recipe, input_size: Size) -> dict[int, Size]:
+def training_sizes(recipe: Recipe, input_size: InputSize) -> dict[int, InputSize]:
     """The size that training pictures have from an epoch on, by that epoch, in rising order.
 
     Args:
@@ -29,7 +29,7 @@ def training_sizes(recipe: Recipe, input_size: Size) -> dict[int, Size]:
         epoch: (input_size[0], size, size) for epoch, size in sorted(recipe.train_img_size.items())}
 
 
-def check_sizes(model: nn.Module, sizes: Iterable[Size]) -> None:
+def check_sizes(model: nn.Module, sizes: Iterable[InputSize]) -> None:
     """Refuse sizes that a network does not take.
 
     Raises:

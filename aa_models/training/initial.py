@@ -13,10 +13,10 @@ from aa_models.augmentation.narrowing import narrow
 from aa_models.augmentation.widening import widen
 from aa_models.errors import InputError, NoSuchFileError
 from aa_models.models._augmented import checkpoint_filter_fn
-from aa_models.models.create import CONFIG, build_model
+from aa_models.models.create import build_model
 from aa_models.models.fit import check_finite, check_fit, misfits
 from aa_models.schema import checked
-from aa_models.zoo import WEIGHTS_FILE
+from aa_models.zoo import CONFIG, WEIGHTS_FILE
 
 from .checkpoints import newest_whole
 from .recipe import Recipe

@@ -14,10 +14,11 @@ from torchvision import transforms
 from aa_models.augmentation.conversion import input_channels
 from aa_models.data.pictures import in_rgb
 from aa_models.errors import InputError
+from aa_models.models.memory import check_pass
 
-from .datasets import Images
+from .datasets import AnyDataset
 from .device_cache import CachedLoader
-from .image_sizes import ByEpoch, Size, training_sizes
+from .image_sizes import ByEpoch, InputSize, training_sizes
 from .recipe import Recipe
 
 Config = dict[str, Any]
@@ -41,7 +42,13 @@ def size_text(input_size: Sequence[int]) -> str:
     return f'{height}' if height == width else f'{height} × {width}'
 
 
-def training_size_text(recipe: Recipe, input_size: Size) -> str:
+def check_batch(model: nn.Module, input_size: Sequence[int], recipe: Recipe) -> None:
+    """Refuse batches of pictures (C, H, W) for which there is no memory, as `check_pass` does."""
+    what = f'batch_size = {recipe.batch_size} with {size_text(input_size)} px'
+    check_pass(model, (recipe.batch_size, *input_size), what)
+
+
+def training_size_text(recipe: Recipe, input_size: InputSize) -> str:
     """The sizes of the training pictures for a reader: `'64, after 8 epochs at 96'`."""
     first, *later = training_sizes(recipe, input_size).items()
     return ''.join([size_text(first[1]), *(f', after {epoch} epochs at {size_text(size)}' for epoch, size in later)])
@@ -69,7 +76,9 @@ class RandomShift:
         return size - 1 - np.abs(size - 1 - index)
 
 
-def make_train_loader(dataset: Images, recipe: Recipe, config: Config, device: torch.device, distributed: bool) -> Any:
+def make_train_loader(
+        dataset: AnyDataset, recipe: Recipe, config: Config, device: torch.device, distributed: bool,
+) -> Any:
     """Batches of augmented images, normalised and on the device; in the sizes that the recipe has for each epoch."""
     if recipe.device_cache:
         return _filled(CachedLoader(dataset, recipe, config, device, distributed), dataset, recipe)
@@ -84,14 +93,14 @@ def make_train_loader(dataset: Images, recipe: Recipe, config: Config, device: t
     return _filled(loader, dataset, recipe)
 
 
-def _filled(loader: Any, dataset: Images, recipe: Recipe) -> Any:
+def _filled(loader: Any, dataset: AnyDataset, recipe: Recipe) -> Any:
     """The loader, if it has a batch."""
     if len(loader) == 0:
         raise InputError(f'{len(dataset)} training images do not fill one batch (batch_size = {recipe.batch_size})')
     return loader
 
 
-def _train_loader(dataset: Images, recipe: Recipe, config: Config, device: torch.device, distributed: bool) -> Any:
+def _train_loader(dataset: AnyDataset, recipe: Recipe, config: Config, device: torch.device, distributed: bool) -> Any:
     """timm's loader of one size, which gives the dataset its transform."""
     trivial = recipe.auto_augment == 'ta_wide'
     height, width = config['input_size'][1:]
@@ -114,7 +123,7 @@ def _train_loader(dataset: Images, recipe: Recipe, config: Config, device: torch
 
 
 def make_eval_loader(
-        dataset: Images, recipe: Recipe, config: Config, device: torch.device, distributed: bool = False,
+        dataset: AnyDataset, recipe: Recipe, config: Config, device: torch.device, distributed: bool = False,
 ) -> Any:
     """Batches of centre-cropped images, normalised and on the device."""
     loader = create_loader(dataset, crop_pct=config['crop_pct'], crop_mode=config['crop_mode'],

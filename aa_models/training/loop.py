@@ -67,7 +67,7 @@ def _make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         return create_optimizer_v2(
             model, recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum,
             layer_decay=recipe.layer_decay, **recipe.opt_kwargs)
-    except (TypeError, ValueError) as error:
+    except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:  # of an optimiser's own kind
         given = f'opt_kwargs = {recipe.opt_kwargs}'
         raise InputError(f'opt = {recipe.opt!r} cannot be made with {given}: {error}') from error
 

@@ -22,7 +22,10 @@ _OWN_KEYS = dict(pretrained='pretrained', num_classes='num_classes', drop_rate='
 
 @dataclass(frozen=True, config=ConfigDict(extra='forbid', allow_inf_nan=False))
 class Recipe:
-    """Hyper-parameters under timm's names. Where a run is read from and written to is no part of it."""
+    """Hyper-parameters, named as timm's functions name them where these have them.
+
+    Where a run is read from and written to is no part of it.
+    """
     # model
     model: str = Field('aa_resnet18', description='name of the model, or hf-hub:… / local-dir:…')
     model_kwargs: dict[str, Any] = Field({}, description='further arguments of the model')

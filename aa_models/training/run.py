@@ -15,8 +15,8 @@ from timm.utils import CheckpointSaver, random_seed, update_summary
 
 from aa_models.device import Process, machine_name, process_on
 from aa_models.durable import flush
+from aa_models.lock import alone_in
 from aa_models.models.create import build_model, num_classes_of
-from aa_models.models.memory import check_pass
 
 from . import checkpoints
 from .datasets import check_labels, class_names
@@ -26,8 +26,7 @@ from .image_sizes import check_sizes, training_sizes
 from .initial import narrow_from, start_from, widen_from
 from .known_classes import keep_known_classes
 from .linear_probe import check_probe, start_from_probe
-from .loaders import data_config_of, make_eval_loader, make_train_loader, size_text
-from .lock import alone_in
+from .loaders import check_batch, data_config_of, make_eval_loader, make_train_loader
 from .loop import Trainer, make_criterion
 from .plan import plan_of
 from .precision import with_precision
@@ -143,19 +142,14 @@ def make_trainer(
     model.to(process.device).to(memory_format=torch.channels_last if recipe.channels_last else torch.preserve_format)
     config = data_config_of(model, recipe)
     sizes = training_sizes(recipe, config['input_size'])
-    _check_memory(model, max(config['input_size'], *sizes.values()), recipe)
+    check_batch(model, max(config['input_size'], *sizes.values()), recipe)
     check_sizes(model, sizes.values())
     if teacher is not None:
-        _check_memory(teacher.model, teacher.input_size, recipe)
+        check_batch(teacher.model, teacher.input_size, recipe)
     train_loader = make_train_loader(train_set, recipe, config, process.device, process.distributed)
     eval_loader = make_eval_loader(eval_set, recipe, config, process.device, process.distributed)
     task = make_task(model, teacher, make_criterion(recipe), recipe, config, process.device)
     return Trainer(recipe, model, task, process, train_loader, eval_loader, log_seconds)
-
-
-def _check_memory(model: torch.nn.Module, input_size: Sequence[int], recipe: Recipe) -> None:
-    what = f'batch_size = {recipe.batch_size} with {size_text(input_size)} px'
-    check_pass(model, (recipe.batch_size, *input_size), what)
 
 
 def _run(trainer: Trainer, output: Path, newest: Path | None, stop: StopSignals, finish: Callable[[], object]) -> None:

@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset
 
 from aa_models.errors import InputError
 
-from .datasets import Images, Part, class_names, labels_of, leave_out, open_dataset, samples_of, say_overlooked
+from .datasets import AnyDataset, Part, class_names, labels_of, leave_out, open_dataset, samples_of, say_overlooked
 from .recipe import Recipe
 
 _logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def with_holdout(recipe: Recipe, root: str | None) -> Recipe:
     return dataclasses.replace(recipe, holdout=count)
 
 
-def open_datasets(recipe: Recipe, root: str | None, download: bool) -> tuple[Images, Images]:
+def open_datasets(recipe: Recipe, root: str | None, download: bool) -> tuple[AnyDataset, AnyDataset]:
     """Open the images to train on and those to validate on."""
     options = dict(download=download, batch_size=recipe.batch_size, seed=recipe.seed)
     train = open_dataset(recipe.dataset, root, recipe.train_split, is_training=True, **options)
@@ -65,7 +65,7 @@ def open_datasets(recipe: Recipe, root: str | None, download: bool) -> tuple[Ima
     return train if indices is None else Part(train, indices), evaluation
 
 
-def with_fingerprint(recipe: Recipe, train: Images, root: str | None) -> Recipe:
+def with_fingerprint(recipe: Recipe, train: AnyDataset, root: str | None) -> Recipe:
     """A recipe that notes which folder's pictures it holds some out of."""
     samples = samples_of(train.dataset) if recipe.holdout and isinstance(train, Part) else None
     return dataclasses.replace(recipe, holdout_of=_fingerprint(samples, root) if samples else None)
@@ -77,7 +77,7 @@ def _fingerprint(samples: list[tuple[str, int]], root: str | None) -> str:
     return hashlib.sha256('\0'.join(names).encode(errors='surrogateescape')).hexdigest()[:16]
 
 
-def held_out(dataset: Images, recipe: Recipe, root: str | None) -> Images:
+def held_out(dataset: AnyDataset, recipe: Recipe, root: str | None) -> AnyDataset:
     """Of a folder without splits, which serves training and validation, the pictures that a run holds out.
 
     Args:
@@ -103,7 +103,7 @@ def held_out(dataset: Images, recipe: Recipe, root: str | None) -> Images:
     return part
 
 
-def at_most(count: int, dataset: Images, option: str, recipe: Recipe) -> Images:
+def at_most(count: int, dataset: AnyDataset, option: str, recipe: Recipe) -> AnyDataset:
     """A part of a dataset with a transform of its own: at most that many of its pictures, evenly of all classes."""
     whole, indices = dataset, list(range(len(dataset)))
     if isinstance(dataset, Part):
@@ -113,7 +113,7 @@ def at_most(count: int, dataset: Images, option: str, recipe: Recipe) -> Images:
     return Part(copy.copy(whole), indices)
 
 
-def _choose(dataset: Images, indices: list[int] | None, count: int, option: str, recipe: Recipe) -> list[int]:
+def _choose(dataset: AnyDataset, indices: list[int] | None, count: int, option: str, recipe: Recipe) -> list[int]:
     """`count` of the indices, of all by default, with errors that name the option."""
     if isinstance(dataset, IterableDataset):
         raise InputError(f'{option} = {count} needs a dataset with random access, not {recipe.dataset!r}')
@@ -142,7 +142,7 @@ def choose_evenly(
     return sorted(indices[i] for i in order[:count].tolist())
 
 
-def _check_pair(train: Images, evaluation: Images, recipe: Recipe, root: str | None) -> None:
+def _check_pair(train: AnyDataset, evaluation: AnyDataset, recipe: Recipe, root: str | None) -> None:
     """Refuse two mistakes that timm's search for the folder of a split accepts: one folder for both splits, which would
     validate on the training images, and folders of different classes, whose labels would not match.
     """

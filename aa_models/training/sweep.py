@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from io import StringIO
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,16 @@ import torch
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+from aa_models.csv_text import csv_text
+from aa_models.device import check_alone
 from aa_models.durable import check_file
 from aa_models.errors import DivergenceError, InputError, WriteError
+from aa_models.lock import HeldError, alone_at, alone_in
 from aa_models.models.create import build_model
 from aa_models.schema import checked, parsed_yaml
 
-from .checkpoints import LOG
+from .checkpoints import LOG, read_log
 from .facts import facts_of
-from .lock import HeldError, alone_in
 from .recipe import RECIPE_FILE, Recipe, load_recipe
 from .run import train
 
@@ -102,6 +103,7 @@ def run_sweep(
         InputError: A sweep, a table or a recipe that cannot be used.
         WriteError, Stopped: As `train` does.
     """
+    check_alone('a sweep (which several of these commands may share)')
     runs = read_sweep(path)
     check_file(results, 'results')  # refused before the work
     _done(results)
@@ -155,8 +157,7 @@ def _identity(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 def _figures(folder: Path) -> dict[str, str]:
     """What came of a run, for its row."""
-    with (folder / LOG).open(newline='', encoding='utf-8') as file:
-        log = list(csv.DictReader(file))
+    log = read_log(folder / LOG)
     curve = [(row['epoch'], row['eval_top1']) for row in log if row['eval_top1']]
     return dict(
         top1=f'{float(log[-1]["eval_top1"]):.2f}', top5=f'{float(log[-1]["eval_top5"]):.2f}',
@@ -166,15 +167,11 @@ def _figures(folder: Path) -> dict[str, str]:
 
 
 def _add_row(results: Path, row: dict[str, Any]) -> None:
-    """Append in one write, so that processes that share the table do not mix their rows."""
-    text = StringIO()
-    writer = csv.DictWriter(text, fieldnames=COLUMNS, lineterminator='\n')
-    if not results.exists() or not results.stat().st_size:
-        writer.writeheader()
-    writer.writerow(row)
-    content = text.getvalue().encode()
+    """Append a row, with the columns' names above the first one; processes that share the table wait for each other."""
+    what = f'results = {str(results)!r}'
     try:
-        with results.open('ab', buffering=0) as file:
+        with alone_at(results, what), results.open('ab', buffering=0) as file:
+            content = csv_text(COLUMNS, [row], header=not file.tell()).encode()
             before = file.tell()
             try:
                 if file.write(content) < len(content):
@@ -184,4 +181,4 @@ def _add_row(results: Path, row: dict[str, Any]) -> None:
                 file.truncate(before)  # half a row would spoil the table
                 raise
     except OSError as error:
-        raise WriteError(f'results = {str(results)!r} cannot be written: {error.strerror}') from error
+        raise WriteError(f'{what} cannot be written: {error.strerror}') from error

@@ -17,12 +17,11 @@ from aa_models.errors import InputError, NoSuchFileError
 from aa_models.models._augmented import checkpoint_filter_fn
 from aa_models.models.create import build_model, cfg_of, check_image_size, num_classes_of, parsed_name
 from aa_models.models.fit import check_finite
-from aa_models.models.memory import check_pass
 from aa_models.schema import checked, parsed_yaml
 
 from .datasets import check_labels, class_names, open_dataset, say_overlooked
 from .facts import facts_of
-from .loaders import DATA_KEYS, data_config_of, make_eval_loader, size_text
+from .loaders import DATA_KEYS, check_batch, data_config_of, make_eval_loader
 from .precision import precision_of, with_precision
 from .progress import Progress
 from .recipe import RECIPE_FILE, Recipe
@@ -107,8 +106,7 @@ def validate(
         model = load_model(recipe, checkpoint, use_ema).to(process.device)
         model.to(memory_format=torch.channels_last if recipe.channels_last else torch.preserve_format)
         config = data_config_of(model, recipe)
-        check_pass(model, (recipe.batch_size, *config['input_size']), f'batch_size = {recipe.batch_size} with '
-                   f'{size_text(config["input_size"])} px')
+        check_batch(model, config['input_size'], recipe)
         check_image_size(model, config['input_size'])
         with process.one_first(download):
             dataset = open_dataset(

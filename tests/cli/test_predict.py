@@ -111,10 +111,11 @@ def test_predict_is_the_same_for_every_source(folder, capsys):
 
 
 def test_model_without_class_names_and_with_one_channel(tmp_path):
-    timm.models.save_for_hf(timm.create_model(NAME, num_classes=4, in_chans=1), tmp_path, safe_serialization=True)
-    model = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
-    answer, = predict(model, [LION])
+    model = timm.create_model(NAME, num_classes=4, in_chans=1).eval()
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    answer, = predict(timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval(), [LION])
     assert sorted(g['label'] for g in answer['predictions']) == ['0', '1', '2', '3']
+    assert [answer] == list(predict(model, [LION]))  # though its cfg says three channels
 
 
 def test_timms_models_of_imagenet_have_names():

@@ -61,7 +61,7 @@ def test_explanation(tmp_path):
     pytest.importorskip('pytorch_grad_cam')
     from aa_models.examples import explanation
 
-    explanation.main(str(ROOT / 'tests' / 'photographs' / 'espresso.jpg'), str(tmp_path / 'out.png'))
+    explanation.main([str(ROOT / 'tests' / 'photographs' / 'espresso.jpg'), str(tmp_path / 'out.png')])
     with Image.open(tmp_path / 'out.png') as picture:
         assert min(picture.size) > 200
     model = timm.create_model('aa_resnet18', pretrained=True).eval()

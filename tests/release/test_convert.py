@@ -1,6 +1,9 @@
 """`aa-models convert`: a plain network with weights in, a folder with attention out."""
 import os
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -15,7 +18,9 @@ from timm.models import save_for_hf
 import aa_models
 from aa_models.augmentation import conversion
 from aa_models.cli import main
+from aa_models.errors import WriteError
 from aa_models.release import converted
+from aa_models.release.folder import replacing
 from found import augmented
 from our_models import uneven
 
@@ -134,6 +139,45 @@ def test_a_layer_that_a_pass_does_not_run_stays(plain, tmp_path, capsys, monkeyp
 def test_a_name_without_weights(tmp_path, capsys):
     assert main.main(['convert', 'aa_resnet152', *OPTIONS, '--output', str(tmp_path / 'new')]) == 2
     assert 'weights' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('new', [True, False])
+def test_two_that_write_one_folder(tmp_path, new):
+    """The second waits for the first, then replaces its folder whole, or leaves it where it may not."""
+    begun, written = threading.Event(), threading.Event()
+
+    def first():
+        with replacing(tmp_path / 'one') as part:
+            begun.set()
+            written.wait(30)
+            (part / 'first').touch()
+
+    def second():
+        begun.wait(30)
+        written.set()
+        with replacing(tmp_path / 'one', new) as part:
+            (part / 'second').touch()
+
+    with ThreadPoolExecutor(2) as pool:
+        ends = [pool.submit(first), pool.submit(second)]
+    assert ends[0].exception() is None
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob('*')] == [
+        'one', 'one/first' if new else 'one/second']
+    assert 'exists: choose another' in str(ends[1].exception()) if new else ends[1].exception() is None
+
+
+def test_the_earlier_folder_comes_back(tmp_path, monkeypatch):
+    (tmp_path / 'one' / 'file').mkdir(parents=True)
+    rename = Path.rename
+
+    def fail(path, target):
+        if path.name == '.one.part':
+            raise OSError('no')
+        return rename(path, target)
+    monkeypatch.setattr(Path, 'rename', fail)
+    with pytest.raises(WriteError, match="one' cannot be written: no"), replacing(tmp_path / 'one'):
+        pass
+    assert [path.name for path in tmp_path.rglob('*')] == ['one', 'file']
 
 
 def test_an_interrupted_conversion_leaves_nothing(plain, tmp_path, monkeypatch):

@@ -1,4 +1,6 @@
 """The table of results and the picture of the logs."""
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from aa_models.errors import UserError
@@ -19,6 +21,14 @@ def test_rows_are_sorted_and_replaced(tmp_path):
     assert [(r['model'], r['top1'], r['top1_err']) for r in rows] == [
         ('a', '70.25', '29.75'), ('b', '60.5', '39.5'), ('c', '9.0', '91.0')]
     assert table.read_bytes().startswith(','.join(COLUMNS).encode() + b'\na,70.25,')
+    assert [path.name for path in tmp_path.iterdir()] == ['results.csv']
+
+
+def test_writers_at_once_lose_no_row(tmp_path):
+    table, models = tmp_path / 'results.csv', [f'model{i}' for i in range(16)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda model: update_results(table, row(model, 50.)), models))
+    assert sorted(r['model'] for r in read_results(table)) == sorted(models)
     assert [path.name for path in tmp_path.iterdir()] == ['results.csv']
 
 

@@ -67,6 +67,12 @@ def test_impossible_comparisons_are_refused(data, tmp_path, two, capsys, models,
     assert not any(tmp_path.iterdir())
 
 
+def test_torchrun_is_refused(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    assert 'takes one process' in refused(
+        capsys, 'corruptions', MODELS[0], '--data-dir', data, '-o', tmp_path / 'table.csv')
+
+
 def test_missing_package_and_folder(data, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, 'imagecorruptions', None)
     words = ('corruptions', MODELS[0], '--data-dir', data, '--output')

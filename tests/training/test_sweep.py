@@ -3,15 +3,16 @@ import csv
 import errno
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import yaml
 
 from aa_models.cli import sweep as command
 from aa_models.errors import WriteError
+from aa_models.lock import alone_in
 from aa_models.models.create import build_model
 from aa_models.training import sweep
-from aa_models.training.lock import alone_in
 from training_runs import RECIPE, log_of, run, run_training
 
 RUNS = [
@@ -97,6 +98,21 @@ def test_foreign_files_are_refused(tmp_path, data):
         with pytest.raises(ValueError, match=message):
             sweep_all(path, data)
     assert not (tmp_path / 'runs').exists()
+
+
+def test_torchrun_is_refused(tmp_path, data, monkeypatch):
+    """Its processes would take different runs, and train them as one."""
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with pytest.raises(ValueError, match='a sweep .* takes one process, and torchrun started 2'):
+        sweep_all(write_sweep(tmp_path, RUNS), data)
+    assert not (tmp_path / 'runs').exists()
+
+
+def test_rows_of_processes_at_once(tmp_path):
+    results, rows = tmp_path / 'table.csv', [dict.fromkeys(sweep.COLUMNS, str(i)) for i in range(16)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda row: sweep._add_row(results, row), rows))
+    assert sorted(rows_of(results), key=lambda row: int(row['seed'])) == rows
 
 
 @pytest.mark.parametrize('there', [False, True])

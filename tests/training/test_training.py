@@ -46,6 +46,7 @@ from training_runs import (
      'num_classes = 2, but the images have labels to 2'),
     (dict(sched='wsd', sched_on_updates=False), "sched = 'wsd', decay_epochs = None: wsd schedule requires 0 < decay"),
     (dict(opt_kwargs=dict(speed=3)), "opt = 'sgd' cannot be made with opt_kwargs = .*speed"),
+    (dict(opt='bnbadam'), "opt = 'bnbadam' cannot be made with"),
 ])
 def test_impossible_runs_are_refused(tmp_path, data, values, message):
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""One folder, one run: who writes into a folder holds a lock on it, and the next one is told who that is."""
+"""One place, one writer: who writes there holds a lock on it, and the next one is told who that is."""
 import contextlib
 import errno
 import logging
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from aa_models.errors import InputError
+from .errors import InputError
 
 _logger = logging.getLogger(__name__)
 LOCK = '.lock'
@@ -22,7 +22,7 @@ class HeldError(InputError):
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path, name: str = LOCK) -> Iterator[None]:
+def alone_in(folder: Path, name: str = LOCK, what: str | None = None, wait: float = 0.) -> Iterator[None]:
     """Hold the lock of a folder, which is made where there is none, for the time of the body.
 
     The operating system lets go of the lock with the process, however that ends: a kill leaves nothing to clean up.
@@ -31,22 +31,24 @@ def alone_in(folder: Path, name: str = LOCK) -> Iterator[None]:
     Args:
         folder: What the body writes into.
         name: Of the file that is locked; it is gone afterwards.
+        what: What the body writes, for the error.
+        wait: Seconds to wait until another process lets go.
 
     Raises:
         HeldError: Another process holds it. The message says which, on which machine and since when.
         InputError: The folder cannot be made or written to.
     """
     # its other kind of lock, for file systems without the system's, would outlive a kill
+    what = what or f'output = {str(folder)!r}'
     lock, holder = FileLock(folder / name, fallback_to_soft=False), folder / f'{name}{_HOLDER}'
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait)
     except Timeout:
-        what = f'output = {str(folder)!r} is in use by {_text_of(holder)}'
-        raise HeldError(f'{what}: let it end, or choose another directory') from None
+        raise HeldError(f'{what} is in use by {_text_of(holder)}: let it end, or choose another place') from None
     except OSError as error:
         if error.errno not in (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK):
-            raise InputError(f'output = {str(folder)!r} cannot be made a directory to write in: {error}') from error
+            raise InputError(f'{what} cannot be written: nothing can be made in {str(folder)!r}: {error}') from error
         _logger.warning(f'{folder} is on a file system without locks: start no second run in it')
     process = os.getpid()
     with contextlib.suppress(OSError):  # a full disk has room for a lock, which is no content
@@ -60,6 +62,15 @@ def alone_in(folder: Path, name: str = LOCK) -> Iterator[None]:
                 with contextlib.suppress(OSError):  # one system removes a file that is open, another does not
                     path.unlink(missing_ok=True)
             lock.release()
+
+
+def alone_at(path: Path, what: str) -> contextlib.AbstractContextManager[None]:
+    """Hold, for the time of the body, the lock of a file or folder that is to be replaced; it lies beside it.
+
+    Another process that does the same is waited for, a minute long; for the errors see `alone_in`.
+    """
+    path = path.absolute()
+    return alone_in(path.parent, f'.{path.name}{LOCK}', what, wait=60)
 
 
 def _text_of(holder: Path) -> str:
