@@ -12,6 +12,7 @@ from typing import NamedTuple, cast
 import torch
 
 from aa_models.layers import AugmentedConv2d
+from aa_models.layers.local_start import UNUSED, divided
 from aa_models.layers.softmax_attention import SoftmaxAttention
 
 STRENGTH = 4.  # β of the start: a head's own pixel has a weight of 0.93, one beside it 0.017
@@ -79,6 +80,9 @@ def imitate(layer: AugmentedConv2d, filters: torch.Tensor, covariance: torch.Ten
             others = heads[:head] + heads[head + 1:]
             heads[head] = fit.best(others, offsets)
     attn.look_at([offsets[head.place] for head in heads], STRENGTH)
+    constant = cast(torch.Tensor, attn.q_const)
+    unused = torch.where((constant == 0).all(0), UNUSED, 1.)
+    attn.load_state_dict(divided(dict(attn.named_parameters(), q_const=constant), unused), strict=False)
     values = attn.qkv.weight.flatten(1)[2 * attn.dk:].unflatten(0, (layer.num_heads, -1))
     mix = attn.proj.weight.flatten(1).unflatten(1, (layer.num_heads, -1)).zero_()
     for i, (_, own, out) in enumerate(heads):  # dimensions beyond the rank of a small input stay as they were drawn

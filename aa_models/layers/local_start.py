@@ -8,9 +8,10 @@ is the product of a constant part of the query, one for each head, and two dimen
 rel[δ] = (δ / a, δ² / a²) and q = β (2 a Δ, -a²) / scale. The constant is a buffer, no parameter, and meets the keys
 too, so that a head soon learns which of the pixels around its own it prefers.
 
-How the product is divided, a, makes no difference to what a head computes, but to how it learns: the logits move by the
-constant times whatever the keys move by. An optimiser like Adam moves all weights alike, and beside a large constant
-each of its steps throws the head to another pixel.
+How a product is divided makes no difference to what a head computes, but to how it learns: the logits move by one
+factor times whatever the other moves by. An optimiser like Adam moves all weights alike, however little the loss
+depends on them. So beside a large constant, or beside large keys that hardly any query has met yet, its steps throw the
+head to other pixels. They do so least where both factors are of one size.
 """
 import math
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ import torch
 STRENGTH = 0.5  # β: on a map, far from its border, the neighbour has a weight of 0.16, a pixel beside it 0.10
 _CONSTANT = 2.  # of the constant times scale, β a², at most
 _LARGE = 10.  # beyond any start beside a kernel of 5 × 5; a checkpoint's constant above it is brought below 2
+UNUSED = 16.  # by what keys are divided that no query has met yet; those of a checkpoint at most
 _REACH = 64.  # of the distances in pixels: what lies further has no weight anyway, and its square no place in float16
 _REST = 0.1  # of the tables' usual scale, for the dimensions that hold no distance
 
@@ -85,22 +87,40 @@ def start_locally(tables: Sequence[torch.Tensor], strength: float = STRENGTH) ->
         table[:, 2 * axis + 1] = offset.square()
 
 
+@torch.no_grad()
 def balanced(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights of an attention divided anew between a large constant and what it meets: the same function, to learn.
-
-    A dimension of the queries may be divided by a number if that of the keys and of the tables is multiplied by it. It
-    is a power of two: every logit stays what it is, to the last digit.
+    """The weights of an attention with queries and what they meet of like size: the same function, to learn.
 
     Args:
         weights: `q_const` (num_heads, dim), `qkv.weight` and `qkv.bias`, `rel_h` and `rel_w`, as far as there are any.
 
     Returns:
-        Those of them that change, in float32 at least; none where the constant is small.
+        Those of them that change, in float32 at least; none where they are of like size already.
     """
     constant = weights['q_const']
     num_heads, dim = constant.shape
-    size = constant.detach().abs().amax(0).double() * dim ** -0.5
-    factor = torch.where(size > _LARGE, 2. ** -size.clamp_min(1).log2().floor(), 1.)
+    size = constant.abs().amax(0).double() * dim ** -0.5
+    rows = weights['qkv.weight'].double().flatten(1)[:2 * num_heads * dim].unflatten(0, [2, num_heads, dim])
+    queries, keys = rows[:, :, size == 0].square().sum((1, 2, 3)).sqrt().tolist()
+    # a start from random weights, without any queries, stays what it is
+    content = round(math.log2(min(keys / queries, UNUSED ** 2)) / 2) if keys > queries > 0 else 0
+    return divided(weights, 2. ** torch.where(size > 0, -torch.where(size > _LARGE, size, 1.).log2().floor(), content))
+
+
+@torch.no_grad()
+def divided(weights: Mapping[str, torch.Tensor], factor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Multiply the queries of an attention by a factor, and divide by it the keys and the tables that they meet.
+
+    Args:
+        weights: As `balanced` takes them.
+        factor: (dim,), of each dimension of a head: powers of two, by which every logit stays what it is, to the last
+            digit.
+
+    Returns:
+        Those that change, in float32 at least.
+    """
+    constant = weights['q_const']
+    num_heads = len(constant)
     if (factor == 1).all():
         return {}
     queries, changed = factor.repeat(num_heads), {'q_const': constant * factor.to(constant)}

@@ -166,6 +166,35 @@ def test_a_large_constant_is_divided_anew(dtype):
     assert torch.equal(attn(x), expected)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_large_keys_that_queries_hardly_met_are_divided_anew(dtype):
+    attn, x = trained(attention_of(bias=True)).to(dtype), torch.randn(2, 6, 5, 7, dtype=dtype)
+    dim, content = attn.dk // attn.num_heads, (attn.q_const == 0).all(0)
+    rows = attn.qkv.weight.flatten(1)[:2 * attn.dk].unflatten(0, [2, attn.num_heads, dim])
+    rows[0, :, content] /= 100
+    expected, before = attn(x), copy.deepcopy(attn.state_dict())
+    attn.load_state_dict(before | balanced(dict(attn.named_parameters(), q_const=attn.q_const)))
+    queries, keys = rows.float().square().mean((1, 3)).sqrt()
+    assert content.any() and (keys / queries)[content].max() < 4 and torch.equal(attn(x), expected)
+    assert torch.equal(rows[:, :, ~content].flatten(), before['qkv.weight'].flatten(1)[:2 * attn.dk].unflatten(
+        0, [2, attn.num_heads, dim])[:, :, ~content].flatten())
+    rows[0] = 0  # of a start that nobody has trained
+    assert balanced(dict(attn.named_parameters(), q_const=attn.q_const)) == {}
+
+
+def test_heads_that_imitate_filters_stay_through_an_epoch():
+    """Weights have moved so far after an epoch, by little gradient: with large keys three times as much is lost."""
+    layer = AugmentedConv2d(192, 192, 1, dk=160, dv=64, num_heads=8, feat_size=(7, 7), bias=False)
+    imitation.imitate(layer, torch.randn(64, 192, 1, 1))
+    x = 4 * torch.randn(2, 192, 7, 7)  # as in EfficientNet-Lite0
+    before = layer.attn.attention_map(x).detach()
+    with torch.no_grad():
+        for parameter in layer.attn.parameters():
+            parameter += 0.012 * torch.randn_like(parameter).sign()
+    assert (layer.attn.attention_map(x) - before).abs().sum(-1).mean() < 0.35
+
+
 @pytest.mark.parametrize('strength', [STRENGTH, imitation.STRENGTH])
 def test_one_step_leaves_heads_where_they_are(strength):
     """Adam moves every weight by its learning rate at first, however little the loss depends on it."""
