@@ -95,8 +95,8 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
     """Bring a checkpoint into the model's shape; what fits already is untouched.
 
     Convolutions that are plain in the checkpoint and augmented in the model keep the filters that stay. Relative tables
-    are interpolated to the model's sizes. Attention whose large constant would keep it from learning is divided anew,
-    and computes what it did.
+    are interpolated to the model's sizes. Attention whose queries are far from the size of what they meet would learn
+    badly; it is divided anew, and computes what it did.
     """
     plain = {
         name: module for name, module in model.named_modules()
