@@ -13,7 +13,7 @@ from torch import fx, nn
 from aa_models.errors import InputError, InputTypeError
 
 from .attention_args import AttentionArgs
-from .grid_attention import CONV, GridAttention
+from .grid_attention import CONV, GridAttention, check_shape
 from .head_dims import is_int, resolve_depths
 from .linear_attention import LinearAttention
 from .softmax_attention import SoftmaxAttention
@@ -129,13 +129,8 @@ class _AugmentedConv(nn.Module):
             raise InputError(f'causal=True pads on the left by itself and needs padding=0, got {padding!r}')
 
     def _check_input(self, x: torch.Tensor) -> None:
-        if isinstance(x, fx.Proxy):  # torch.fx's stand-in for an input has no shape yet
-            return
-        if x.dim() != self.ndim + 2 or x.shape[1] != self.in_channels:
-            axes = 'L' if self.ndim == 1 else 'H, W'
-            raise InputError(
-                f'{type(self).__name__} takes an input of shape (B, {self.in_channels}, {axes}), got {tuple(x.shape)}')
-        if self.padding == 'same' or self.left_pad:
+        check_shape(x, self.in_channels, self.ndim)
+        if self.padding == 'same' or self.left_pad or isinstance(x, fx.Proxy):
             return
         for axis, size in enumerate(x.shape[2:]):
             padding = 0 if isinstance(self.padding, str) else self.padding[axis]

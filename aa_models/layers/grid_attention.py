@@ -21,6 +21,13 @@ CONV: dict[int, Callable[..., nn.Conv1d | nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Con
 _POOL: dict[int, Callable[..., nn.Module]] = {1: nn.AvgPool1d, 2: nn.AvgPool2d}
 
 
+def check_shape(x: torch.Tensor, in_channels: int, ndim: int) -> None:
+    """Refuse an input that is not (B, in_channels, a length for each axis); torch.fx's stand-in has no shape."""
+    if not isinstance(x, fx.Proxy) and (x.dim() != ndim + 2 or x.shape[1] != in_channels):
+        axes = 'L' if ndim == 1 else 'H, W'
+        raise InputError(f'x must have the shape (B, {in_channels}, {axes}), got {tuple(x.shape)}')
+
+
 class GridAttention(nn.Module):
     """Multi-head attention over the positions of a map (B, C, H, W) or a sequence (B, C, L).
 
@@ -148,14 +155,6 @@ class GridAttention(nn.Module):
                 out = F.interpolate(out, size=x.shape[2:], mode='bilinear')
         return out
 
-    def check_input(self, x: torch.Tensor) -> None:
-        """Refuse an input of the wrong rank or channels; torch.fx's stand-in for one has neither."""
-        if isinstance(x, fx.Proxy):
-            return
-        if x.dim() != len(self.stride) + 2 or x.shape[1] != self.in_channels:
-            axes = 'L' if len(self.stride) == 1 else 'H, W'
-            raise InputError(f'x must have the shape (B, {self.in_channels}, {axes}), got {tuple(x.shape)}')
-
     def attention_map(self, x: torch.Tensor) -> torch.Tensor:
         """The attention weights of an input, in full.
 
@@ -169,7 +168,7 @@ class GridAttention(nn.Module):
         Raises:
             ValueError: `x` has the wrong rank or channels.
         """
-        self.check_input(x)
+        check_shape(x, self.in_channels, len(self.stride))
         q, k, _ = self.heads(self.sample(x))
         return self.weights(q, k)
 

@@ -12,6 +12,7 @@ from torch import nn
 from aa_models.errors import InputError, InputTypeError
 
 from .attention_args import AttentionArgs
+from .grid_attention import check_shape
 from .head_dims import is_int, is_number
 from .softmax_attention import SoftmaxAttention
 
@@ -107,7 +108,7 @@ class SelfAttentionConv2d(nn.Module):
             (B, out_channels, H, W)
         """
         if not (torch.jit.is_scripting() or torch.jit.is_tracing()):
-            self.attn.check_input(x)
+            check_shape(x, self.in_channels, 2)
         attended = self.attn(x)
         # under autocast a float32 γ would make the whole map float32
         return self.act(self.shortcut(x) + self.gamma.type_as(attended) * attended)
