@@ -23,6 +23,7 @@ STRENGTH = 0.5  # β: on a map, far from its border, the neighbour has a weight 
 _CONSTANT = 2.  # of the constant times scale, β a², at most
 _LARGE = 10.  # beyond any start beside a kernel of 5 × 5; a checkpoint's constant above it is brought below 2
 UNUSED = 16.  # by what keys are divided that no query has met yet; those of a checkpoint at most
+_UNMET = 8.  # how much larger such keys are than the queries; trained from random weights both come to one size
 _REACH = 64.  # of the distances in pixels: what lies further has no weight anyway, and its square no place in float16
 _REST = 0.1  # of the tables' usual scale, for the dimensions that hold no distance
 
@@ -103,7 +104,7 @@ def balanced(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     rows = weights['qkv.weight'].double().flatten(1)[:2 * num_heads * dim].unflatten(0, [2, num_heads, dim])
     queries, keys = rows[:, :, size == 0].square().sum((1, 2, 3)).sqrt().tolist()
     # a start from random weights, without any queries, stays what it is
-    content = round(math.log2(min(keys / queries, UNUSED ** 2)) / 2) if keys > queries > 0 else 0
+    content = round(math.log2(min(keys / queries, UNUSED ** 2)) / 2) if keys > _UNMET * queries > 0 else 0
     return divided(weights, 2. ** torch.where(size > 0, -torch.where(size > _LARGE, size, 1.).log2().floor(), content))
 
 

@@ -211,7 +211,7 @@ def test_fine_tuning_from_a_linear_probe():
     assert f'[from a linear probe](weights/README.md#fine-tuning) to {means[1]} %' in front
 
 
-@pytest.mark.parametrize('folder', ['caltech101', 'imagewoof'])
+@pytest.mark.parametrize('folder', ['caltech101', 'cifar100', 'imagewoof'])
 @pytest.mark.parametrize('name, words', [
     ('tf_efficientnet_lite0', '`tf_efficientnet_lite0`, plain'), ('aa_efficientnet_lite0', '`aa_efficientnet_lite0`')])
 def test_fine_tuning_on_other_folders(folder, name, words):
@@ -219,6 +219,30 @@ def test_fine_tuning_on_other_folders(folder, name, words):
     top1 = [float(log[-1]['eval_top1']) for log in logs]
     cells = *(f'{x:.2f}' for x in top1), f'{statistics.mean(top1):.2f} ± {statistics.stdev(top1):.2f}'
     assert f'| {words} | {" | ".join(cells)} |' in README
+
+
+@pytest.mark.parametrize('name, words', [
+    ('tf_efficientnet_lite0', '`tf_efficientnet_lite0`, plain'), ('aa_efficientnet_lite0', '`aa_efficientnet_lite0`')])
+def test_fine_tuning_on_tiny_imagenet(name, words):
+    logs = sorted((WEIGHTS / 'logs-finetune_tiny_in').glob(f'{name}-seed*.csv'))
+    cells = [f'{float(read_log(log)[-1]["eval_top1"]):.2f}' for log in logs]
+    assert f'| {words} | {" | ".join(cells)} |' in README
+
+
+def test_what_keys_do():
+    undivided = read_log(WEIGHTS / 'logs-finetune_cifar100' / 'aa_efficientnet_lite0-undivided.csv')[-1]
+    assert f'instead of {float(undivided["eval_top1"]):.2f} % ({float(undivided["eval_loss"]):.3f})' in README
+    losses = [float(read_log(WEIGHTS / 'logs-finetune_cifar100' / f'{name}.csv')[-1]['eval_loss']) for name in (
+        'held_out', 'held_out-undivided', 'held_out-plain')]
+    assert '(losses of {:.3f} and {:.3f}, plain {:.3f})'.format(*losses) in ' '.join(README.split())
+
+
+def test_attention_is_behind_from_a_plain_start():
+    logs = [read_log(WEIGHTS / 'logs-muon_cifar100' / f'held_out-{name}.csv') for name in (
+        'plain8', 'attention_0.03', 'plain_0.03', 'attention_0.015', 'plain_0.015')]
+    figures = [f'{float(log[-1]["eval_top1"]):.2f}' for log in logs]
+    words = r'\({} % of .* {} against {} % at .* {} against {} % at 0.015'.format(*figures)
+    assert re.search(words, ' '.join(README.split()))
 
 
 @pytest.mark.parametrize('log, words', [
