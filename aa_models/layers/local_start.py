@@ -103,9 +103,10 @@ def balanced(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     size = constant.abs().amax(0).double() * dim ** -0.5
     rows = weights['qkv.weight'].double().flatten(1)[:2 * num_heads * dim].unflatten(0, [2, num_heads, dim])
     queries, keys = rows[:, :, size == 0].square().sum((1, 2, 3)).sqrt().tolist()
+    large = torch.where(size > _LARGE, size, 1.).log2().floor()
     # a start from random weights, without any queries, stays what it is
     content = round(math.log2(min(keys / queries, UNUSED ** 2)) / 2) if keys > _UNMET * queries > 0 else 0
-    return divided(weights, 2. ** torch.where(size > 0, -torch.where(size > _LARGE, size, 1.).log2().floor(), content))
+    return divided(weights, 2. ** torch.where(size > 0, -large, content))
 
 
 @torch.no_grad()

@@ -171,8 +171,8 @@ def _add_row(results: Path, row: dict[str, Any]) -> None:
     what = f'results = {str(results)!r}'
     try:
         with alone_at(results, what), results.open('ab', buffering=0) as file:
-            content = csv_text(COLUMNS, [row], header=not file.tell()).encode()
             before = file.tell()
+            content = csv_text(COLUMNS, [row], header=not before).encode()
             try:
                 if file.write(content) < len(content):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

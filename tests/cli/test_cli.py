@@ -1,5 +1,4 @@
 """The command line: its answers, its errors and their exit statuses."""
-import importlib
 import io
 import logging
 import re
@@ -90,13 +89,21 @@ def test_nothing_that_a_terminal_obeys_in_errors_and_the_log(tmp_path, capsys, c
     assert r'\x1b[31m' in refused(capsys, 'list', '--\x1b[31m')
 
 
-@pytest.mark.parametrize('command', ['corruptions', 'sweep', 'train', 'validate'])
-def test_commands_that_set_up_a_log_escape_its_lines(command, capsys, monkeypatch):
-    module = importlib.import_module(f'aa_models.cli.{command}')
+@pytest.mark.parametrize('work, words', [
+    ('training.validation.validation_recipe', ['validate', '--model', NAME]),
+    ('training.validation.validation_recipe', ['corruptions', NAME, '--output', 'table.csv']),
+    ('training.run.train', ['train', 'finetune', '--output', 'out']),
+    ('training.sweep.run_sweep', ['sweep', 'a.yaml', '--output', 'out', '--results-file', 'table.csv']),
+])
+def test_commands_that_set_up_a_log_escape_its_lines(work, words, tmp_path, capsys, monkeypatch):
+    def warn(*args, **kwargs):
+        logging.getLogger('aa_models').warning('empty class %s', '\x1b[31m')
+        raise errors.InputError('enough')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(f'aa_models.{work}', warn)
+    monkeypatch.setattr(logging.root, 'level', logging.root.level)
     monkeypatch.setattr(logging.root, 'handlers', [])
-    module.start_logging()
-    logging.getLogger('aa_models').warning('empty class %s', '\x1b[31m')
-    assert r'empty class \x1b[31m' in capsys.readouterr().err
+    assert r'empty class \x1b[31m' in refused(capsys, *words)
 
 
 def test_interrupted_while_it_starts(monkeypatch):
